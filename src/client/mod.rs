@@ -1,0 +1,3 @@
+//! The Rust client.
+
+pub mod connect;

@@ -1,0 +1,3 @@
+//! Operations on records.
+
+pub mod policy;
