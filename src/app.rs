@@ -1,1 +1,187 @@
-//! (being written)
+//! From settings to a running worker: one list to start, one list to stop.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::local::Local;
+use crate::backend::local::lock::DirectoryLock;
+use crate::backend::memory::Memory;
+use crate::backend::{self, DynBackend};
+use crate::client::connect::redact_url;
+use crate::config::Loaded;
+use crate::model::clock::HybridClock;
+use crate::model::{Error, Result};
+use crate::server::presence::Claim;
+use crate::server::{self, Server, Serving};
+use crate::store::Store;
+use crate::control;
+use crate::http::{self, Readiness};
+use crate::telemetry;
+
+/// Serves until SIGTERM or SIGINT. Exit code 0 after an orderly stop, 1 when it cannot start.
+pub async fn serve(loaded: Loaded) -> ExitCode {
+    let settings = loaded.settings;
+    if let Err(fault) = telemetry::start(&settings.log) {
+        tracing::error!("{fault}");
+        return ExitCode::FAILURE;
+    }
+    let stop = CancellationToken::new();
+    match run(settings, &stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            stop.cancel();
+            tracing::error!("cannot serve: {}", error.message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Result<()> {
+    let mut signals = Signals::new()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+
+    // Health first, so that whoever waits for this worker sees it come up.
+    let running = Arc::new(Running::default());
+    let probe = { let running = running.clone(); Arc::new(move || running.readiness()) };
+    let http = tokio::spawn(http::run(settings.http.clone(), probe, stop.clone()));
+
+    let backends = tokio::select! {
+        backends = open(&settings.backends) => backends?,
+        name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
+    };
+    running.set_backends(&backends);
+    let store = Arc::new(Store::new(&settings.namespaces, &backends, Arc::new(HybridClock::default()))?);
+    let sweeps = tokio::spawn(control::sweep::run(backends.clone(), stop.clone()));
+
+    let url = redact_url(&settings.nats.url);
+    let prefix = settings.nats.subject_prefix.clone();
+    let nats = server::Settings { nats: settings.nats, max_in_flight: settings.max_in_flight };
+    let server = Server::start(nats, store, claims(&backends)).await?;
+    running.set_server(&server);
+    let announced = tokio::spawn(announce(server.serving(), url, prefix));
+
+    let name = signals.next().await;
+    tracing::info!("{name}: taking no more requests");
+    announced.abort();
+    server.stop().await;
+    tracing::info!("requests in hand are answered; closing the stores");
+    stop.cancel();
+    for backend in backends.values() {
+        backend.close().await;
+    }
+    // Both end by the token; a panic in them has been reported by then.
+    drop(tokio::join!(http, sweeps));
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open(settings: &BTreeMap<String, backend::Settings>) -> Result<BTreeMap<String, Arc<dyn DynBackend>>> {
+    let mut backends: BTreeMap<String, Arc<dyn DynBackend>> = BTreeMap::new();
+    for (name, settings) in settings {
+        let backend: Arc<dyn DynBackend> = match settings {
+            backend::Settings::Memory => Arc::new(Memory::new()),
+            backend::Settings::Local { path } => {
+                let lock = DirectoryLock::acquire(path).await?;
+                let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;
+                let local = opened.map_err(|panic| Error::internal(format!("opening a store failed: {panic}")))??;
+                tracing::info!(backend = name, path = %path.display(), "store open");
+                Arc::new(local)
+            }
+        };
+        backends.insert(name.clone(), backend);
+    }
+    Ok(backends)
+}
+
+/// The embedded stores among the backends.
+fn claims(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Vec<Claim> {
+    let claim = |(name, backend): (&String, &Arc<dyn DynBackend>)| {
+        Some(Claim { backend: name.clone(), store_id: backend.store_id()? })
+    };
+    backends.iter().filter_map(claim).collect()
+}
+
+/// Says when requests are answered, and where.
+async fn announce(mut serving: watch::Receiver<Serving>, url: String, prefix: String) {
+    if serving.wait_for(|serving| *serving == Serving::Yes).await.is_ok() {
+        tracing::info!("ready: answering {prefix}.v1.*.* at {url}");
+    }
+}
+
+/// What `/readyz` looks at; parts that have not started yet are missing.
+#[derive(Default)]
+struct Running {
+    backends: Mutex<BTreeMap<String, Arc<dyn DynBackend>>>,
+    server: Mutex<Option<Joined>>,
+}
+
+/// What `/readyz` asks of the NATS side.
+#[derive(Clone)]
+struct Joined {
+    serving: watch::Receiver<Serving>,
+    connected: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Running {
+    fn set_backends(&self, backends: &BTreeMap<String, Arc<dyn DynBackend>>) {
+        *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends.clone();
+    }
+
+    fn set_server(&self, server: &Server) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = 
+            Some(Joined { serving: server.serving(), connected: server.connection() });
+    }
+
+    /// Ready = can answer: connected, taking requests, and at least one backend well.
+    fn readiness(&self) -> Readiness {
+        let mut parts = BTreeMap::new();
+        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (name, backend) in &backends {
+            let health = backend.health();
+            let detail = health.as_ref().err().map_or_else(|| "open".to_owned(), |error| error.message.clone());
+            parts.insert(format!("backend.{name}"), (health.is_ok(), detail));
+        }
+        let answers = parts.is_empty() || parts.values().any(|(ok, _)| *ok);
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (connected, serving) = match server {
+            None => (false, Serving::Starting),
+            Some(joined) => ((joined.connected)(), joined.serving.borrow().clone()),
+        };
+        parts.insert("nats".to_owned(), (connected, if connected { "connected" } else { "not connected" }.to_owned()));
+        let word = match &serving {
+            Serving::Starting => "starting".to_owned(),
+            Serving::Yes => "taking requests".to_owned(),
+            Serving::Refused(reason) => reason.clone(),
+            Serving::Stopping => "stopping".to_owned(),
+        };
+        parts.insert("serving".to_owned(), (serving == Serving::Yes, word));
+        Readiness { ready: connected && serving == Serving::Yes && answers, parts }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let failed = |error: std::io::Error| Error::internal(format!("cannot listen for signals: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -17,3 +17,24 @@ pub enum Encoding {
         exact: bool,
     },
 }
+
+impl Encoding {
+    /// Bytes a document takes in a reply.
+    pub fn value_len(self, value: &crate::model::Value) -> usize {
+        match self {
+            Self::Protobuf => value::encoded_len(value),
+            Self::Json { exact } => json::value_len(value, exact),
+        }
+    }
+
+    /// Bytes a record takes as part of a larger reply, what separates it from its neighbours included.
+    pub fn record_len(self, record: &crate::model::Record) -> usize {
+        /// A comma, or the field's tag and the record's length.
+        const BETWEEN: usize = 6;
+        BETWEEN
+            + match self {
+                Self::Protobuf => message::record_len(record),
+                Self::Json { exact } => json::record_len(record, exact),
+            }
+    }
+}

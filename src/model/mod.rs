@@ -51,7 +51,7 @@ pub mod limits {
     /// Room that each result of a batch is promised, whatever its neighbours take: enough for an error.
     pub const BATCH_RESULT_BYTES_MIN: usize = 640;
     /// Longest error message inside a batch result, in bytes.
-    pub const BATCH_MESSAGE_BYTES_MAX: usize = 300;
+    pub const BATCH_MESSAGE_BYTES_MAX: usize = 190;
     /// Shortest and longest `Ds-Timeout-Ms`, and what holds without the header.
     pub const TIMEOUT_MS_MIN: i64 = 1;
     /// See [`TIMEOUT_MS_MIN`].
@@ -69,7 +69,8 @@ pub mod limits {
         // The longest key, escaped as JSON (`\u00XX` for each byte), a content type whose every byte is
         // escaped, and the fixed part of a reply fit beside the document.
         assert!(KEY_BYTES_MAX * 6 + CONTENT_TYPE_BYTES_MAX * 2 + 1024 <= REPLY_ROOM_BYTES);
-        assert!(BATCH_MESSAGE_BYTES_MAX + 256 < BATCH_RESULT_BYTES_MIN);
+        // A message escaped as JSON, and the fixed part of an error.
+        assert!(BATCH_MESSAGE_BYTES_MAX * 2 + 256 < BATCH_RESULT_BYTES_MIN);
         assert!(TIMEOUT_MS_MIN < TIMEOUT_MS_DEFAULT && TIMEOUT_MS_DEFAULT < TIMEOUT_MS_MAX);
     };
 }

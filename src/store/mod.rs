@@ -1,3 +1,147 @@
-//! Operations on records.
+//! Operations on records: one file each, one straight road through each.
+//!
+//! The store knows namespaces' policies, mints versions, turns documents into stored bytes and back, and
+//! leaves every decision about a row to its backend. It holds no state but the clock.
 
+mod batch;
+mod paths;
 pub mod policy;
+mod read;
+mod scan;
+mod update;
+pub use update::check_size;
+mod write;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::backend::{DynBackend, Live, RowKey};
+use crate::codec::{Encoding, stored};
+use crate::model::clock::HybridClock;
+use crate::model::key::shorten;
+use crate::model::request::Consistency;
+use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
+use policy::{Policy, PolicySettings};
+
+/// Every namespace a worker serves, over its backends.
+pub struct Store {
+    named: HashMap<Namespace, Arc<Policy>>,
+    /// The policy of every name that is not listed, if there is one.
+    any: Option<Arc<Policy>>,
+    clock: Arc<HybridClock>,
+    /// Drawn when the process started: no two workers mint the same version.
+    origin: u64,
+}
+
+/// What one request brings along to every step.
+#[derive(Clone)]
+pub struct Call {
+    /// Namespace of the request.
+    pub namespace: Namespace,
+    /// Its rules.
+    pub policy: Arc<Policy>,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// The whole time the request was given, milliseconds.
+    pub timeout_ms: i64,
+    /// When the worker took the request, Unix milliseconds.
+    pub now_ms: i64,
+    /// How the reply will be encoded.
+    pub encoding: Encoding,
+    /// Most bytes of the reply's body.
+    pub reply_bytes_max: usize,
+}
+
+impl Store {
+    /// A store over opened backends. Every policy must name one of them.
+    pub fn new(
+        policies: &BTreeMap<String, PolicySettings>,
+        backends: &BTreeMap<String, Arc<dyn DynBackend>>,
+        clock: Arc<HybridClock>,
+    ) -> Result<Self> {
+        let mut store = Self { named: HashMap::new(), any: None, clock, origin: Version::draw_origin() };
+        for (name, settings) in policies {
+            let backend = backends
+                .get(&settings.backend)
+                .ok_or_else(|| Error::internal(format!("namespace {name:?} names no known backend")))?;
+            let policy = Arc::new(Policy::new(settings.clone(), backend.clone()));
+            if name == "*" {
+                store.any = Some(policy);
+            } else {
+                store.named.insert(Namespace::parse(name)?, policy);
+            }
+        }
+        Ok(store)
+    }
+
+    /// The rules of a namespace.
+    pub fn policy(&self, namespace: &Namespace) -> Result<Arc<Policy>> {
+        self.named.get(namespace).or(self.any.as_ref()).cloned().ok_or_else(|| {
+            Error::new(Code::UnknownNamespace, format!("no policy for namespace {:?}", namespace.as_str()))
+        })
+    }
+
+    /// The clock that stamps versions.
+    pub fn clock(&self) -> &HybridClock {
+        &self.clock
+    }
+
+    /// Mints a version, larger than everything seen.
+    fn mint(&self, now_ms: i64) -> Version {
+        Version { hlc: self.clock.tick(now_ms), origin: self.origin }
+    }
+
+    /// Takes note of a version the store gave, so that what this worker mints next is larger.
+    fn saw(&self, version: Version, now_ms: i64) {
+        self.clock.merge(version.hlc, now_ms);
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// Where a key lies.
+    fn row_key(&self, key: &Key) -> RowKey {
+        let slot = self.policy.partitioning.slot(self.namespace.as_str(), key.as_str());
+        RowKey { namespace: self.namespace.clone(), key: key.clone(), slot }
+    }
+
+    /// Most encoded bytes of one document: what was written must be readable in one reply.
+    pub fn value_bytes_max(&self) -> usize {
+        self.policy.settings.max_value_bytes.min(self.reply_bytes_max)
+    }
+
+    /// `deadline_exceeded`, if it is too late to start anything.
+    pub fn check_deadline(&self) -> Result<()> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        Err(Error::deadline("the deadline passed before any work was done"))
+    }
+
+    /// Checks that the level a read asks for can be kept here.
+    fn check_level(&self, asked: Consistency, max_staleness_ms: Option<i64>) -> Result<()> {
+        let level = if asked == Consistency::Default { self.policy.settings.consistency } else { asked };
+        if max_staleness_ms.is_some() && level != Consistency::Bounded {
+            return Err(Error::invalid("max_staleness_ms goes with consistency bounded alone"));
+        }
+        if level == Consistency::Strong && !self.policy.capability.strong {
+            return Err(self.unsupported("strong reads"));
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, what: &str) -> Error {
+        Error::unsupported(format!("backend {:?} cannot promise {what}", self.policy.settings.backend))
+    }
+
+    /// Reads a stored document. A damaged one is `corrupt`, naming key and backend.
+    fn document(&self, key: &Key, live: &Live) -> Result<Document> {
+        stored::decode(&live.body).map_err(|fault| {
+            let (key, backend) = (shorten(key.as_str()), &self.policy.settings.backend);
+            Error::new(Code::Corrupt, format!("record {key:?} on backend {backend:?} is damaged: {fault}"))
+        })
+    }
+}

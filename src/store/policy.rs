@@ -1,6 +1,23 @@
 //! A namespace's rules.
 
+use std::sync::Arc;
+
+use crate::backend::{Capability, DynBackend};
+use crate::model::op::Lifetime;
 use crate::model::request::Consistency;
+pub use crate::placement::PartitionBy;
+use crate::placement::Partitioning;
+
+/// A namespace's rules, bound to its backend.
+pub struct Policy {
+    /// As configured.
+    pub settings: PolicySettings,
+    /// Which keys share a partition.
+    pub partitioning: Partitioning,
+    /// What the backend promises.
+    pub capability: Capability,
+    pub(super) backend: Arc<dyn DynBackend>,
+}
 
 /// The rules of one namespace, as configured.
 #[derive(Debug, Clone)]
@@ -25,13 +42,19 @@ pub struct PolicySettings {
     pub max_value_bytes: usize,
 }
 
-/// What of a key decides its slot, and so which keys one atomic batch can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartitionBy {
-    /// The key up to the first delimiter; a key without one is its own partition.
-    Prefix,
-    /// The whole key.
-    Key,
-    /// Nothing: the namespace is one partition.
-    Namespace,
+impl Policy {
+    /// Binds rules to an opened backend.
+    pub fn new(settings: PolicySettings, backend: Arc<dyn DynBackend>) -> Self {
+        let partitioning =
+            Partitioning { by: settings.partition_by, delimiter: settings.partition_delimiter.clone() };
+        Self { partitioning, capability: backend.capability(), settings, backend }
+    }
+
+    /// The lifetime of a record whose writer named none.
+    pub fn default_lifetime(&self) -> Lifetime {
+        match self.settings.ttl_ms {
+            0 => Lifetime::Forever,
+            ms => Lifetime::Millis(ms),
+        }
+    }
 }

@@ -1,0 +1,43 @@
+# Two commands matter: `make run` and `make test`. Both install what is missing first.
+
+CONFIG ?=
+CARGO ?= cargo
+
+.PHONY: run test check soak bench build deps-run deps-test clean
+
+## run: a worker on this machine, with a private nats-server when none answers; CONFIG=file to use your own settings
+run: deps-run
+	$(CARGO) build --release --locked
+	scripts/run.sh "$(CONFIG)"
+
+## test: every kind of check in its short form
+test: deps-test
+	$(CARGO) test --locked
+	$(CARGO) check --locked --no-default-features
+
+## check: formatting and lints, warnings are errors
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, growth
+soak: deps-test
+	$(CARGO) build --release --locked
+	scripts/soak.sh
+
+## bench: throughput beside the transport's own limit, measured in the same run
+bench: deps-run
+	$(CARGO) build --release --locked
+	scripts/bench.sh
+
+build:
+	$(CARGO) build --release --locked
+
+deps-run:
+	scripts/deps.sh run
+
+deps-test:
+	scripts/deps.sh test
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what is missing: `deps.sh run` for a worker, `deps.sh test` for all tests.
+# Leaves no service running: nats-server and others are only ever started privately.
+set -euo pipefail
+
+want="${1:-run}"
+missing=()
+need() { # command, package
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing+=("$2")
+}
+
+command -v cargo >/dev/null 2>&1 || { echo "cargo is missing: install the Rust toolchain from https://rustup.rs first" >&2; exit 1; }
+need cc gcc
+need nats-server nats-server
+if [ "$want" = test ]; then
+    need strace strace
+    need python3 python3
+    need node nodejs
+    need npm npm
+    need gzip gzip
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)
+fi
+
+if [ "${#missing[@]}" -gt 0 ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "missing: ${missing[*]}. There is no apt-get here to install them with; install them by hand and try again." >&2
+        exit 1
+    fi
+    sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null 2>&1 || { echo "missing: ${missing[*]}. Installing needs root or sudo." >&2; exit 1; }
+        sudo=(sudo)
+    fi
+    echo "installing ${missing[*]}"
+    # Debian starts a service when it installs one; this says no, for this moment alone.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod 755 "$policy"
+        trap '"${sudo[@]}" rm -f "$policy"' EXIT
+    fi
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ "$want" = test ]; then
+    # The clients that the README's examples use, kept inside target/.
+    clients=target/clients
+    mkdir -p "$clients"
+    if [ ! -x "$clients/venv/bin/python" ] || ! "$clients/venv/bin/python" -c 'import nats' >/dev/null 2>&1; then
+        python3 -m venv "$clients/venv"
+        "$clients/venv/bin/pip" install --quiet --disable-pip-version-check 'nats-py==2.*'
+    fi
+    if [ ! -d "$clients/node_modules/nats" ]; then
+        npm install --silent --no-audit --no-fund --prefix "$clients" 'nats@2' >/dev/null
+    fi
+fi

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The full figures: many rounds, long loads. Prints one table.
+set -euo pipefail
+
+data="${DATASTORE_DATA:-../shared/data}"
+log=target/soak.log
+mkdir -p target
+status=0
+DATASTORE_SOAK=1 DATASTORE_DATA="$data" cargo test --release --locked --test it -- --nocapture --test-threads 1 \
+    crash:: lifecycle:: transfer:: >"$log" 2>&1 || status=$?
+echo "| figure | wanted | found |"
+echo "| --- | --- | --- |"
+grep -h '^| ' "$log" || true
+if [ "$status" -ne 0 ]; then
+    echo "soak failed; the log is $log:" >&2
+    tail -n 60 "$log" >&2
+    exit "$status"
+fi
+scripts/bench.sh

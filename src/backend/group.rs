@@ -1,0 +1,197 @@
+//! A group of writes decided one after another over a table and what the group itself has changed.
+//!
+//! Both embedded backends run their writes through this, so a later write of a group sees the earlier
+//! ones, and an atomic batch is a group that is kept whole or dropped whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::model::{Error, Result};
+
+use super::decide::{self, Now};
+use super::{Applied, Entry, Row, RowKey, Write, Written};
+
+/// What lies under a group: the rows of a store.
+pub(super) trait Table {
+    /// The row under a stored key. A damaged one is `corrupt`.
+    fn row(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>>;
+    /// Deletes at or below this reading may have been forgotten in the slot.
+    fn gc_floor(&self, slot: u16) -> u64;
+}
+
+/// What a group changes.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// The row that stands under a stored key from now on; `None` = nothing does.
+    pub(super) rows: HashMap<Vec<u8>, Option<Arc<Row>>>,
+    /// Floors raised, by slot.
+    pub(super) gc_floors: HashMap<u16, u64>,
+}
+
+/// A group under way.
+pub(super) struct Group<'t, T: Table> {
+    table: &'t T,
+    changes: Changes,
+    wall_ms: i64,
+}
+
+/// What a sweep did with a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buried {
+    /// It had expired and is a tombstone now.
+    Expired,
+    /// It was an old tombstone and is gone.
+    Removed,
+    /// It was written since the sweep looked at it, or is neither.
+    Kept,
+}
+
+/// How long after its end an expired record is turned into a tombstone.
+const BURY_DELAY_MS: i64 = crate::model::limits::CLOCK_EPSILON_MS;
+
+impl<'t, T: Table> Group<'t, T> {
+    pub(super) fn new(table: &'t T, wall_ms: i64) -> Self {
+        Self { table, changes: Changes::default(), wall_ms }
+    }
+
+    /// Decides one write and keeps its change.
+    pub(super) fn write(&mut self, write: &Write) -> Result<Written> {
+        let stored_key = stored_key(&write.at);
+        let present = self.present(&stored_key)?;
+        let (row, written) = decide::write(present.as_deref(), write, self.now(write.at.slot))?;
+        self.keep(stored_key, row);
+        Ok(written)
+    }
+
+    /// Decides writes that stand or fall together. On a failure nothing of them is kept.
+    ///
+    /// A retry whose operation ids are all known is a duplicate as a whole; one of which only some are
+    /// known cannot be told apart from a different batch and is `indeterminate`.
+    pub(super) fn write_atomic(&mut self, writes: &[Write]) -> Result<Vec<Written>, (usize, Error)> {
+        let mut scratch = Group { table: &*self, changes: Changes::default(), wall_ms: self.wall_ms };
+        let mut written = Vec::with_capacity(writes.len());
+        for (at, write) in writes.iter().enumerate() {
+            let one = scratch.write(write).map_err(|error| (at, error))?;
+            match one {
+                Written::Conflict { present } => return Err((at, conflict(write, present))),
+                Written::Forgotten => return Err((at, forgotten(write))),
+                Written::Applied { .. } | Written::Duplicate { .. } => written.push(one),
+            }
+        }
+        let duplicates = written.iter().filter(|one| matches!(one, Written::Duplicate { .. })).count();
+        if duplicates != 0 && duplicates != written.len() {
+            let at = written.iter().position(|one| matches!(one, Written::Duplicate { .. })).unwrap_or(0);
+            return Err((
+                at,
+                Error::indeterminate("some operations of this atomic batch took effect before and some did not"),
+            ));
+        }
+        let changes = scratch.changes;
+        self.changes.rows.extend(changes.rows);
+        Ok(written)
+    }
+
+    /// Merges one row that carries its version.
+    pub(super) fn apply(&mut self, entry: &Entry) -> Result<Applied> {
+        let stored_key = stored_key(&entry.at);
+        let present = self.present(&stored_key)?;
+        let (row, applied) = decide::apply(present.as_deref(), entry, self.now(entry.at.slot));
+        self.keep(stored_key, row);
+        Ok(applied)
+    }
+
+    /// Buries an expired record or removes an old tombstone: only the row that the walk saw.
+    pub(super) fn bury(&mut self, stored_key: &[u8], seen: &Row, floor: u64) -> Result<Buried> {
+        let Some(present) = self.present(stored_key)?.filter(|row| row.version == seen.version) else {
+            return Ok(Buried::Kept);
+        };
+        match dead(&present, self.wall_ms, floor) {
+            Buried::Kept => Ok(Buried::Kept),
+            Buried::Expired => {
+                let tombstone = Row { body: None, expires_at_ms: 0, ..(*present).clone() };
+                self.changes.rows.insert(stored_key.to_vec(), Some(Arc::new(tombstone)));
+                Ok(Buried::Expired)
+            }
+            Buried::Removed => {
+                let raised = self.gc_floor(present.slot).max(floor);
+                self.changes.gc_floors.insert(present.slot, raised);
+                self.changes.rows.insert(stored_key.to_vec(), None);
+                Ok(Buried::Removed)
+            }
+        }
+    }
+
+    /// What the group changed.
+    pub(super) fn into_changes(self) -> Changes {
+        self.changes
+    }
+
+    fn present(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>> {
+        match self.changes.rows.get(stored_key) {
+            Some(row) => Ok(row.clone()),
+            None => self.table.row(stored_key),
+        }
+    }
+
+    fn keep(&mut self, stored_key: Vec<u8>, row: Option<Row>) {
+        if let Some(row) = row {
+            self.changes.rows.insert(stored_key, Some(Arc::new(row)));
+        }
+    }
+
+    fn now(&self, slot: u16) -> Now {
+        Now { wall_ms: self.wall_ms, gc_floor: self.gc_floor(slot) }
+    }
+}
+
+/// A group is a table for the group inside it.
+impl<T: Table> Table for Group<'_, T> {
+    fn row(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>> {
+        self.present(stored_key)
+    }
+
+    fn gc_floor(&self, slot: u16) -> u64 {
+        self.changes.gc_floors.get(&slot).copied().unwrap_or_else(|| self.table.gc_floor(slot))
+    }
+}
+
+/// What a sweep would do with a row: an expired record is buried (it keeps its version: expired is absent
+/// already), a tombstone at or below the floor is removed.
+pub(super) fn dead(row: &Row, wall_ms: i64, floor: u64) -> Buried {
+    if row.body.is_none() {
+        if row.version.hlc <= floor { Buried::Removed } else { Buried::Kept }
+    } else if row.live(wall_ms - BURY_DELAY_MS).is_none() {
+        Buried::Expired
+    } else {
+        Buried::Kept
+    }
+}
+
+/// The key under which an embedded store keeps a row: namespace, NUL, key. Neither holds a NUL, so rows of
+/// a namespace lie together and in byte order of their keys.
+pub(super) fn stored_key(at: &RowKey) -> Vec<u8> {
+    let (namespace, key) = (at.namespace.as_str(), at.key.as_str());
+    let mut bytes = Vec::with_capacity(namespace.len() + 1 + key.len());
+    bytes.extend_from_slice(namespace.as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(key.as_bytes());
+    bytes
+}
+
+/// The error of a failed precondition.
+pub(super) fn conflict(write: &Write, present: Option<crate::model::Version>) -> Error {
+    let found = present.map_or_else(|| "it is absent".to_owned(), |version| format!("it is at {version}"));
+    Error::conflict(format!("the precondition on {:?} failed: {found}", short(write)), present)
+}
+
+/// The error of a retry that may have been forgotten.
+pub(super) fn forgotten(write: &Write) -> Error {
+    Error::indeterminate(format!(
+        "an earlier attempt of this operation on {:?} may have taken effect: too many others have since",
+        short(write)
+    ))
+}
+
+fn short(write: &Write) -> String {
+    crate::model::key::shorten(write.at.key.as_str())
+}

@@ -1,0 +1,263 @@
+//! The one thread that writes: group commit.
+//!
+//! It takes every command that waits, decides their writes one after another, commits them as one batch
+//! with one sync, notes the group as acknowledged, and answers. A group is never delayed to grow: while one
+//! syncs, the next gathers.
+//!
+//! If the disk fails a commit, the group is `indeterminate` (it may be in the journal), the engine is closed
+//! and opened again until that succeeds; meanwhile everything is `unavailable`.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::backend::group::{Buried, Group};
+use crate::backend::{Applied, Entry, Row, Swept, Write, Written, late};
+use crate::model::clock::wall_ms;
+use crate::model::{Error, Result};
+
+use super::acknowledged::Acknowledged;
+use super::engine::{Engine, told};
+use super::lock::DirectoryLock;
+use super::{RETRY_AFTER_MS, Shared};
+
+/// Writes of one group; more than these wait for the next.
+const GROUP_WRITES_MAX: usize = 4096;
+/// Bound on one step of a sweep.
+pub(super) const SWEEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two tries to open the engine after a fault.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// How long reads in hand may hold the engine that is to be closed.
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the writer can be asked.
+pub(super) enum Command {
+    Write { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<Vec<Result<Written>>> },
+    WriteAtomic { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<AtomicAnswer> },
+    Apply { entries: Vec<Entry>, answer: oneshot::Sender<Vec<Result<Applied>>> },
+    Bury { dead: Vec<(Vec<u8>, Row)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
+    Close { answer: oneshot::Sender<()> },
+}
+
+type AtomicAnswer = Result<Vec<Written>, (usize, Error)>;
+
+/// An answer that waits for the sync.
+enum Answer {
+    Write(Vec<Result<Written>>, oneshot::Sender<Vec<Result<Written>>>),
+    WriteAtomic(AtomicAnswer, oneshot::Sender<AtomicAnswer>),
+    Apply(Vec<Result<Applied>>, oneshot::Sender<Vec<Result<Applied>>>),
+    Bury(Result<Swept>, oneshot::Sender<Result<Swept>>),
+}
+
+/// See the module.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    lock: DirectoryLock,
+    acknowledged: Acknowledged,
+    commands: mpsc::Receiver<Command>,
+    /// Number of the last group.
+    group: u64,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, lock: DirectoryLock, commands: mpsc::Receiver<Command>) -> Result<Self> {
+        let acknowledged = Acknowledged::open(lock.directory()).map_err(|error| {
+            Error::unavailable(format!("cannot open {}/acknowledged: {error}", super::shown(lock.directory())), 0)
+        })?;
+        let held = shared.engine()?.last_group()?;
+        let told = acknowledged.read().unwrap_or(0);
+        if told > held {
+            tracing::error!(
+                path = %lock.directory().display(), acknowledged = told, recovered = held,
+                "acknowledged writes are missing: the journal ends {} group(s) of writes before the last one that was \
+                 acknowledged; it was torn or damaged outside this program; restore from a backup or accept the loss",
+                told - held
+            );
+        }
+        Ok(Self { shared, lock, acknowledged, commands, group: held.max(told) })
+    }
+
+    /// Serves until it is closed.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.commands.blocking_recv() {
+            let mut commands = vec![first];
+            let mut writes = commands[0].writes();
+            while writes < GROUP_WRITES_MAX
+                && let Ok(next) = self.commands.try_recv()
+            {
+                writes += next.writes();
+                commands.push(next);
+            }
+            if let Some(closed) = self.serve(commands) {
+                self.commands.close();
+                self.close_engine("the store is closed");
+                // Nobody may be left to hear it.
+                let _ = closed.send(());
+                return;
+            }
+        }
+    }
+
+    /// Decides, commits and answers one group. Gives back who asked to close, if anyone did.
+    fn serve(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
+        let engine = match self.shared.engine() {
+            Ok(engine) => engine,
+            Err(error) => return refuse(commands, &error),
+        };
+        let mut closing = None;
+        let mut group = Group::new(&*engine, wall_ms());
+        let mut answers = Vec::with_capacity(commands.len());
+        for command in commands {
+            match decide(&mut group, command) {
+                Ok(answer) => answers.push(answer),
+                Err(close) => closing = Some(close),
+            }
+        }
+        let changes = group.into_changes();
+        if !changes.rows.is_empty() || !changes.gc_floors.is_empty() {
+            let number = self.group + 1;
+            if let Err(error) = engine.commit(&changes, number) {
+                let reason = told(&error);
+                drop(engine);
+                let unknown = Error::indeterminate(format!("the local store failed while writing: {reason}"));
+                answers.into_iter().for_each(|answer| answer.fail(&unknown));
+                if closing.is_none() {
+                    self.reopen(&reason);
+                }
+                return closing;
+            }
+            self.group = number;
+            if let Err(error) = self.acknowledged.write(number) {
+                // The writes are durable; only the later check for a torn journal is weaker.
+                tracing::warn!(%error, "the number of the last acknowledged group could not be noted");
+            }
+        }
+        answers.into_iter().for_each(Answer::send);
+        closing
+    }
+
+    /// Closes the engine after a fault and opens it again, however long that takes.
+    fn reopen(&mut self, reason: &str) {
+        tracing::error!(path = %self.lock.directory().display(), reason, "the local store failed while writing; opening it again");
+        self.close_engine(&format!("the local store failed ({reason}) and is being opened again"));
+        loop {
+            std::thread::sleep(REOPEN_PAUSE);
+            while let Ok(command) = self.commands.try_recv() {
+                let error = Error::unavailable(format!("the local store failed: {reason}"), RETRY_AFTER_MS);
+                if let Some(close) = refuse(vec![command], &error) {
+                    // Closing is done when the store is: it is closed now.
+                    let _ = close.send(());
+                    return;
+                }
+            }
+            let opened = Engine::open(self.lock.directory()).and_then(|engine| Ok((engine.last_group()?, engine)));
+            match opened {
+                Ok((held, engine)) => {
+                    self.group = self.group.max(held);
+                    *self.shared.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(engine));
+                    tracing::info!(path = %self.lock.directory().display(), "the local store is open again");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "the local store cannot be opened yet"),
+            }
+        }
+    }
+
+    /// Takes the engine from its readers and drops it, which flushes what it holds.
+    fn close_engine(&self, reason: &str) {
+        *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        let engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        let give_up = Instant::now() + SWEEP_TIMEOUT;
+        if let Some(engine) = engine {
+            while Arc::strong_count(&engine) > 1 && Instant::now() < give_up {
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+        }
+    }
+}
+
+/// Decides a command's writes inside the group. A request to close is handed back.
+fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, oneshot::Sender<()>> {
+    Ok(match command {
+        Command::Write { writes, deadline, answer } => {
+            let written = writes
+                .iter()
+                .map(|write| if Instant::now() < deadline { group.write(write) } else { Err(late()) })
+                .collect();
+            Answer::Write(written, answer)
+        }
+        Command::WriteAtomic { writes, deadline, answer } => {
+            let written = if Instant::now() < deadline { group.write_atomic(&writes) } else { Err((0, late())) };
+            Answer::WriteAtomic(written, answer)
+        }
+        Command::Apply { entries, answer } => {
+            Answer::Apply(entries.iter().map(|entry| group.apply(entry)).collect(), answer)
+        }
+        Command::Bury { dead, floor, answer } => {
+            let mut swept = Swept::default();
+            let buried = dead.iter().try_for_each(|(key, seen)| {
+                group.bury(key, seen, floor).map(|buried: Buried| swept.count(buried))
+            });
+            Answer::Bury(buried.map(|()| swept), answer)
+        }
+        Command::Close { answer } => return Err(answer),
+    })
+}
+
+/// Answers commands that nothing was done for. Gives back who asked to close, if anyone did.
+fn refuse(commands: Vec<Command>, error: &Error) -> Option<oneshot::Sender<()>> {
+    let mut closing = None;
+    for command in commands {
+        // Whoever stopped waiting has been answered by the deadline.
+        match command {
+            Command::Write { writes, answer, .. } => drop(answer.send(vec![Err(error.clone()); writes.len()])),
+            Command::WriteAtomic { answer, .. } => drop(answer.send(Err((0, error.clone())))),
+            Command::Apply { entries, answer } => drop(answer.send(vec![Err(error.clone()); entries.len()])),
+            Command::Bury { answer, .. } => drop(answer.send(Err(error.clone()))),
+            Command::Close { answer } => closing = Some(answer),
+        }
+    }
+    closing
+}
+
+// === impl Command ===
+
+impl Command {
+    fn writes(&self) -> usize {
+        match self {
+            Self::Write { writes, .. } | Self::WriteAtomic { writes, .. } => writes.len(),
+            Self::Apply { entries, .. } => entries.len(),
+            Self::Bury { dead, .. } => dead.len(),
+            Self::Close { .. } => 0,
+        }
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Tells the caller. One that stopped waiting has been answered by its deadline.
+    fn send(self) {
+        match self {
+            Self::Write(written, answer) => drop(answer.send(written)),
+            Self::WriteAtomic(written, answer) => drop(answer.send(written)),
+            Self::Apply(applied, answer) => drop(answer.send(applied)),
+            Self::Bury(swept, answer) => drop(answer.send(swept)),
+        }
+    }
+
+    /// Tells the caller that the commit failed. What was refused before it stays refused.
+    fn fail(self, unknown: &Error) {
+        let unless_refused = |written: Result<Written>| written.and(Err(unknown.clone()));
+        match self {
+            Self::Write(written, answer) => drop(answer.send(written.into_iter().map(unless_refused).collect())),
+            Self::WriteAtomic(written, answer) => drop(answer.send(written.and(Err((0, unknown.clone()))))),
+            Self::Apply(applied, answer) => {
+                drop(answer.send(applied.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));
+            }
+            Self::Bury(swept, answer) => drop(answer.send(swept.and(Err(unknown.clone())))),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One request: message in, reply out.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
+use tokio::time::{Instant, timeout_at};
+
+use crate::codec::{Encoding, json, message};
+use crate::model::clock::wall_ms;
+use crate::model::limits::CLOCK_EPSILON_MS;
+use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
+use crate::model::request::Request;
+use crate::model::{Error, Namespace, Result};
+use crate::store::Call;
+
+use super::headers::Headers;
+use super::{Shared, reply, validate};
+
+/// How long beyond its deadline a request may take to say what happened before it is given up.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// What a caller is told to wait when the worker is full.
+const OVERLOADED_RETRY_MS: i64 = 50;
+
+/// Operations of the contract.
+pub(super) const OPS: [&str; 8] = ["get", "put", "delete", "update", "touch", "batch", "scan", "query"];
+
+/// Answers one request.
+pub(super) async fn request(shared: &Shared, message: Message, received: Instant) {
+    let (namespace, op) = address(shared, &message);
+    let (namespace, op) = (namespace.to_owned(), op.to_owned());
+    let headers = Headers::parse(message.headers.as_ref());
+    let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
+    let reply = match headers {
+        Ok(headers) => perform(shared, &namespace, &op, &message, encoding, headers, received).await,
+        Err(error) => empty(&op, error),
+    };
+    shared.stats.count(&op, reply.error(), received.elapsed());
+    respond(shared, message.reply, &reply, encoding).await;
+}
+
+/// Answers a request for which there is no room, without looking into it.
+pub(super) async fn overloaded(shared: &Shared, message: Message) {
+    let (_, op) = address(shared, &message);
+    let limit = shared.settings.max_in_flight;
+    let error = Error::overloaded(format!("this worker has {limit} requests in hand"), OVERLOADED_RETRY_MS);
+    let reply = empty(op, error);
+    shared.stats.count(op, reply.error(), Duration::ZERO);
+    let encoding = encoding(&message, false);
+    respond(shared, message.reply, &reply, encoding).await;
+}
+
+async fn perform(
+    shared: &Shared,
+    namespace: &str,
+    op: &str,
+    message: &Message,
+    encoding: Encoding,
+    headers: Headers,
+    received: Instant,
+) -> Reply {
+    let now_ms = wall_ms();
+    if let Some(seen) = headers.clock
+        && !shared.store.clock().merge(seen, now_ms)
+    {
+        shared.stats.clock_ahead();
+    }
+    // Faults are judged in the contract's order: shape of the payload, name, policy, arguments, support, work.
+    let checked = decode(op, message, encoding).and_then(|request| {
+        let namespace = Namespace::parse(namespace)?;
+        let policy = shared.store.policy(&namespace)?;
+        let call = Call {
+            namespace,
+            policy,
+            deadline: deadline(&headers, received, now_ms),
+            timeout_ms: headers.timeout_ms,
+            now_ms,
+            encoding,
+            reply_bytes_max: shared.reply_bytes_max(),
+        };
+        Ok((request, call))
+    });
+    let (request, call) = match checked {
+        Ok((Some(request), call)) => (request, call),
+        Ok((None, _)) => return empty(op, Error::unsupported("query is not built yet in this version")),
+        Err(error) => return empty(op, error),
+    };
+    let give_up = call.deadline + ANSWER_GRACE;
+    let is_write = !matches!(request, Request::Get(_) | Request::Scan(_));
+    match timeout_at(give_up, work(shared, &call, request)).await {
+        Ok(reply) => reply,
+        Err(_) if is_write => empty(op, Error::indeterminate("the deadline passed while the write was in work")),
+        Err(_) => empty(op, Error::deadline("the deadline passed while the read was in work")),
+    }
+}
+
+async fn work(shared: &Shared, call: &Call, request: Request) -> Reply {
+    let store = &shared.store;
+    match request {
+        Request::Get(get) => Reply::Get(match validate::get(get) {
+            Ok(get) => store.get(call, get).await.unwrap_or_else(GetReply::from),
+            Err(error) => error.into(),
+        }),
+        Request::Put(_) | Request::Delete(_) | Request::Update(_) | Request::Touch(_) => {
+            Reply::Write(match validate::write(call, request) {
+                Ok(write) => store.write(call, write).await,
+                Err(error) => error.into(),
+            })
+        }
+        Request::Batch(batch) => Reply::Batch(match validate::batch(call, batch) {
+            Ok(batch) => store.batch(call, batch).await.unwrap_or_else(BatchReply::from),
+            Err(error) => error.into(),
+        }),
+        Request::Scan(scan) => Reply::Scan(match validate::scan(scan) {
+            Ok(scan) => store.scan(call, scan).await.unwrap_or_else(ScanReply::from),
+            Err(error) => error.into(),
+        }),
+    }
+}
+
+/// The namespace and operation of a message's subject, which matched `{prefix}.v1.*.*`.
+fn address<'m>(shared: &Shared, message: &'m Message) -> (&'m str, &'m str) {
+    let tail = message.subject.as_str().get(shared.prefix().len() + ".v1.".len()..).unwrap_or("");
+    tail.split_once('.').unwrap_or((tail, ""))
+}
+
+/// No protobuf message of the contract starts with `{`; an empty payload is an empty JSON object.
+fn encoding(message: &Message, exact: bool) -> Encoding {
+    match message.payload.first() {
+        None | Some(b'{') => Encoding::Json { exact },
+        Some(_) => Encoding::Protobuf,
+    }
+}
+
+/// The request of a payload; `None` for `query`, whose messages are not defined yet.
+fn decode(op: &str, message: &Message, encoding: Encoding) -> Result<Option<Request>> {
+    if op == "query" {
+        let empty = message.payload.is_empty() || encoding == Encoding::Protobuf;
+        return if empty { Ok(None) } else { json::parse_value(&message.payload).map(|_| None) };
+    }
+    if !OPS.contains(&op) {
+        let shown = crate::model::key::shorten(op);
+        return Err(Error::invalid(format!("unknown operation {shown:?}; there are {}", OPS.join(" "))));
+    }
+    let request = match encoding {
+        Encoding::Json { .. } => json::decode_request(op, &message.payload),
+        Encoding::Protobuf => message::decode_request(op, &message.payload),
+    };
+    request.map(Some)
+}
+
+/// min(received + timeout, sent + timeout + epsilon), the second by the wall clock.
+fn deadline(headers: &Headers, received: Instant, now_ms: i64) -> Instant {
+    let by_receipt = received + Duration::from_millis(headers.timeout_ms.unsigned_abs());
+    let Some(sent_at_ms) = headers.sent_at_ms else {
+        return by_receipt;
+    };
+    let left_ms = sent_at_ms.saturating_add(headers.timeout_ms + CLOCK_EPSILON_MS).saturating_sub(now_ms);
+    let by_sending = received + Duration::from_millis(left_ms.clamp(0, headers.timeout_ms).unsigned_abs());
+    by_receipt.min(by_sending)
+}
+
+/// A reply of nothing but an error, in the form of the operation's reply.
+fn empty(op: &str, error: Error) -> Reply {
+    match op {
+        "put" | "delete" | "update" | "touch" => Reply::Write(WriteReply::from(error)),
+        "batch" => Reply::Batch(BatchReply::from(error)),
+        "scan" | "query" => Reply::Scan(ScanReply::from(error)),
+        _ => Reply::Get(GetReply::from(error)),
+    }
+}
+
+/// Publishes a reply. A request without a reply subject was done all the same.
+async fn respond(shared: &Shared, to: Option<async_nats::Subject>, reply: &Reply, encoding: Encoding) {
+    if let Some(error) = reply.error() {
+        reply::log(error);
+    }
+    let Some(to) = to else {
+        return;
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
+    let body = reply::encode(reply, encoding, shared.reply_bytes_max(), &mut headers);
+    let publishing = shared.client.publish_with_headers(to, headers, body.into());
+    if let Err(error) = super::bounded("reply", publishing).await {
+        tracing::warn!(%error, "a reply could not be sent");
+    }
+}

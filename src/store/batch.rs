@@ -1,0 +1,225 @@
+//! Batch: many operations in one request, each for itself or all or nothing.
+//!
+//! Operations on different keys run together; those on the same key take effect in their order, and a get
+//! sees the writes before it. So operations are laid out in rounds: a new round begins for a key when it
+//! changes from writing to reading or back. Within a round a key is only read or only written, and the
+//! backend keeps the order of writes to one key.
+
+use std::collections::HashMap;
+
+use futures_util::future::join;
+
+use crate::model::key::shorten;
+use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, BATCH_RESULT_BYTES_MIN};
+use crate::model::op::{Batch, BatchOp, Get, Write};
+use crate::model::reply::{BatchReply, BatchResult, GetReply, WriteReply};
+use crate::model::{Error, Key, Record, Result};
+
+use super::{Call, Store};
+
+/// Records read at once: bounds what a batch holds in memory before it is known what fits the reply.
+const READS_AT_ONCE_MAX: usize = 64;
+/// What a result takes beside key, content type and document, in either encoding.
+const RESULT_FIXED_BYTES: usize = 448;
+
+const _: () = assert!(RESULT_FIXED_BYTES < BATCH_RESULT_BYTES_MIN);
+
+impl Store {
+    /// Runs a batch. An error is one of the whole batch: then nothing was done (or, of an atomic one,
+    /// what the error's code says).
+    pub async fn batch(&self, call: &Call, batch: Batch) -> Result<BatchReply> {
+        let promised = batch.ops.len() * BATCH_RESULT_BYTES_MIN;
+        let Some(spare) = call.reply_bytes_max.checked_sub(promised) else {
+            let most = call.reply_bytes_max / BATCH_RESULT_BYTES_MIN;
+            return Err(Error::too_large(format!(
+                "a batch of {} operations; what one reply can carry here allows {most}",
+                batch.ops.len()
+            )));
+        };
+        let mut room = Room { spare };
+        if batch.atomic {
+            return self.atomic(call, batch.ops, &mut room).await;
+        }
+        call.check_deadline()?;
+        let mut results: Vec<Option<BatchResult>> = Vec::new();
+        results.resize_with(batch.ops.len(), || None);
+        for round in rounds(batch.ops, &mut results) {
+            let (gets, writes) = join(self.gets(call, round.gets, &mut room), self.writes(call, round.writes)).await;
+            for (at, reply) in gets {
+                results[at] = Some(BatchResult::Get(reply));
+            }
+            for (at, reply) in writes {
+                results[at] = Some(BatchResult::Write(room.fit_write(call, reply)));
+            }
+        }
+        let results = results.into_iter().map(|result| result.expect("every operation lies in one round")).collect();
+        Ok(BatchReply { error: None, results })
+    }
+
+    async fn gets(&self, call: &Call, gets: Vec<(usize, Get)>, room: &mut Room) -> Vec<(usize, GetReply)> {
+        let mut replies = Vec::with_capacity(gets.len());
+        for chunk in gets.chunks(READS_AT_ONCE_MAX) {
+            let keys = chunk.iter().map(|(_, get)| call.row_key(&get.key)).collect();
+            let found = call.policy.backend.read(keys, call.deadline).await;
+            for ((at, get), found) in chunk.iter().zip(found) {
+                let level = call.check_level(get.consistency, get.max_staleness_ms);
+                let reply = level.and(found).and_then(|found| self.answer(call, get, found));
+                replies.push((*at, room.fit_get(call, reply.unwrap_or_else(|error| brief(error).into()))));
+            }
+        }
+        replies
+    }
+
+    async fn writes(&self, call: &Call, writes: Vec<(usize, Write)>) -> Vec<(usize, WriteReply)> {
+        let mut replies = Vec::with_capacity(writes.len());
+        let (mut asked, mut prepared) = (Vec::new(), Vec::new());
+        for (at, write) in writes {
+            match self.prepare(call, write) {
+                Ok((one, write)) => {
+                    asked.push((at, one));
+                    prepared.push(write);
+                }
+                Err(error) => replies.push((at, brief(error).into())),
+            }
+        }
+        if prepared.is_empty() {
+            return replies;
+        }
+        let written = call.policy.backend.write(prepared, call.deadline).await;
+        for ((at, asked), written) in asked.into_iter().zip(written) {
+            replies.push((at, self.reply(call, asked, written.map_err(brief)).await));
+        }
+        replies
+    }
+
+    async fn atomic(&self, call: &Call, ops: Vec<BatchOp>, room: &mut Room) -> Result<BatchReply> {
+        let mut writes = Vec::with_capacity(ops.len());
+        for (at, op) in ops.into_iter().enumerate() {
+            match op {
+                BatchOp::Write(Ok(write)) => writes.push(write),
+                BatchOp::Write(Err(error)) => return Err(failed(at, error)),
+                BatchOp::Get(_) => return Err(failed(at, Error::invalid("an atomic batch holds writes alone"))),
+            }
+        }
+        let mut partitions = writes.iter().map(|write| call.policy.partitioning.partition(write.key.as_str()));
+        if let Some(first) = partitions.next()
+            && let Some(at) = partitions.position(|partition| partition != first)
+        {
+            let (key, first) = (shorten(writes[at + 1].key.as_str()), shorten(first));
+            let message = format!("key {key:?} lies outside the batch's partition {first:?}; an atomic batch has one partition");
+            return Err(failed(at + 1, Error::invalid(message)));
+        }
+        if !call.policy.capability.atomic {
+            return Err(call.unsupported("atomic batches"));
+        }
+        if writes.is_empty() {
+            return Ok(BatchReply::default());
+        }
+        let (mut asked, mut prepared) = (Vec::new(), Vec::new());
+        for (at, write) in writes.into_iter().enumerate() {
+            let (one, write) = self.prepare(call, write).map_err(|error| failed(at, error))?;
+            asked.push(one);
+            prepared.push(write);
+        }
+        let written = call.policy.backend.write_atomic(prepared, call.deadline).await;
+        let written = written.map_err(|(at, error)| failed(at, error))?;
+        let mut results = Vec::with_capacity(asked.len());
+        for (asked, written) in asked.into_iter().zip(written) {
+            let reply = self.reply(call, asked, Ok(written)).await;
+            results.push(BatchResult::Write(room.fit_write(call, reply)));
+        }
+        Ok(BatchReply { error: None, results })
+    }
+}
+
+/// Operations that can run together.
+#[derive(Default)]
+struct Round {
+    gets: Vec<(usize, Get)>,
+    writes: Vec<(usize, Write)>,
+}
+
+/// Lays operations out in rounds. Those at fault are answered at once.
+fn rounds(ops: Vec<BatchOp>, results: &mut [Option<BatchResult>]) -> Vec<Round> {
+    let mut rounds: Vec<Round> = Vec::new();
+    // The round and kind of the last operation on each key.
+    let mut last: HashMap<Key, (usize, bool)> = HashMap::new();
+    let mut place = |key: &Key, is_get: bool, rounds: &mut Vec<Round>| {
+        let round = match last.get(key) {
+            None => 0,
+            Some((round, was_get)) => round + usize::from(*was_get != is_get),
+        };
+        last.insert(key.clone(), (round, is_get));
+        if rounds.len() <= round {
+            rounds.resize_with(round + 1, Round::default);
+        }
+        round
+    };
+    for (at, op) in ops.into_iter().enumerate() {
+        match op {
+            BatchOp::Get(Ok(get)) => {
+                let round = place(&get.key, true, &mut rounds);
+                rounds[round].gets.push((at, get));
+            }
+            BatchOp::Write(Ok(write)) => {
+                let round = place(&write.key, false, &mut rounds);
+                rounds[round].writes.push((at, write));
+            }
+            BatchOp::Get(Err(error)) => results[at] = Some(BatchResult::Get(brief(error).into())),
+            BatchOp::Write(Err(error)) => results[at] = Some(BatchResult::Write(brief(error).into())),
+        }
+    }
+    rounds
+}
+
+/// The error of a whole atomic batch: that of the first failing operation, its index beside it.
+fn failed(at: usize, mut error: Error) -> Error {
+    error.details.insert(0, at.to_string());
+    error.at(&format!("ops[{at}]"))
+}
+
+/// An error as short as a result's promised room.
+fn brief(mut error: Error) -> Error {
+    if error.message.len() > BATCH_MESSAGE_BYTES_MAX {
+        let end = error.message.floor_char_boundary(BATCH_MESSAGE_BYTES_MAX - 3);
+        error.message.truncate(end);
+        error.message.push_str("...");
+    }
+    error
+}
+
+/// How much of the reply is left beyond what every result is promised.
+struct Room {
+    spare: usize,
+}
+
+impl Room {
+    /// A get whose record does not fit any more is told to ask for it alone.
+    fn fit_get(&mut self, call: &Call, reply: GetReply) -> GetReply {
+        match &reply.record {
+            Some(record) if !self.take(call, record) => {
+                let key = shorten(record.key.as_str());
+                let message = format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
+                brief(Error::too_large(message)).into()
+            }
+            _ => reply,
+        }
+    }
+
+    /// A write's record that does not fit any more is left out: the write stands.
+    fn fit_write(&mut self, call: &Call, mut reply: WriteReply) -> WriteReply {
+        if reply.record.as_ref().is_some_and(|record| !self.take(call, record)) {
+            reply.record = None;
+        }
+        reply
+    }
+
+    fn take(&mut self, call: &Call, record: &Record) -> bool {
+        let needed = RESULT_FIXED_BYTES + call.encoding.record_len(record);
+        let spare = (self.spare + BATCH_RESULT_BYTES_MIN).checked_sub(needed);
+        if let Some(spare) = spare {
+            self.spare = spare;
+        }
+        spare.is_some()
+    }
+}

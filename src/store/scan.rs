@@ -1,0 +1,181 @@
+//! Scan: a page of records in key order, and the cursor that goes on behind it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::backend::{Found, Range};
+use crate::model::key::shorten;
+use crate::model::op::Scan;
+use crate::model::reply::ScanReply;
+use crate::model::{Error, Key, Record, Result};
+
+use super::{Call, Store};
+
+/// What a page takes beside its records and its cursor, in either encoding.
+const ENVELOPE_BYTES: usize = 128;
+
+impl Store {
+    /// One page. It may be short or empty and still have a cursor; a cursor of "" means done.
+    pub async fn scan(&self, call: &Call, scan: Scan) -> Result<ScanReply> {
+        call.check_level(scan.consistency, None)?;
+        let after = if scan.cursor.is_empty() { None } else { Some(read_cursor(call, &scan)?) };
+        if !call.policy.capability.scan {
+            return Err(call.unsupported("scans"));
+        }
+        call.check_deadline()?;
+        let Some(range) = range(call, &scan, after) else {
+            return Ok(ScanReply::default());
+        };
+        let page = call.policy.backend.scan(range, call.deadline).await?;
+
+        let mut reply = ScanReply::default();
+        let mut bytes = ENVELOPE_BYTES;
+        let mut last: Option<Key> = None;
+        for (key, found) in page.rows {
+            let record = match self.record(call, &scan, key.clone(), found) {
+                Ok(record) => record,
+                // A record that cannot be answered ends the page before it; it is told of alone, with a
+                // cursor behind it, so that the rest of the range stays within reach.
+                Err(error) if last.is_none() => {
+                    let cursor = write_cursor(call, &scan, &key);
+                    return Ok(ScanReply { error: Some(error), cursor, ..ScanReply::default() });
+                }
+                Err(_) => {
+                    reply.cursor = last.map_or_else(String::new, |key| write_cursor(call, &scan, &key));
+                    return Ok(reply);
+                }
+            };
+            bytes += call.encoding.record_len(&record);
+            let full = bytes + cursor_len(&key) > scan.max_bytes.min(call.reply_bytes_max);
+            if full && let Some(last) = &last {
+                reply.cursor = write_cursor(call, &scan, last);
+                return Ok(reply);
+            }
+            reply.records.push(record);
+            last = Some(key);
+        }
+        reply.cursor = page.resume.map_or_else(String::new, |key| write_cursor(call, &scan, &key));
+        Ok(reply)
+    }
+
+    fn record(&self, call: &Call, scan: &Scan, key: Key, found: Result<Found>) -> Result<Record> {
+        let found = found?;
+        let live = found.live.ok_or_else(|| Error::internal("a page holds a dead record"))?;
+        let document = call.document(&key, &live)?;
+        let mut record = Record::new(key.clone(), found.version, live.expires_at_ms, document);
+        if scan.keys_only {
+            record.value = None;
+        }
+        // REPLY_ROOM_BYTES beside it holds everything of the reply but the document.
+        let bytes = record.value.as_ref().map_or(0, |value| call.encoding.value_len(value));
+        if bytes > call.reply_bytes_max {
+            let (key, limit) = (shorten(key.as_str()), call.reply_bytes_max);
+            return Err(Error::too_large(format!("record {key:?} takes {bytes} bytes in this encoding, a page holds {limit}")));
+        }
+        Ok(record)
+    }
+}
+
+/// The part of the namespace that is left to scan; `None` where no key can lie in it.
+fn range(call: &Call, scan: &Scan, after: Option<String>) -> Option<Range> {
+    let start = if scan.prefix > scan.start { &scan.prefix } else { &scan.start };
+    let prefix_end = successor(&scan.prefix);
+    let end = match (scan.end.is_empty(), prefix_end) {
+        (true, prefix_end) => prefix_end,
+        (false, Some(prefix_end)) if prefix_end < scan.end => Some(prefix_end),
+        (false, _) => Some(scan.end.clone()),
+    };
+    if end.as_ref().is_some_and(|end| start >= end) {
+        return None;
+    }
+    Some(Range {
+        namespace: call.namespace.clone(),
+        start: start.clone(),
+        end,
+        after,
+        reverse: scan.reverse,
+        keys_only: scan.keys_only,
+        limit: scan.limit,
+        max_bytes: scan.max_bytes.min(call.reply_bytes_max),
+    })
+}
+
+/// The smallest text above every text with this prefix; `None` where there is none (also for "").
+/// Byte order of UTF-8 is the order of its scalar values, so the last one that can grow, grows.
+fn successor(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let next = match last {
+            char::MAX => continue,
+            '\u{d7ff}' => '\u{e000}',
+            other => char::from_u32(other as u32 + 1).expect("a scalar value below the surrogates or above them"),
+        };
+        chars.push(next);
+        return Some(chars.into_iter().collect());
+    }
+    None
+}
+
+// A cursor: number of its form, hash of what it is bound to, the key it stands behind, checksum.
+const CURSOR_FORM: u8 = 1;
+const CURSOR_HEAD_BYTES: usize = 1 + 8;
+const CURSOR_CRC_BYTES: usize = 4;
+
+fn write_cursor(call: &Call, scan: &Scan, key: &Key) -> String {
+    let mut bytes = Vec::with_capacity(CURSOR_HEAD_BYTES + key.as_str().len() + CURSOR_CRC_BYTES);
+    bytes.push(CURSOR_FORM);
+    bytes.extend_from_slice(&binding(call, scan).to_le_bytes());
+    bytes.extend_from_slice(key.as_str().as_bytes());
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Characters of a cursor behind a key.
+fn cursor_len(key: &Key) -> usize {
+    (CURSOR_HEAD_BYTES + key.as_str().len() + CURSOR_CRC_BYTES).div_ceil(3) * 4
+}
+
+/// The key a cursor stands behind.
+fn read_cursor(call: &Call, scan: &Scan) -> Result<String> {
+    let malformed = || Error::invalid("malformed cursor");
+    let bytes = URL_SAFE_NO_PAD.decode(&scan.cursor).map_err(|_| malformed())?;
+    let content = bytes.len().checked_sub(CURSOR_CRC_BYTES).ok_or_else(malformed)?;
+    let (content, crc) = bytes.split_at(content);
+    if content.len() <= CURSOR_HEAD_BYTES || content[0] != CURSOR_FORM || crc32c::crc32c(content).to_le_bytes() != *crc {
+        return Err(malformed());
+    }
+    let (head, key) = content.split_at(CURSOR_HEAD_BYTES);
+    if head[1..] != binding(call, scan).to_le_bytes() {
+        return Err(Error::invalid("the cursor belongs to a scan with another namespace, prefix, start, end or reverse"));
+    }
+    let key = std::str::from_utf8(key).map_err(|_| malformed())?;
+    Ok(Key::parse(key).map_err(|_| malformed())?.as_str().to_owned())
+}
+
+/// What a cursor is bound to, in one number. Each text is preceded by its length, so none runs into the next.
+fn binding(call: &Call, scan: &Scan) -> u64 {
+    let mut bytes = Vec::new();
+    for text in [call.namespace.as_str(), &scan.prefix, &scan.start, &scan.end] {
+        bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes.push(u8::from(scan.reverse));
+    xxh3_64(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_successor_of_a_prefix_is_the_next_text_without_it() {
+        assert_eq!(successor(""), None);
+        assert_eq!(successor("a").as_deref(), Some("b"));
+        assert_eq!(successor("a\u{10ffff}").as_deref(), Some("b"));
+        assert_eq!(successor("\u{10ffff}"), None);
+        assert_eq!(successor("\u{d7ff}").as_deref(), Some("\u{e000}"));
+        assert_eq!(successor("user:").as_deref(), Some("user;"));
+    }
+}
