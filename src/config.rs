@@ -1,244 +1,142 @@
-//! Settings: defaults < file < environment < flags, checked whole.
+//! Settings: defaults, file, environment and flags become one tree; the tree becomes typed [`Settings`].
 //!
-//! The layers are merged as plain TOML trees. Then the tree is walked once against one table of keys
-//! ([`keys`]), which finds every unknown key and every malformed value, and once more by [`check`], which
-//! builds typed settings and finds what does not fit together. All faults are told at once; a value found is
-//! shown unless it is a secret. Nothing below this file imports it, and it reads no environment itself.
+//! [`load`] is the road: the layers are merged as plain TOML tables, the tree is walked against one table
+//! of keys ([`keys`]), and only a tree without a fault is turned into types. So every fault is reported at
+//! once, and behind this module settings cannot be wrong.
+//!
+//! It refuses unknown keys, wrong types and values, keys that do not belong to a backend's kind, rules that
+//! contradict each other, and what this build lacks. It opens nothing: no file, no socket, no environment;
+//! the caller reads those. A secret is in no [`Fault`] and not in [`Loaded::show`].
 
+mod build;
 mod check;
 mod keys;
+mod layers;
+mod show;
+#[cfg(test)]
+mod tests;
 mod units;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use toml::{Table, Value};
-
-use crate::backend;
-use crate::client::connect::{NatsSettings, redact_url};
-use crate::http;
+use crate::client::connect::NatsSettings;
 use crate::store::policy::PolicySettings;
+use crate::backend;
+use crate::http;
 use crate::telemetry;
 
-use keys::{Kind, kind_of};
-
-/// Prefix of the environment variables that are settings.
-const ENVIRONMENT_PREFIX: &str = "DATASTORE__";
-/// What stands in place of a secret.
-const HIDDEN: &str = "***";
-
-/// Everything a worker is told.
+/// The worker's settings, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `[nats]`
+    /// How to reach NATS, and the subjects' prefix.
     pub nats: NatsSettings,
-    /// `nats.max_in_flight`
+    /// Requests in hand at once.
     pub max_in_flight: usize,
-    /// `[http]`
+    /// Where health is answered.
     pub http: http::Settings,
-    /// `[log]`
+    /// What is logged.
     pub log: telemetry::Settings,
-    /// `cache.memory_bytes`
-    pub cache_memory_bytes: u64,
-    /// `[backends.*]`
+    /// Backends by name; never empty.
     pub backends: BTreeMap<String, backend::Settings>,
-    /// `[namespaces.*]`, `"*"` among them
+    /// Policies by the namespace's name, or `*` for all that are not named; never empty.
     pub namespaces: BTreeMap<String, PolicySettings>,
+    /// Size of the first cache tier; 0 = none.
+    pub cache_memory_bytes: u64,
 }
 
 /// One thing that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
-    /// The key's path.
+    /// The key, or the file that is no TOML.
     pub path: String,
-    /// The value found; never of a secret.
+    /// The value found, with what is secret in it hidden; `None` if it is a secret, or if there is none.
     pub found: Option<String>,
-    /// What it should be.
+    /// What is wrong and what it should be.
     pub message: String,
 }
 
-/// Everything that is wrong with the settings.
+/// Everything that is wrong with the settings, ordered by key; one line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(pub Vec<Fault>);
 
-/// Settings that hold, and the tree they were read from.
-#[derive(Debug, Clone)]
+/// Settings, and the tree they were made from.
+#[derive(Clone)]
 pub struct Loaded {
-    /// Typed.
+    /// The settings.
     pub settings: Settings,
-    tree: Table,
+    tree: toml::Table,
 }
 
-/// The built-in defaults, which document every key.
-pub fn default_text() -> &'static str {
-    include_str!("../config/default.toml")
-}
-
-/// Merges and checks all layers. `flags` are dotted paths with values as text.
+/// Reads settings: `file` with its name and text, environment variables (of which those that start with
+/// `DATASTORE__` count) and flags by the dotted path of their key.
 pub fn load(
     file: Option<(&Path, &str)>,
     environment: impl IntoIterator<Item = (String, String)>,
     flags: &[(&str, String)],
 ) -> Result<Loaded, Faults> {
-    let mut user = match file {
-        None => Table::new(),
-        Some((path, text)) => parse(path, text)?,
-    };
-    for (name, text) in environment {
-        if let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) {
-            let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
-            insert(&mut user, &path, text);
-        }
+    let mut layers = layers::Layers::default();
+    if let Some((path, text)) = file {
+        // Behind a syntax error nothing is known of the file, and what follows would be told about in vain.
+        layers.add_file(path, text).map_err(|fault| Faults(vec![fault]))?;
     }
-    for (path, text) in flags {
-        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
-        insert(&mut user, &path, text.clone());
-    }
+    layers.add_environment(environment);
+    layers.add_flags(flags);
+    let tree = layers.over_defaults();
 
-    let defaults: Table = default_text().parse().expect("the built-in defaults are TOML");
-    let tree = merge(&defaults, user);
-    let mut faults = keys::walk(&tree);
-    let settings = check::build(&tree, &mut faults);
-    match settings {
-        Some(settings) if faults.is_empty() => Ok(Loaded { settings, tree }),
-        _ => Err(Faults(faults)),
+    let mut faults = check::faults(&tree);
+    layers.name_origins(&mut faults);
+    faults.append(&mut layers.faults);
+    if faults.is_empty() {
+        return Ok(Loaded { settings: build::settings(&tree), tree });
     }
+    faults.sort();
+    faults.dedup();
+    Err(Faults(faults))
 }
+
+/// The built-in defaults, with the documentation of every key.
+pub fn default_text() -> &'static str {
+    include_str!("../config/default.toml")
+}
+
+// === impl Loaded ===
 
 impl Loaded {
-    /// The settings in force, as TOML; secrets are hidden.
+    /// What holds, as TOML in a stable order. Secrets, also those inside URLs, are `***`.
     pub fn show(&self) -> String {
-        let mut shown = self.tree.clone();
-        hide(&mut shown, &mut Vec::new());
-        shown.to_string()
+        show::masked(&self.tree).to_string()
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<Table, Faults> {
-    text.parse::<Table>().map_err(|error| {
-        let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
-        Faults(vec![Fault {
-            path: format!("{}:{line}:{column}", path.display()),
-            found: None,
-            message: format!("not TOML: {}", error.message()),
-        }])
-    })
-}
-
-/// Puts a text value of environment or flags where its path says, as the type of its key.
-fn insert(tree: &mut Table, path: &[String], text: String) {
-    let value = match kind_of(path) {
-        Some(Kind::Integer(..)) => text.parse().map_or(Value::String(text), Value::Integer),
-        Some(Kind::TextList) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
-        }
-        _ => Value::String(text),
-    };
-    let (last, way) = path.split_last().expect("splitting a text gives at least one part");
-    let mut table = tree;
-    for step in way {
-        let next = table.entry(step.clone()).or_insert_with(|| Value::Table(Table::new()));
-        if !next.is_table() {
-            *next = Value::Table(Table::new());
-        }
-        table = next.as_table_mut().expect("made a table above");
-    }
-    table.insert(last.clone(), value);
-}
-
-/// Lays the user's tree over the defaults. Default backends and namespaces stand only if the user names
-/// none of either; inside a user's own table the keys left out keep their defaults.
-fn merge(defaults: &Table, user: Table) -> Table {
-    let mut tree = defaults.clone();
-    if user.contains_key("backends") || user.contains_key("namespaces") {
-        tree.remove("backends");
-        tree.remove("namespaces");
-    }
-    overlay(&mut tree, user);
-    let policy_defaults = defaults["namespaces"]["*"].as_table().expect("the defaults have a policy for every name");
-    for table in tables(&mut tree, "namespaces") {
-        let named = std::mem::replace(table, policy_defaults.clone());
-        overlay(table, named);
-    }
-    let backend_defaults = defaults["backends"]["main"].as_table().expect("the defaults have a backend");
-    for table in tables(&mut tree, "backends") {
-        let kind = table.entry("kind").or_insert_with(|| backend_defaults["kind"].clone());
-        if kind.as_str() == Some("local") {
-            table.entry("path").or_insert_with(|| backend_defaults["path"].clone());
-        }
-    }
-    tree
-}
-
-fn tables<'t>(tree: &'t mut Table, section: &str) -> impl Iterator<Item = &'t mut Table> {
-    let section = tree.get_mut(section).and_then(Value::as_table_mut);
-    section.into_iter().flat_map(|section| section.iter_mut().filter_map(|(_, value)| value.as_table_mut()))
-}
-
-fn overlay(below: &mut Table, above: Table) {
-    for (key, value) in above {
-        match (below.get_mut(&key), value) {
-            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
-            (_, value) => drop(below.insert(key, value)),
-        }
-    }
-}
-
-/// Replaces secrets, and what stands before the `@` of any URL.
-fn hide(table: &mut Table, path: &mut Vec<String>) {
-    for (key, value) in table.iter_mut() {
-        path.push(key.clone());
-        let secret = kind_of(path) == Some(Kind::Secret);
-        hide_value(value, path, secret);
-        path.pop();
-    }
-}
-
-fn hide_value(value: &mut Value, path: &mut Vec<String>, secret: bool) {
-    match value {
-        Value::Table(table) => hide(table, path),
-        Value::Array(items) => items.iter_mut().for_each(|item| hide_value(item, path, secret)),
-        Value::String(text) if secret && !text.is_empty() => HIDDEN.clone_into(text),
-        Value::String(text) if text.contains("://") => *text = redact_url(text),
-        _ => {}
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.show())
     }
 }
 
 // === impl Fault, Faults ===
 
-impl Fault {
-    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), found: None, message: message.into() }
-    }
-
-    fn found(mut self, value: impl fmt::Display) -> Self {
-        self.found = Some(redact_url(&value.to_string()));
-        self
-    }
-}
-
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.message)?;
-        if let Some(found) = &self.found {
-            write!(f, " (found {found})")?;
+        match &self.found {
+            // A message that opens with the value needs no repeat.
+            Some(found) if !self.message.starts_with(found.as_str()) => write!(f, " (found {found})"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(Fault::to_string).collect();
-        f.write_str(&lines.join("\n"))
+        for (at, fault) in self.0.iter().enumerate() {
+            let end = if at == 0 { "" } else { "\n" };
+            write!(f, "{end}{fault}")?;
+        }
+        Ok(())
     }
 }
 
 impl std::error::Error for Faults {}
-
-#[cfg(test)]
-mod tests;

@@ -50,7 +50,7 @@ pub(super) fn write(present: Option<&Row>, write: &Write, now: Now) -> Result<(O
             (Some(body), Some(expiry))
         }
     };
-    let expires_at_ms = expiry.map_or(0, |expiry| end_of_life(expiry, live.as_ref(), now.wall_ms));
+    let expires_at_ms = expiry.map_or(0, |expiry| end_of_life(expiry, live.as_ref(), write.taken_at_ms));
     let version = version(write.proposed, present.map(|row| row.version), now);
     let mut ring = present.map(|row| row.ring.clone()).unwrap_or_default();
     if let Some(op) = write.op {
@@ -96,14 +96,14 @@ fn holds(wanted: Precondition, present: Option<Version>) -> bool {
     }
 }
 
-fn end_of_life(expiry: Expiry, present: Option<&Live>, now_ms: i64) -> i64 {
+fn end_of_life(expiry: Expiry, present: Option<&Live>, taken_at_ms: i64) -> i64 {
     let lifetime = match (expiry, present) {
         (Expiry::KeepOr(_), Some(present)) => return present.expires_at_ms,
         (Expiry::New(lifetime) | Expiry::KeepOr(lifetime), _) => lifetime,
     };
     match lifetime {
         Lifetime::Forever => 0,
-        Lifetime::Millis(ms) => now_ms.saturating_add(ms).min(EXPIRES_AT_MS_MAX),
+        Lifetime::Millis(ms) => taken_at_ms.saturating_add(ms).min(EXPIRES_AT_MS_MAX),
     }
 }
 

@@ -53,7 +53,7 @@ impl Default for Memory {
 
 impl Backend for Memory {
     fn capability(&self) -> Capability {
-        Capability { strong: true, conditional: true, atomic: true, scan: true, shared: false, durable: false }
+        Capability { strong: true, conditional: true, atomic: true, scan: true, shared: false }
     }
 
     async fn read(&self, keys: Vec<RowKey>, _deadline: Instant) -> Vec<Result<Option<Found>>> {
@@ -104,13 +104,13 @@ impl Backend for Memory {
         let walk = rows.by_key.range::<[u8], _>((as_slice(&bounds.0), as_slice(&bounds.1)));
         let mut walk: Box<dyn Iterator<Item = (&Vec<u8>, &Arc<Row>)>> =
             if range.reverse { Box::new(walk.rev()) } else { Box::new(walk) };
-        for (key, row) in walk.by_ref() {
+        while let Some((key, row)) = walk.next() {
             let found = row.found(now);
             if !collector.take(key, found.live.is_some().then_some(Ok(found)))? {
-                break;
+                return Ok(collector.page(walk.next().is_some()));
             }
         }
-        Ok(collector.page())
+        Ok(collector.page(false))
     }
 
     async fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Result<Swept> {

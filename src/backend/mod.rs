@@ -52,8 +52,6 @@ pub struct Capability {
     pub scan: bool,
     /// Several workers can serve the same data.
     pub shared: bool,
-    /// An applied write survives a crash.
-    pub durable: bool,
 }
 
 /// Where a row lies.
@@ -122,6 +120,8 @@ pub struct Write {
     pub op: Option<OpStamp>,
     /// The version the worker minted; the store raises or clamps it.
     pub proposed: Version,
+    /// When the worker took the write, Unix milliseconds: where a lifetime begins. It ends by the store's clock.
+    pub taken_at_ms: i64,
 }
 
 /// What a write does.

@@ -40,12 +40,11 @@ pub(super) struct Collector<'r> {
     bytes: usize,
     examined: usize,
     last: Option<Key>,
-    full: bool,
 }
 
 impl<'r> Collector<'r> {
     pub(super) fn new(range: &'r Range) -> Self {
-        Self { range, rows: Vec::new(), bytes: 0, examined: 0, last: None, full: false }
+        Self { range, rows: Vec::new(), bytes: 0, examined: 0, last: None }
     }
 
     /// Takes the next row of the walk; `None` stands for a dead one. Says whether to go on.
@@ -61,15 +60,15 @@ impl<'r> Collector<'r> {
             self.rows.push((key.clone(), found));
         }
         self.last = Some(key);
-        self.full = self.rows.len() >= self.range.limit
+        let full = self.rows.len() >= self.range.limit
             || self.bytes >= self.range.max_bytes
             || self.examined >= self.range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
-        Ok(!self.full)
+        Ok(!full)
     }
 
-    /// The page. Where the walk ended by itself there is nothing to go on with.
-    pub(super) fn page(self) -> Page {
-        Page { rows: self.rows, resume: if self.full { self.last } else { None } }
+    /// The page. `more` tells whether the walk has another row: without one there is nothing to go on with.
+    pub(super) fn page(self, more: bool) -> Page {
+        Page { rows: self.rows, resume: if more { self.last } else { None } }
     }
 
     fn key(&self, stored_key: &[u8]) -> Result<Key> {

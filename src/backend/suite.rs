@@ -33,6 +33,7 @@ fn put(key: &str, body: &'static str, hlc: u64) -> Write {
         precondition: None,
         op: None,
         proposed: Version { hlc, origin: 1 },
+        taken_at_ms: wall_ms(),
     }
 }
 

@@ -55,7 +55,7 @@ impl Client {
             let (repeat, retry_after_ms) = judge(&came_to);
             if !repeat {
                 self.shared.budget.succeeded();
-                return finish(came_to, &request, &subject, false);
+                return finish(came_to, &request, &subject, may_have_happened);
             }
             may_have_happened |= writes && happened_maybe(&came_to);
 
@@ -99,7 +99,7 @@ impl Client {
         match message::decode_reply(request.op_name(), &reply.payload) {
             Ok(reply) => Attempt::Answered(reply),
             // An answer that cannot be read says nothing about what was done.
-            Err(error) => Attempt::Answered(error_reply(request, error)),
+            Err(error) => Attempt::Answered(error_reply(request.op_name(), error)),
         }
     }
 
@@ -133,12 +133,18 @@ fn happened_maybe(came_to: &Attempt) -> bool {
     }
 }
 
+/// Whether an error is given only after the op id was looked for, or speaks of the outcome itself: then the
+/// attempts before are accounted for.
+fn tells_of_earlier(code: Code) -> bool {
+    matches!(code, Code::Conflict | Code::NotFound) || code.outcome() == Outcome::Indeterminate
+}
+
 /// What the caller gets of the last attempt. `unknown`: a write of which any attempt may have taken effect.
 fn finish(came_to: Attempt, request: &Request, subject: &str, unknown: bool) -> Result<Reply> {
     match came_to {
         Attempt::Answered(reply) => match reply.error() {
             // This attempt did nothing, but one before it may have.
-            Some(error) if unknown && error.code.outcome() == Outcome::Refused => Err(Error::indeterminate(format!(
+            Some(error) if unknown && !tells_of_earlier(error.code) => Err(Error::indeterminate(format!(
                 "an attempt got no answer on {subject} and may have taken effect; the last one: {error}"
             ))),
             _ => Ok(with_existed(reply, request)),
@@ -154,13 +160,13 @@ fn finish(came_to: Attempt, request: &Request, subject: &str, unknown: bool) -> 
     }
 }
 
-/// The reply that says nothing but this error.
-pub(crate) fn error_reply(request: &Request, error: Error) -> Reply {
-    match request {
-        Request::Get(_) => Reply::Get(error.into()),
-        Request::Put(_) | Request::Delete(_) | Request::Update(_) | Request::Touch(_) => Reply::Write(error.into()),
-        Request::Batch(_) => Reply::Batch(error.into()),
-        Request::Scan(_) => Reply::Scan(error.into()),
+/// The reply to an operation, named as in subjects, that says nothing but this error.
+pub fn error_reply(op: &str, error: Error) -> Reply {
+    match op {
+        "get" => Reply::Get(error.into()),
+        "batch" => Reply::Batch(error.into()),
+        "scan" => Reply::Scan(error.into()),
+        _ => Reply::Write(error.into()),
     }
 }
 
@@ -211,7 +217,7 @@ fn grow_older(request: &mut Request, by_ms: i64) {
     each_write(request, |_, op_age_ms| *op_age_ms = op_age_ms.saturating_add(by_ms));
 }
 
-/// The error inside a reply, or what the client itself has to say.
+/// The error of a reply that answers another question.
 pub(super) fn unexpected(op: &str) -> Error {
     Error::new(Code::Internal, format!("the reply is not one to {op}"))
 }
@@ -250,7 +256,7 @@ mod tests {
     #[test]
     fn a_write_whose_attempt_got_lost_is_indeterminate_and_nothing_else() {
         let request = Request::Put(PutRequest::default());
-        let answered = |code| Attempt::Answered(error_reply(&request, Error::new(code, "x")));
+        let answered = |code| Attempt::Answered(error_reply("put", Error::new(code, "x")));
         let end = |came_to, unknown| finish(came_to, &request, "s", unknown);
         let code = |came_to| end(came_to, true).unwrap_err().code;
         assert_eq!(code(answered(Code::Unavailable)), Code::Indeterminate);
@@ -266,7 +272,7 @@ mod tests {
     fn what_is_final_is_not_repeated() {
         let request = Request::Put(PutRequest::default());
         for code in Code::ALL {
-            let (repeat, _) = judge(&Attempt::Answered(error_reply(&request, Error::new(code, "x"))));
+            let (repeat, _) = judge(&Attempt::Answered(error_reply("put", Error::new(code, "x"))));
             assert_eq!(repeat, code.retry() != Retry::Final, "{code}");
         }
         assert!(judge(&Attempt::Failed(Unanswered::Unknown)).0);

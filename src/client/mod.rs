@@ -41,10 +41,10 @@ use connect::{NatsSettings, redact_url};
 use inbox::Inbox;
 use retry::Budget;
 
-pub use attempts::new_op_id;
+pub use attempts::{error_reply, new_op_id};
 pub use inbox::Unanswered;
 pub use namespace::{Batch, Delete, Fetched, Get, NamespaceClient, Page, Put, Scan, Touch, Update, Written};
-pub use session::Session;
+pub use session::{SESSION_KEYS_MAX, SESSION_MEMORY, Session};
 
 /// How long after an attempt's deadline its answer may still come, by the clocks' assumed difference.
 pub const LATE_ANSWER: Duration = Duration::from_millis(crate::model::limits::CLOCK_EPSILON_MS as u64);

@@ -1,243 +1,350 @@
-//! From a walked tree to typed settings: what fits together, and what this version can do.
+//! The checks: a walk over the tree against the table of keys, then the rules between keys.
+//!
+//! The walk judges each value alone. The rules look at several, and only at those that are right by
+//! themselves, so that one slip is one fault.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Component, Path};
 
 use toml::{Table, Value};
 
-use crate::backend;
-use crate::client::connect::NatsSettings;
-use crate::http;
+use super::keys::{self, Hides, Holds, Key, KeyPath, Words};
+use super::{Fault, show, units};
 use crate::model::Namespace;
-use crate::model::request::Consistency;
-use crate::store::policy::{PartitionBy, PolicySettings};
-use crate::telemetry::{self, LogFormat};
 
-use super::keys::shown;
-use super::{Fault, Settings, units};
+/// The policy of every namespace that is not named.
+const ANY_NAMESPACE: &str = "*";
 
-/// Keys of a backend's kind, beside `kind` itself.
-const KIND_KEYS: [(&str, &[&str]); 5] = [
-    ("local", &["path"]),
-    ("memory", &[]),
-    ("postgres", &["url", "replica_urls", "pool_size", "shards"]),
-    ("redis", &["url", "replica_urls", "pool_size", "shards"]),
-    ("riak", &["hosts", "bucket_type", "pool_size"]),
+/// Why a kind of backend cannot keep `strong`.
+const NOT_STRONG: [(&str, &str); 2] = [
+    ("redis", "its replication is asynchronous, so a failover may take back acknowledged writes"),
+    ("riak", "its replicas accept writes independently and may answer before they agree"),
 ];
 
-/// Builds settings as far as they hold. Faults of single values have been found by the walk before; here a
-/// malformed one counts as not given.
-pub(super) fn build(tree: &Table, faults: &mut Vec<Fault>) -> Option<Settings> {
-    let read = Reader { tree };
-    let nats = nats(&read, faults);
-    let http = http(&read, faults);
-    if read.text("log.level").trim().is_empty() {
-        faults.push(Fault::new("log.level", "must name a level, such as info"));
-    }
-    let format = if read.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text };
-    let log = telemetry::Settings { format, level: read.text("log.level") };
-    if read.text("queue.kind") == "rabbitmq" {
-        faults.push(Fault::new("queue.kind", "the write-behind queue is not built yet in this version; only \"none\" is").found("rabbitmq"));
-    }
-    if !read.text("cache.redis_url").is_empty() {
-        let found = read.text("cache.redis_url");
-        faults.push(Fault::new("cache.redis_url", "the Redis tier is not built yet in this version; leave it \"\"").found(found));
-    }
-    let backends = backends(tree, faults);
-    let namespaces = namespaces(tree, faults);
-    let max_in_flight = read.get("nats.max_in_flight").and_then(Value::as_integer);
-    Some(Settings {
-        nats,
-        max_in_flight: usize::try_from(max_in_flight?).ok()?,
-        http,
-        log,
-        cache_memory_bytes: units::size(read.get("cache.memory_bytes")?)?,
-        backends,
-        namespaces,
-    })
+/// Everything that is wrong with a tree.
+pub(super) fn faults(tree: &Table) -> Vec<Fault> {
+    let mut check = Check { tree, faults: Vec::new() };
+    check.walk(&KeyPath::default(), tree);
+    check.nats();
+    check.http();
+    check.completeness();
+    check.backends();
+    check.namespaces();
+    check.faults
 }
 
-fn nats(read: &Reader<'_>, faults: &mut Vec<Fault>) -> NatsSettings {
-    let text = |key: &str| read.text(&format!("nats.{key}"));
-    let settings = NatsSettings {
-        url: text("url"),
-        credentials_file: text("credentials_file"),
-        user: text("user"),
-        password: text("password"),
-        token: text("token"),
-        nkey_file: text("nkey_file"),
-        tls_ca_file: text("tls_ca_file"),
-        tls_cert_file: text("tls_cert_file"),
-        tls_key_file: text("tls_key_file"),
-        subject_prefix: text("subject_prefix"),
-    };
-    let servers = settings.servers();
-    let is_url = |url: &String| {
-        let rest = ["nats://", "tls://"].iter().find_map(|scheme| url.strip_prefix(scheme));
-        rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace))
-    };
-    if servers.is_empty() || !servers.iter().all(is_url) {
-        faults.push(Fault::new("nats.url", "must be nats:// or tls:// URLs, comma separated").found(format!("{:?}", settings.url)));
-    }
-    let token = |token: &str| !token.is_empty() && !token.contains(|char: char| char.is_whitespace() || "*>$".contains(char));
-    if !settings.subject_prefix.split('.').all(token) {
-        let message = "must be subject tokens joined by dots, without spaces, * > or $";
-        faults.push(Fault::new("nats.subject_prefix", message).found(format!("{:?}", settings.subject_prefix)));
-    }
-    for (one, other) in [("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file"), ("password", "user"), ("user", "password")] {
-        if !text(one).is_empty() && text(other).is_empty() {
-            faults.push(Fault::new(format!("nats.{one}"), format!("goes with nats.{other}, which is missing")));
-        }
-    }
-    settings
-}
-
-fn http(read: &Reader<'_>, faults: &mut Vec<Fault>) -> http::Settings {
-    let (listen, token) = (read.text("http.listen"), read.text("http.token"));
-    let address = listen.parse::<SocketAddr>().ok();
-    if !listen.is_empty() && address.is_none() {
-        faults.push(Fault::new("http.listen", "must be an address and port such as \"127.0.0.1:8280\", or \"\"").found(format!("{listen:?}")));
-    }
-    if address.is_some_and(|address| !address.ip().is_loopback()) && token.is_empty() {
-        faults.push(Fault::new("http.token", format!("must be set when http.listen ({listen}) is not loopback")));
-    }
-    http::Settings { listen: address, token }
-}
-
-fn backends(tree: &Table, faults: &mut Vec<Fault>) -> BTreeMap<String, backend::Settings> {
-    let mut backends = BTreeMap::new();
-    let section = tree.get("backends").and_then(Value::as_table);
-    if section.is_none_or(Table::is_empty) {
-        faults.push(Fault::new("backends", "no backend is named; add [backends.main], the namespaces need one"));
-    }
-    for (name, table) in section.into_iter().flatten() {
-        let Some(table) = table.as_table() else { continue };
-        let path = |key: &str| shown(&["backends".to_owned(), name.clone(), key.to_owned()]);
-        let kind = table.get("kind").and_then(Value::as_str).unwrap_or_default();
-        let Some((_, keys)) = KIND_KEYS.iter().find(|(known, _)| *known == kind) else { continue };
-        let known = |key: &str| KIND_KEYS.iter().any(|(_, keys)| keys.contains(&key));
-        for key in table.keys().filter(|key| *key != "kind" && known(key) && !keys.contains(&key.as_str())) {
-            faults.push(Fault::new(path(key), format!("does not belong to a backend of kind {kind:?}")));
-        }
-        match kind {
-            "memory" => drop(backends.insert(name.clone(), backend::Settings::Memory)),
-            "local" => {
-                let directory = table.get("path").and_then(Value::as_str).unwrap_or_default();
-                if directory.is_empty() {
-                    faults.push(Fault::new(path("path"), "must be a directory"));
-                }
-                backends.insert(name.clone(), backend::Settings::Local { path: directory.into() });
-            }
-            other => {
-                let message = "is not built yet in this version; there are \"local\" and \"memory\"";
-                faults.push(Fault::new(path("kind"), message).found(format!("{other:?}")));
-            }
-        }
-    }
-    let mut directories: BTreeMap<std::path::PathBuf, &String> = BTreeMap::new();
-    for (name, settings) in &backends {
-        if let backend::Settings::Local { path } = settings
-            && let Some(other) = directories.insert(std::path::absolute(path).unwrap_or_else(|_| path.clone()), name)
-        {
-            let message = format!("is the directory of backend {other:?} already; each needs its own");
-            faults.push(Fault::new(shown(&["backends".to_owned(), name.clone(), "path".to_owned()]), message).found(path.display()));
-        }
-    }
-    backends
-}
-
-fn namespaces(tree: &Table, faults: &mut Vec<Fault>) -> BTreeMap<String, PolicySettings> {
-    let mut namespaces = BTreeMap::new();
-    let section = tree.get("namespaces").and_then(Value::as_table);
-    if section.is_none_or(Table::is_empty) {
-        faults.push(Fault::new("namespaces", "no namespace is named; add [namespaces.\"*\"], a policy for every name"));
-    }
-    for (name, table) in section.into_iter().flatten() {
-        let Some(table) = table.as_table() else { continue };
-        if name != "*" && Namespace::parse(name).is_err() {
-            let message = "bad namespace name: 1 to 63 of a-z 0-9 _ -, starting with a letter or digit, or \"*\"";
-            faults.push(Fault::new(shown(&["namespaces".to_owned(), name.clone()]), message));
-        }
-        namespaces.insert(name.clone(), policy(tree, name, table, faults));
-    }
-    namespaces
-}
-
-fn policy(tree: &Table, name: &str, table: &Table, faults: &mut Vec<Fault>) -> PolicySettings {
-    let mut fault = |key: &str, message: String, found: String| {
-        let path = shown(&["namespaces".to_owned(), name.to_owned(), key.to_owned()]);
-        faults.push(Fault::new(path, message).found(format!("{found:?}")));
-    };
-    let text = |key: &str| table.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let duration = |key: &str| table.get(key).and_then(units::duration_ms).unwrap_or_default();
-
-    let backend = text("backend");
-    let backends = tree.get("backends").and_then(Value::as_table);
-    let found = backends.and_then(|backends| backends.get(&backend));
-    if found.is_none() {
-        let names: Vec<&str> = backends.into_iter().flat_map(|backends| backends.keys().map(String::as_str)).collect();
-        fault("backend", format!("names no backend; there are: {}", names.join(", ")), backend.clone());
-    }
-    let kind = found.and_then(|backend| backend.get("kind")).and_then(Value::as_str).unwrap_or_default();
-    let (consistency, durability) = (text("consistency"), text("durability"));
-    if consistency == "strong" && matches!(kind, "redis" | "riak") {
-        let why = if kind == "redis" { "a failover may lose acknowledged writes" } else { "its replicas agree only eventually" };
-        fault("consistency", format!("unsupported: a backend of kind {kind:?} cannot promise strong reads, {why}; use bounded or eventual"), consistency.clone());
-    }
-    match durability.as_str() {
-        "outage_queue" => {
-            fault("durability", "is not built yet in this version (it needs [queue] and cache.redis_url); only through is".to_owned(), durability.clone());
-            if consistency == "strong" {
-                fault("consistency", "unsupported: strong reads cannot be promised while writes may wait in a queue; use bounded or eventual".to_owned(), consistency.clone());
-            }
-        }
-        "behind" => fault("durability", "is not built; only through is".to_owned(), durability.clone()),
-        _ => {}
-    }
-    let compression = text("compression");
-    if matches!(compression.as_str(), "lz4" | "zstd") {
-        fault("compression", "is not built yet in this version; use auto or none".to_owned(), compression);
-    }
-    if text("partition_delimiter").is_empty() {
-        fault("partition_delimiter", "must not be empty".to_owned(), String::new());
-    }
-    let max_value_bytes = table.get("max_value_bytes").and_then(units::size).unwrap_or_default();
-    if max_value_bytes == 0 && table.get("max_value_bytes").is_some_and(|value| units::size(value).is_some()) {
-        fault("max_value_bytes", "must be at least 1 byte".to_owned(), "0".to_owned());
-    }
-    PolicySettings {
-        backend,
-        consistency: match consistency.as_str() {
-            "bounded" => Consistency::Bounded,
-            "eventual" => Consistency::Eventual,
-            _ => Consistency::Strong,
-        },
-        max_staleness_ms: duration("max_staleness"),
-        partition_by: match text("partition_by").as_str() {
-            "key" => PartitionBy::Key,
-            "namespace" => PartitionBy::Namespace,
-            _ => PartitionBy::Prefix,
-        },
-        partition_delimiter: text("partition_delimiter"),
-        ttl_ms: duration("ttl"),
-        cache_ttl_ms: duration("cache_ttl"),
-        max_stale_ms: duration("max_stale"),
-        max_value_bytes: usize::try_from(max_value_bytes).unwrap_or(usize::MAX),
-    }
-}
-
-/// Reads single keys of a tree.
-struct Reader<'t> {
+struct Check<'t> {
     tree: &'t Table,
+    faults: Vec<Fault>,
 }
 
-impl<'t> Reader<'t> {
-    fn get(&self, path: &str) -> Option<&'t Value> {
-        let (section, key) = path.split_once('.')?;
-        self.tree.get(section)?.get(key)
+// The walk.
+impl Check<'_> {
+    fn walk(&mut self, at: &KeyPath, table: &Table) {
+        for (name, value) in table {
+            let path = at.child(name);
+            match keys::find(&path) {
+                Some(key) => self.value(key, &path, value),
+                None if keys::is_section(&path) => self.section(&path, value),
+                // Its value is not told: a misspelt password is one, too.
+                None => self.add(&path, None, unknown(at, name)),
+            }
+        }
     }
 
-    fn text(&self, path: &str) -> String {
-        self.get(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+    fn section(&mut self, path: &KeyPath, value: &Value) {
+        match value {
+            Value::Table(table) => self.walk(path, table),
+            other => self.add(path, Some(type_name(other).to_owned()), "should be a table".to_owned()),
+        }
+    }
+
+    fn value(&mut self, key: &Key, path: &KeyPath, value: &Value) {
+        match (key.holds, value) {
+            (Holds::Tables, Value::Array(elements)) => {
+                for (at, element) in elements.iter().enumerate() {
+                    self.section(&path.element(at), element);
+                }
+            }
+            (Holds::Texts, Value::Array(elements)) => {
+                for (at, element) in elements.iter().enumerate() {
+                    self.judge(key, &path.element(at), element, one_text(element));
+                }
+            }
+            _ => self.judge(key, path, value, one_value(key.holds, value)),
+        }
+    }
+
+    fn judge(&mut self, key: &Key, path: &KeyPath, value: &Value, judged: Result<(), String>) {
+        if let Err(message) = judged {
+            self.add(path, found(key, value), message);
+        }
+    }
+
+    fn add(&mut self, path: &KeyPath, found: Option<String>, message: String) {
+        self.faults.push(Fault { path: path.to_string(), found, message });
+    }
+}
+
+// The rules between keys.
+impl Check<'_> {
+    fn nats(&mut self) {
+        if self.text(&["nats", "user"]) == Some("")
+            && self.text(&["nats", "password"]).is_some_and(|text| !text.is_empty())
+        {
+            let message = "is missing: nats.password is not used without it".to_owned();
+            self.add(&KeyPath::of(["nats", "user"]), None, message);
+        }
+        let pair = ["tls_cert_file", "tls_key_file"];
+        let [has_certificate, has_key] =
+            pair.map(|name| self.text(&["nats", name]).map(|text| !text.is_empty()));
+        let missing = match (has_certificate, has_key) {
+            (Some(true), Some(false)) => pair[1],
+            (Some(false), Some(true)) => pair[0],
+            _ => return,
+        };
+        let message = "is missing: tls_cert_file and tls_key_file go together".to_owned();
+        self.add(&KeyPath::of(["nats", missing]), None, message);
+    }
+
+    fn http(&mut self) {
+        let listen = self.text(&["http", "listen"]).and_then(|listen| listen.parse::<SocketAddr>().ok());
+        let open = listen.is_some_and(|address| !address.ip().to_canonical().is_loopback());
+        if open && self.text(&["http", "token"]) == Some("") {
+            let message = "is missing: it is required when http.listen is not a loopback address".to_owned();
+            self.add(&KeyPath::of(["http", "token"]), None, message);
+        }
+    }
+
+    /// Backends without namespaces serve nothing, namespaces without backends have no place.
+    fn completeness(&mut self) {
+        let names = |section| self.entries(section).map(|(name, _)| name.as_str()).next();
+        let missing = match (names("backends"), names("namespaces")) {
+            (Some(backend), None) if self.is_table_or_absent("namespaces") => ("namespaces", format!(
+                "is missing: backends are named but no namespace, so nothing would be served; add [namespaces.\"*\"] with backend = {backend:?}"
+            )),
+            (None, Some(_)) if self.is_table_or_absent("backends") => ("backends",
+                "is missing: namespaces are named but no backend to store them in; add [backends.main] with its kind".to_owned(),
+            ),
+            _ => return,
+        };
+        self.add(&KeyPath::of([missing.0]), None, missing.1);
+    }
+
+    fn backends(&mut self) {
+        let tree = self.tree;
+        let mut directories: Vec<(&str, &str)> = Vec::new();
+        for (name, backend) in entries(tree, "backends") {
+            let path = KeyPath::of(["backends", name]);
+            if name.is_empty() {
+                self.add(&path, None, "a backend's name must not be empty".to_owned());
+            }
+            let Value::Table(backend) = backend else { continue };
+            let Some(kind) = kind(backend) else { continue };
+            self.belonging(&path, backend, kind);
+            if let ("local", Some(directory)) = (kind, backend.get("path").and_then(Value::as_str)) {
+                if let Some((other, _)) =
+                    directories.iter().find(|(_, taken)| same_directory(taken, directory))
+                {
+                    let message = format!("is the directory of backend {other:?}; each needs its own");
+                    self.add(&path.child("path"), Some(format!("{directory:?}")), message);
+                }
+                directories.push((name, directory));
+            }
+        }
+    }
+
+    /// Each key of a backend is one of its kind's.
+    fn belonging(&mut self, path: &KeyPath, backend: &Table, kind: &str) {
+        for (name, value) in backend {
+            let path = path.child(name);
+            if let Some(key) = keys::find(&path).filter(|key| !key.belongs_to(kind)) {
+                let owners = key.kinds.unwrap_or_default().join(" and ");
+                self.add(
+                    &path,
+                    found(key, value),
+                    format!("does not belong to kind {kind:?}; it is a key of {owners}"),
+                );
+            }
+        }
+    }
+
+    fn namespaces(&mut self) {
+        for (name, policy) in entries(self.tree, "namespaces") {
+            let path = KeyPath::of(["namespaces", name]);
+            if name != ANY_NAMESPACE
+                && let Err(error) = Namespace::parse(name)
+            {
+                self.add(&path, None, format!("{}, or be \"*\"", error.message));
+            }
+            if let Value::Table(policy) = policy {
+                self.backend_of(&path, policy);
+                self.level_of(&path, policy);
+            }
+        }
+    }
+
+    /// The backend of a namespace exists.
+    fn backend_of(&mut self, path: &KeyPath, policy: &Table) {
+        let Some(backend) = policy.get("backend").and_then(Value::as_str) else { return };
+        let names: Vec<&str> = self.entries("backends").map(|(name, _)| name.as_str()).collect();
+        // With no backend at all that is the fault; an empty name is one already.
+        if !names.is_empty() && !backend.is_empty() && !names.contains(&backend) {
+            let message = format!("no backend has this name; there are: {}", names.join(", "));
+            self.add(&path.child("backend"), Some(format!("{backend:?}")), message);
+        }
+    }
+
+    /// Backend and durability can keep the level of a namespace.
+    fn level_of(&mut self, path: &KeyPath, policy: &Table) {
+        let text = |name| policy.get(name).and_then(Value::as_str);
+        if text("consistency") != Some("strong") {
+            return;
+        }
+        let path = path.child("consistency");
+        let backend = text("backend").unwrap_or("");
+        let kind =
+            self.tree.get("backends").and_then(|backends| backends.get(backend)?.get("kind")?.as_str());
+        if let Some((kind, reason)) = NOT_STRONG.iter().find(|(weak, _)| kind == Some(weak)) {
+            let message = format!(
+                "unsupported: {kind} cannot keep \"strong\" ({reason}); use \"bounded\" or \"eventual\""
+            );
+            self.add(&path, Some("\"strong\"".to_owned()), message);
+        }
+        if text("durability") == Some("outage_queue") {
+            let message = "unsupported: \"strong\" cannot be kept with durability \"outage_queue\" \
+                (an acknowledged write may still wait in the queue, unseen by other workers' reads); use \"bounded\" or \"eventual\"";
+            self.add(&path, Some("\"strong\"".to_owned()), message.to_owned());
+        }
+    }
+}
+
+// What the rules look at.
+impl<'t> Check<'t> {
+    fn text(&self, path: &[&str; 2]) -> Option<&'t str> {
+        self.tree.get(path[0])?.get(path[1])?.as_str()
+    }
+
+    fn entries(&self, section: &str) -> impl Iterator<Item = (&'t String, &'t Value)> {
+        entries(self.tree, section)
+    }
+
+    fn is_table_or_absent(&self, section: &str) -> bool {
+        self.tree.get(section).is_none_or(Value::is_table)
+    }
+}
+
+fn entries<'t>(tree: &'t Table, section: &str) -> impl Iterator<Item = (&'t String, &'t Value)> {
+    tree.get(section).and_then(Value::as_table).into_iter().flatten()
+}
+
+/// Whether two paths are written alike, but for `.` and `/` that change nothing.
+fn same_directory(a: &str, b: &str) -> bool {
+    let [a, b] = [a, b].map(|path| Path::new(path).components().filter(|step| *step != Component::CurDir));
+    a.eq(b)
+}
+
+/// The kind of a backend, if there is such a kind.
+fn kind(backend: &Table) -> Option<&str> {
+    let kind = backend.get("kind").and_then(Value::as_str)?;
+    let Holds::Word(words) = keys::find(&KeyPath::of(["backends", "*", "kind"]))?.holds else { return None };
+    words.all().contains(&kind).then_some(kind)
+}
+
+/// What is wrong with a value that is no list.
+fn one_value(holds: Holds, value: &Value) -> Result<(), String> {
+    match (holds, value) {
+        (Holds::Text(check), Value::String(text)) => check(text),
+        (Holds::Text(_), _) => Err("should be text, in quotes".to_owned()),
+        (Holds::Word(words), Value::String(text)) => word(words, text),
+        (Holds::Word(words), _) => Err(format!("should be one of {}, in quotes", words.all().join(", "))),
+        (Holds::Integer { min, max }, Value::Integer(number)) if (min..=max).contains(number) => Ok(()),
+        (Holds::Integer { min, max }, _) => Err(format!("should be a whole number from {min} to {max}")),
+        (Holds::Duration, Value::String(text)) => units::duration_ms(text).map(drop),
+        (Holds::Duration, _) => {
+            Err("should be a duration with its unit, in quotes, such as \"60s\"".to_owned())
+        }
+        (Holds::Bytes { min }, value) => at_least(size(value)?, min),
+        (Holds::Texts, _) => Err("should be a list of texts".to_owned()),
+        (Holds::Tables, _) => Err("should be a list of tables".to_owned()),
+    }
+}
+
+fn one_text(value: &Value) -> Result<(), String> {
+    match value {
+        Value::String(text) => units::filled(text),
+        _ => Err("should be text, in quotes".to_owned()),
+    }
+}
+
+fn word(words: &Words, text: &str) -> Result<(), String> {
+    if words.built.contains(&text) {
+        return Ok(());
+    }
+    if let Some((word, note)) = words.unbuilt.iter().find(|(word, _)| *word == text) {
+        let known = words.built.join(", ");
+        return Err(format!(
+            "{word:?} is not built yet in this version (known {} here: {known}){note}",
+            words.plural
+        ));
+    }
+    Err(format!("should be one of {}{}", words.all().join(", "), did_you_mean(text, &words.all())))
+}
+
+/// Bytes of a size, however it is written.
+pub(super) fn size(value: &Value) -> Result<u64, String> {
+    match value {
+        Value::String(text) => units::bytes(text),
+        Value::Integer(number) => u64::try_from(*number).map_err(|_| "must not be negative".to_owned()),
+        _ => Err("should be a size such as \"8MiB\" or a number of bytes".to_owned()),
+    }
+}
+
+fn at_least(bytes: u64, min: u64) -> Result<(), String> {
+    if bytes < min { Err(format!("should be at least {min}")) } else { Ok(()) }
+}
+
+fn unknown(at: &KeyPath, name: &str) -> String {
+    let known = keys::names_below(at);
+    format!(
+        "unknown key{}",
+        match did_you_mean(name, &known) {
+            guess if guess.is_empty() => format!("; known here: {}", known.join(", ")),
+            guess => guess,
+        }
+    )
+}
+
+fn did_you_mean(word: &str, names: &[&str]) -> String {
+    units::near(word, names).map_or(String::new(), |name| format!("; did you mean {name:?}?"))
+}
+
+/// A value as a fault may tell it.
+fn found(key: &Key, value: &Value) -> Option<String> {
+    /// Longest text that is told.
+    const CHARS_MAX: usize = 80;
+    match (key.hides, value) {
+        (Hides::All, _) => None,
+        (_, Value::String(text)) => {
+            let text = show::mask(key.hides, text);
+            let cut = text.char_indices().nth(CHARS_MAX).map_or(text.len(), |(at, _)| at);
+            let rest = if cut < text.len() { "..." } else { "" };
+            Some(format!("{:?}{rest}", &text[..cut]))
+        }
+        (_, Value::Integer(number)) => Some(number.to_string()),
+        (_, other) => Some(type_name(other).to_owned()),
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "text",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number with a fraction",
+        Value::Boolean(true) => "true",
+        Value::Boolean(false) => "false",
+        Value::Datetime(_) => "a date or time",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
     }
 }

@@ -1,161 +1,284 @@
-//! The one table of keys: what each is called, what it holds, whether it may be shown.
+//! The table of keys: what each one holds, whether it is secret, which kinds of backend it belongs to.
+//!
+//! Every key that a setting may have is here, also those of parts that are not built yet, so that a key's
+//! meaning never changes by being built. Defaults and documentation are in `config/default.toml`; a test
+//! holds the two together.
 
-use toml::{Table, Value};
+use std::fmt;
 
-use super::{Fault, units};
+use super::units;
+
+/// A key. `*` in its path stands for any name or number.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    pub(super) path: &'static str,
+    pub(super) holds: Holds,
+    pub(super) hides: Hides,
+    /// The kinds of backend that have it; `None` = all.
+    pub(super) kinds: Option<&'static [&'static str]>,
+}
 
 /// What a key holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Any text.
-    Text,
-    /// Text that is never shown.
-    Secret,
-    /// A whole number between bounds.
-    Integer(i64, i64),
-    /// A size: `"8MiB"`, or a number of bytes.
-    Size,
-    /// A duration: `"10s"`.
-    Duration,
+#[derive(Clone, Copy)]
+pub(super) enum Holds {
+    /// Text that passes a check, which says what it should be.
+    Text(fn(&str) -> Result<(), String>),
     /// One of some words.
-    Word(&'static [&'static str]),
+    Word(&'static Words),
+    /// A whole number within bounds.
+    Integer { min: i64, max: i64 },
+    /// Text such as `60s`.
+    Duration,
+    /// Text such as `8MiB`, or a number of bytes.
+    Bytes { min: u64 },
     /// A list of texts.
-    TextList,
-    /// A list of tables with keys of their own.
+    Texts,
+    /// A list of tables; their keys have rows of their own.
     Tables,
 }
 
-/// Every key; `*` stands for a name of the user's own.
-pub(super) const KEYS: &[(&str, Kind)] = &[
-    ("nats.url", Kind::Text),
-    ("nats.credentials_file", Kind::Text),
-    ("nats.user", Kind::Text),
-    ("nats.password", Kind::Secret),
-    ("nats.token", Kind::Secret),
-    ("nats.nkey_file", Kind::Text),
-    ("nats.tls_ca_file", Kind::Text),
-    ("nats.tls_cert_file", Kind::Text),
-    ("nats.tls_key_file", Kind::Text),
-    ("nats.subject_prefix", Kind::Text),
-    ("nats.max_in_flight", Kind::Integer(1, 1_000_000)),
-    ("http.listen", Kind::Text),
-    ("http.token", Kind::Secret),
-    ("log.format", Kind::Word(&["text", "json"])),
-    ("log.level", Kind::Text),
-    ("queue.kind", Kind::Word(&["none", "rabbitmq"])),
-    ("queue.url", Kind::Text),
-    ("cache.memory_bytes", Kind::Size),
-    ("cache.redis_url", Kind::Text),
-    ("backends.*.kind", Kind::Word(&["local", "memory", "postgres", "redis", "riak"])),
-    ("backends.*.path", Kind::Text),
-    ("backends.*.url", Kind::Text),
-    ("backends.*.replica_urls", Kind::TextList),
-    ("backends.*.pool_size", Kind::Integer(1, 10_000)),
-    ("backends.*.shards", Kind::Tables),
-    ("backends.*.shards.name", Kind::Text),
-    ("backends.*.shards.url", Kind::Text),
-    ("backends.*.shards.weight", Kind::Integer(1, 1_000_000)),
-    ("backends.*.hosts", Kind::TextList),
-    ("backends.*.bucket_type", Kind::Text),
-    ("namespaces.*.backend", Kind::Text),
-    ("namespaces.*.consistency", Kind::Word(&["strong", "bounded", "eventual"])),
-    ("namespaces.*.max_staleness", Kind::Duration),
-    ("namespaces.*.durability", Kind::Word(&["through", "outage_queue", "behind"])),
-    ("namespaces.*.partition_by", Kind::Word(&["prefix", "key", "namespace"])),
-    ("namespaces.*.partition_delimiter", Kind::Text),
-    ("namespaces.*.ttl", Kind::Duration),
-    ("namespaces.*.cache_ttl", Kind::Duration),
-    ("namespaces.*.max_stale", Kind::Duration),
-    ("namespaces.*.compression", Kind::Word(&["auto", "none", "lz4", "zstd"])),
-    ("namespaces.*.max_value_bytes", Kind::Size),
+/// The words that a key may hold.
+pub(super) struct Words {
+    /// What they are called together.
+    pub(super) plural: &'static str,
+    /// Those that work.
+    pub(super) built: &'static [&'static str],
+    /// Those that are settled but not built, each with what else there is to say.
+    pub(super) unbuilt: &'static [(&'static str, &'static str)],
+}
+
+/// What of a value must not be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hides {
+    /// Nothing.
+    Nothing,
+    /// All of it.
+    All,
+    /// What stands before the `@` of a URL, and passwords among its parameters.
+    UrlLogin,
+}
+
+/// The way to a key in a tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct KeyPath(Vec<String>);
+
+const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
+const QUEUES: Words = Words { plural: "kinds", built: &["none"], unbuilt: &[("rabbitmq", "")] };
+const KINDS: Words = Words {
+    plural: "kinds",
+    built: &["local", "memory"],
+    unbuilt: &[("postgres", ""), ("redis", ""), ("riak", "")],
+};
+const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
+const DURABILITIES: Words = Words {
+    plural: "modes",
+    built: &["through"],
+    unbuilt: &[("outage_queue", "; it needs [queue] and cache.redis_url"), ("behind", "")],
+};
+const PARTITIONS: Words = Words { plural: "ways", built: &["prefix", "key", "namespace"], unbuilt: &[] };
+const COMPRESSIONS: Words =
+    Words { plural: "methods", built: &["auto", "none"], unbuilt: &[("lz4", ""), ("zstd", "")] };
+
+const MAX_IN_FLIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
+const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };
+const WEIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
+const ANY: Holds = Holds::Text(units::any);
+const FILLED: Holds = Holds::Text(units::filled);
+
+/// In the order in which they are shown.
+pub(super) const KEYS: &[Key] = &[
+    key("nats.url", Holds::Text(units::nats_urls)).hides(Hides::UrlLogin),
+    key("nats.credentials_file", ANY),
+    key("nats.user", ANY),
+    key("nats.password", ANY).hides(Hides::All),
+    key("nats.token", ANY).hides(Hides::All),
+    key("nats.nkey_file", ANY),
+    key("nats.tls_ca_file", ANY),
+    key("nats.tls_cert_file", ANY),
+    key("nats.tls_key_file", ANY),
+    key("nats.subject_prefix", Holds::Text(units::subject_prefix)),
+    key("nats.max_in_flight", MAX_IN_FLIGHT),
+    key("http.listen", Holds::Text(units::listen)),
+    key("http.token", ANY).hides(Hides::All),
+    key("log.format", Holds::Word(&FORMATS)),
+    key("log.level", FILLED),
+    key("queue.kind", Holds::Word(&QUEUES)),
+    key("queue.url", ANY).hides(Hides::UrlLogin),
+    key("cache.memory_bytes", Holds::Bytes { min: 0 }),
+    key("cache.redis_url", Holds::Text(units::not_built)).hides(Hides::UrlLogin),
+    key("backends.*.kind", Holds::Word(&KINDS)),
+    key("backends.*.path", FILLED).of(&["local"]),
+    key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
+    key("backends.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
+    key("backends.*.pool_size", POOL_SIZE).of(&["postgres", "redis", "riak"]),
+    key("backends.*.shards", Holds::Tables).of(&["postgres", "redis"]),
+    key("backends.*.shards.*.name", FILLED),
+    key("backends.*.shards.*.url", FILLED).hides(Hides::UrlLogin),
+    key("backends.*.shards.*.weight", WEIGHT),
+    key("backends.*.hosts", Holds::Texts).of(&["riak"]),
+    key("backends.*.bucket_type", FILLED).of(&["riak"]),
+    key("namespaces.*.backend", FILLED),
+    key("namespaces.*.consistency", Holds::Word(&LEVELS)),
+    key("namespaces.*.max_staleness", Holds::Duration),
+    key("namespaces.*.durability", Holds::Word(&DURABILITIES)),
+    key("namespaces.*.partition_by", Holds::Word(&PARTITIONS)),
+    key("namespaces.*.partition_delimiter", FILLED),
+    key("namespaces.*.ttl", Holds::Duration),
+    key("namespaces.*.cache_ttl", Holds::Duration),
+    key("namespaces.*.max_stale", Holds::Duration),
+    key("namespaces.*.compression", Holds::Word(&COMPRESSIONS)),
+    key("namespaces.*.max_value_bytes", Holds::Bytes { min: 1 }),
 ];
 
-/// What the key at a path holds.
-pub(super) fn kind_of(path: &[String]) -> Option<Kind> {
-    KEYS.iter().find(|(pattern, _)| matches(pattern, path, true)).map(|(_, kind)| *kind)
+const fn key(path: &'static str, holds: Holds) -> Key {
+    Key { path, holds, hides: Hides::Nothing, kinds: None }
 }
 
-/// Walks a tree: every key that is not known and every value that is not of its key's kind.
-pub(super) fn walk(tree: &Table) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    walk_table(tree, &mut Vec::new(), &mut faults);
-    faults
-}
-
-fn walk_table(table: &Table, path: &mut Vec<String>, faults: &mut Vec<Fault>) {
-    for (key, value) in table {
-        path.push(key.clone());
-        match (kind_of(path), value) {
-            (Some(Kind::Tables), Value::Array(items)) if items.iter().all(Value::is_table) => {
-                for item in items.iter().filter_map(Value::as_table) {
-                    walk_table(item, path, faults);
-                }
-            }
-            (Some(kind), value) => faults.extend(kind.fault(value).map(|wanted| fault(path, kind, wanted, value))),
-            (None, Value::Table(inner)) if leads_on(path) => walk_table(inner, path, faults),
-            (None, value) if leads_on(path) => {
-                faults.push(Fault::new(shown(path), "must be a table").found(value));
-            }
-            (None, _) => faults.push(unknown(path)),
-        }
-        path.pop();
-    }
-}
-
-fn fault(path: &[String], kind: Kind, wanted: String, value: &Value) -> Fault {
-    let fault = Fault::new(shown(path), wanted);
-    if kind == Kind::Secret { fault } else { fault.found(value) }
-}
-
-/// A key nobody knows, with the nearest one that is known beside it.
-fn unknown(path: &[String]) -> Fault {
-    let (last, way) = path.split_last().expect("a key has a name");
-    let beside = KEYS.iter().filter_map(|(pattern, _)| {
-        let steps: Vec<&str> = pattern.split('.').collect();
-        let above = steps.get(..way.len())?;
-        let same = above.iter().zip(way).all(|(step, name)| *step == "*" || step == name);
-        steps.get(way.len()).copied().filter(|step| same && *step != "*")
-    });
-    let nearest = beside.min_by_key(|name| units::distance(name, last)).filter(|name| units::distance(name, last) <= 3);
-    let hint = nearest.map_or_else(String::new, |name| format!("; did you mean {name:?}?"));
-    Fault::new(shown(path), format!("unknown key{hint}"))
+/// The key at a path.
+pub(super) fn find(path: &KeyPath) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.steps().count() == path.0.len() && key.begins_with(path))
 }
 
 /// Whether keys lie below a path.
-fn leads_on(path: &[String]) -> bool {
-    KEYS.iter().any(|(pattern, _)| matches(pattern, path, false))
+pub(super) fn is_section(path: &KeyPath) -> bool {
+    KEYS.iter().any(|key| key.steps().count() > path.0.len() && key.begins_with(path))
 }
 
-fn matches(pattern: &str, path: &[String], whole: bool) -> bool {
-    let steps: Vec<&str> = pattern.split('.').collect();
-    let long_enough = if whole { steps.len() == path.len() } else { steps.len() > path.len() };
-    long_enough && steps.iter().zip(path).all(|(step, name)| *step == "*" || step == name)
+/// The names that are known below a path, without repeats. None where any name may stand.
+pub(super) fn names_below(path: &KeyPath) -> Vec<&'static str> {
+    let below = KEYS.iter().filter(|key| key.begins_with(path));
+    let mut names: Vec<_> = below.filter_map(|key| key.steps().nth(path.0.len())).collect();
+    names.dedup();
+    names.retain(|name| *name != "*");
+    names
 }
 
-/// A path as the user would write it.
-pub(super) fn shown(path: &[String]) -> String {
-    let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    let steps = path.iter().map(|name| if plain(name) { name.clone() } else { format!("{name:?}") });
-    steps.collect::<Vec<_>>().join(".")
+/// Where the first key at or below a path stands in [`KEYS`].
+pub(super) fn position(path: &KeyPath) -> usize {
+    KEYS.iter().position(|key| key.begins_with(path)).unwrap_or(KEYS.len())
 }
 
-impl Kind {
-    /// What a value should be, if it is not.
-    fn fault(self, value: &Value) -> Option<String> {
-        match (self, value) {
-            (Self::Text | Self::Secret, Value::String(_)) => None,
-            (Self::Text | Self::Secret, _) => Some("must be text".to_owned()),
-            (Self::Integer(min, max), Value::Integer(number)) if (min..=max).contains(number) => None,
-            (Self::Integer(min, max), _) => Some(format!("must be a whole number from {min} to {max}")),
-            (Self::Size, value) => units::size(value).is_none().then(|| "must be a size such as \"8MiB\"".to_owned()),
-            (Self::Duration, value) => {
-                units::duration_ms(value).is_none().then(|| "must be a duration such as \"10s\"".to_owned())
+// === impl Key ===
+
+impl Key {
+    const fn hides(self, hides: Hides) -> Self {
+        Self { hides, ..self }
+    }
+
+    const fn of(self, kinds: &'static [&'static str]) -> Self {
+        Self { kinds: Some(kinds), ..self }
+    }
+
+    fn steps(&self) -> impl Iterator<Item = &'static str> {
+        self.path.split('.')
+    }
+
+    fn begins_with(&self, path: &KeyPath) -> bool {
+        let mut steps = self.steps();
+        path.0.iter().all(|name| steps.next().is_some_and(|step| step == "*" || step == name))
+    }
+
+    /// Whether a backend of this kind has it.
+    pub(super) fn belongs_to(&self, kind: &str) -> bool {
+        self.kinds.is_none_or(|kinds| kinds.contains(&kind))
+    }
+}
+
+// === impl Words ===
+
+impl Words {
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<&'static str> {
+        self.built.iter().copied().chain(self.unbuilt.iter().map(|(word, _)| *word)).collect()
+    }
+}
+
+// === impl KeyPath ===
+
+impl KeyPath {
+    /// The path of names.
+    pub(super) fn of<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self(names.into_iter().map(Into::into).collect())
+    }
+
+    /// One step further down.
+    pub(super) fn child(&self, name: &str) -> Self {
+        Self(self.0.iter().map(String::as_str).chain([name]).map(str::to_owned).collect())
+    }
+
+    /// The element of a list.
+    pub(super) fn element(&self, at: usize) -> Self {
+        self.child(&format!("[{at}]"))
+    }
+
+    /// Its steps.
+    pub(super) fn names(&self) -> &[String] {
+        &self.0
+    }
+}
+
+/// As TOML writes it: `namespaces."*".ttl`, and `shards[0].url` for an element of a list.
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bare = |name: &str| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        };
+        for (at, name) in self.0.iter().enumerate() {
+            let dot = if at == 0 || name.starts_with('[') { "" } else { "." };
+            match bare(name) || name.starts_with('[') {
+                true => write!(f, "{dot}{name}")?,
+                false => write!(f, "{dot}{name:?}")?,
             }
-            (Self::Word(words), Value::String(word)) if words.contains(&word.as_str()) => None,
-            (Self::Word(words), _) => Some(format!("must be one of {}", words.join(", "))),
-            (Self::TextList, Value::Array(items)) if items.iter().all(Value::is_str) => None,
-            (Self::TextList, _) => Some("must be a list of texts".to_owned()),
-            (Self::Tables, _) => Some("must be a list of tables".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_name_and_a_section_is_no_key() {
+        let path = |text: &str| KeyPath::of(text.split('.'));
+        assert_eq!(find(&path("backends.x.path")).map(|key| key.path), Some("backends.*.path"));
+        assert_eq!(
+            find(&path("backends.x.shards.[0].url")).map(|key| key.path),
+            Some("backends.*.shards.*.url")
+        );
+        assert!(find(&path("backends.x")).is_none() && is_section(&path("backends.x")));
+        assert!(
+            find(&path("nats.urls")).is_none()
+                && !is_section(&path("nats.urls"))
+                && !is_section(&path("nats.url"))
+        );
+        assert_eq!(
+            names_below(&KeyPath::default()),
+            ["nats", "http", "log", "queue", "cache", "backends", "namespaces"]
+        );
+        assert!(names_below(&path("backends")).is_empty());
+    }
+
+    #[test]
+    fn a_path_reads_as_toml_writes_it() {
+        assert_eq!(KeyPath::of(["namespaces", "*", "ttl"]).to_string(), "namespaces.\"*\".ttl");
+        assert_eq!(
+            KeyPath::of(["backends", "a"]).child("shards").element(2).child("url").to_string(),
+            "backends.a.shards[2].url"
+        );
+    }
+
+    #[test]
+    fn no_path_is_twice_in_the_table_and_whatever_may_hold_a_login_is_hidden() {
+        for (at, key) in KEYS.iter().enumerate() {
+            assert!(KEYS[..at].iter().all(|other| other.path != key.path), "{}", key.path);
+            let leaf = key.path.rsplit('.').next().unwrap();
+            let expected = match leaf {
+                "password" | "token" => Hides::All,
+                _ if leaf.contains("url") => Hides::UrlLogin,
+                _ => Hides::Nothing,
+            };
+            assert_eq!(key.hides, expected, "{}", key.path);
         }
     }
 }

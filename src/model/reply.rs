@@ -36,10 +36,10 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Durability {
-    /// Nothing that survives a crash.
+    /// Nothing: the write did not happen, or nobody knows.
     #[default]
     None = 0,
-    /// The backend.
+    /// The backend, as durable as its kind is.
     Backend = 1,
     /// The write-behind queue.
     Queue = 2,

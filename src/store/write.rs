@@ -64,6 +64,7 @@ impl Store {
             precondition,
             op: op.map(|op| OpStamp::new(&op, call.timeout_ms)),
             proposed: self.mint(call.now_ms),
+            taken_at_ms: call.now_ms,
         };
         Ok((Asked { key, is_delete, return_record }, write))
     }
@@ -74,7 +75,7 @@ impl Store {
             Err(error) => error.into(),
             Ok(Written::Applied { version, existed, live }) => {
                 self.saw(version, call.now_ms);
-                let mut reply = applied(call, Some(version), false);
+                let mut reply = applied(Some(version), false);
                 reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = live.and_then(|live| record(call, &asked.key, version, &live));
@@ -82,7 +83,7 @@ impl Store {
                 reply
             }
             Ok(Written::Duplicate { version }) => {
-                let mut reply = applied(call, version, true);
+                let mut reply = applied(version, true);
                 if asked.return_record {
                     reply.record = self.present(call, &asked.key).await;
                 }
@@ -105,12 +106,12 @@ impl Store {
     }
 }
 
-fn applied(call: &Call, version: Option<Version>, duplicate: bool) -> WriteReply {
+fn applied(version: Option<Version>, duplicate: bool) -> WriteReply {
     WriteReply {
         error: None,
         outcome: Outcome::Applied,
         version,
-        durability: if call.policy.capability.durable { Durability::Backend } else { Durability::None },
+        durability: Durability::Backend,
         duplicate,
         read_your_write: true,
         record: None,

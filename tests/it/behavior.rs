@@ -78,8 +78,15 @@ async fn run(backend: Backend, encoding: Encoding, trials: &[Trial]) {
             ended.err().map(|why| format!("{name}: {why}"))
         }
     });
-    let failed: Vec<_> = running.buffer_unordered(SIDE_BY_SIDE).filter_map(async |failed| failed).collect().await;
-    assert!(failed.is_empty(), "{} of {} trials failed:\n  {}", failed.len(), trials.len(), failed.join("\n  "));
+    let failed: Vec<_> =
+        running.buffer_unordered(SIDE_BY_SIDE).filter_map(async |failed| failed).collect().await;
+    assert!(
+        failed.is_empty(),
+        "{} of {} trials failed:\n  {}",
+        failed.len(),
+        trials.len(),
+        failed.join("\n  ")
+    );
 }
 
 fn text_of(panic: tokio::task::JoinError) -> String {

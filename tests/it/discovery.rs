@@ -21,7 +21,9 @@ async fn a_worker_can_be_discovered() {
     assert_identity(&ping, "ping");
     let id = ping["id"].as_str().unwrap();
     for (verb, kind) in [("PING", "ping"), ("INFO", "info"), ("STATS", "stats")] {
-        for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.datastore"), format!("$SRV.{verb}.datastore.{id}")] {
+        for subject in
+            [format!("$SRV.{verb}"), format!("$SRV.{verb}.datastore"), format!("$SRV.{verb}.datastore.{id}")]
+        {
             let answer = ask(&client, &subject).await;
             assert_identity(&answer, kind);
             assert_eq!((&answer["id"], &answer["version"]), (&ping["id"], &ping["version"]), "{subject}");
@@ -39,7 +41,8 @@ async fn every_worker_answers() {
     let workers = [0, 1].map(|_| Worker::start(Setup::new(&nats, Backend::Memory)));
     let client = nats.client().await;
     for _ in 0..3 {
-        let mut ids: Vec<_> = gather(&client, "$SRV.PING.datastore").await.iter().map(|a| a["id"].to_string()).collect();
+        let mut ids: Vec<_> =
+            gather(&client, "$SRV.PING.datastore").await.iter().map(|a| a["id"].to_string()).collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), workers.len(), "each with an id of its own: {ids:?}");
@@ -92,7 +95,8 @@ async fn stats_count_requests_and_errors() {
             let endpoint = &endpoints[name];
             (endpoint["num_requests"].as_u64().unwrap(), endpoint["num_errors"].as_u64().unwrap())
         };
-        if [counts("put"), counts("get"), counts("touch"), counts("scan")] == [(3, 0), (2, 0), (2, 2), (0, 0)] {
+        if [counts("put"), counts("get"), counts("touch"), counts("scan")] == [(3, 0), (2, 0), (2, 2), (0, 0)]
+        {
             assert_ne!(endpoints["touch"]["last_error"], "");
             assert!(endpoints["put"]["processing_time"].as_u64() > Some(0), "nanoseconds of work");
             break;
@@ -129,10 +133,16 @@ fn alone() -> (Nats, Worker) {
 fn assert_identity(answer: &Value, kind: &str) {
     assert_eq!(answer["type"], format!("io.nats.micro.v1.{kind}_response"));
     assert_eq!(answer["name"], "datastore");
-    assert!(answer["id"].as_str().is_some_and(|id| !id.is_empty() && !id.contains(['.', ' ', '*', '>'])), "{answer}");
+    assert!(
+        answer["id"].as_str().is_some_and(|id| !id.is_empty() && !id.contains(['.', ' ', '*', '>'])),
+        "{answer}"
+    );
     let version = answer["version"].as_str().unwrap();
     let numbers: Vec<_> = version.splitn(3, '.').collect();
-    assert!(numbers.len() == 3 && numbers[..2].iter().all(|part| part.parse::<u32>().is_ok()), "semver: {version}");
+    assert!(
+        numbers.len() == 3 && numbers[..2].iter().all(|part| part.parse::<u32>().is_ok()),
+        "semver: {version}"
+    );
     let metadata = answer.get("metadata");
     assert!(metadata.is_none_or(|metadata| metadata.is_null() || metadata.is_object()), "{answer}");
 }
@@ -140,8 +150,10 @@ fn assert_identity(answer: &Value, kind: &str) {
 /// The endpoints by name: exactly the ops, with their subjects and the queue group.
 fn assert_endpoints(answer: &Value, prefix: &str) -> BTreeMap<String, Value> {
     let endpoints = answer["endpoints"].as_array().expect("a list of endpoints");
-    let by_name: BTreeMap<_, _> =
-        endpoints.iter().map(|endpoint| (endpoint["name"].as_str().unwrap().to_owned(), endpoint.clone())).collect();
+    let by_name: BTreeMap<_, _> = endpoints
+        .iter()
+        .map(|endpoint| (endpoint["name"].as_str().unwrap().to_owned(), endpoint.clone()))
+        .collect();
     assert_eq!(by_name.keys().collect::<Vec<_>>(), ENDPOINTS, "one endpoint per op");
     assert_eq!(endpoints.len(), ENDPOINTS.len());
     for (name, endpoint) in &by_name {

@@ -13,9 +13,13 @@ async fn timeouts() {
             let reply = get(&c, "Ds-Timeout-Ms", timeout).await;
             // One millisecond may well have passed before any work was done.
             let code = reply.body.get("error").map(|error| &error["code"]);
-            assert!(code.is_none_or(|code| timeout == "1" && code == "deadline_exceeded"), "{timeout}: {code:?}");
+            assert!(
+                code.is_none_or(|code| timeout == "1" && code == "deadline_exceeded"),
+                "{timeout}: {code:?}"
+            );
         }
-        malformed(&c, "Ds-Timeout-Ms", &["0", "60001", "-1", "1.5", "1s", "x", "", "99999999999999999999"]).await;
+        malformed(&c, "Ds-Timeout-Ms", &["0", "60001", "-1", "1.5", "1s", "x", "", "99999999999999999999"])
+            .await;
     }
 }
 
@@ -38,7 +42,8 @@ async fn a_request_that_was_sent_long_ago() {
         for sent in [now, now + 3_600_000] {
             assert_eq!(get(&c, "Ds-Sent-At-Ms", &sent.to_string()).await.ok()["found"], false);
         }
-        malformed(&c, "Ds-Sent-At-Ms", &["x", "", "1.5", "2024-01-01T00:00:00Z", "99999999999999999999"]).await;
+        malformed(&c, "Ds-Sent-At-Ms", &["x", "", "1.5", "2024-01-01T00:00:00Z", "99999999999999999999"])
+            .await;
     }
 }
 
@@ -63,7 +68,12 @@ async fn clocks() {
         assert!(third >= second && third.as_str() < beyond, "{third} after {second}");
         let fourth = clock(&third).await;
         assert!(fourth >= third && fourth.as_str() < beyond, "{fourth} after {third}");
-        malformed(&c, "Ds-Clock", &["", "0", "000000000000000", "00000000000000000", "000000000000000g", "x"]).await;
+        malformed(
+            &c,
+            "Ds-Clock",
+            &["", "0", "000000000000000", "00000000000000000", "000000000000000g", "x"],
+        )
+        .await;
     }
 }
 
@@ -96,7 +106,8 @@ async fn traces() {
         get(&c, "traceparent", trace).await.ok();
         let short = &trace[..trace.len() - 1];
         let letter = trace.replace("0af7", "0xf7");
-        malformed(&c, "traceparent", &["", "x", short, &letter, "00-0af7651916cd43dd8448eb211c80319c-01"]).await;
+        malformed(&c, "traceparent", &["", "x", short, &letter, "00-0af7651916cd43dd8448eb211c80319c-01"])
+            .await;
     }
 }
 

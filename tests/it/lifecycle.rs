@@ -22,8 +22,9 @@ async fn a_worker_starts_without_nats_and_joins_when_it_comes() {
     assert_eq!(worker.http_get("/livez").unwrap().0, 200, "it lives all the same");
     let nats = Nats::on_port(port);
     worker.wait_ready();
-    let reply = ask(&nats.client().await, format!("{}.v1.n.put", worker.prefix()), json!({"key": "k", "value": 1}), SOON);
-    assert_eq!(reply.await.unwrap()["outcome"], "applied");
+    let put = format!("{}.v1.n.put", worker.prefix());
+    let reply = ask(&nats.client().await, put, json!({"key": "k", "value": 1}), SOON).await;
+    assert_eq!(reply.unwrap()["outcome"], "applied");
     assert_eq!(worker.terminate(), 0);
 }
 
@@ -135,16 +136,17 @@ async fn a_second_embedded_store_under_one_prefix_refuses_to_serve() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_that_meet_late_do_not_both_go_on() {
-    // Each starts with a NATS server of its own; then the second's is replaced by the first's.
-    let first_nats = Nats::start();
-    let port = free_port();
-    let second_nats = Nats::on_port(port);
+    // Each starts with a NATS server of its own; then the two servers become a cluster.
+    let cluster = format!("cluster {{ name: c, listen: \"127.0.0.1:{}\"", free_port());
+    let first_nats = Nats::with_config(&format!("{cluster} }}"));
+    let mut second_nats = Nats::start();
     let first = Worker::start(Setup::new(&first_nats, Backend::Memory));
     let mut setup = Setup::new(&second_nats, Backend::Memory);
     setup.prefix = first.prefix().to_owned();
-    setup.nats_url = format!("nats://127.0.0.1:{port},{}", first_nats.url());
     let second = Worker::start(setup);
-    drop(second_nats);
+    let route = cluster.split('"').nth(1).unwrap();
+    let joined = format!("cluster {{ name: c, listen: \"127.0.0.1:{}\", routes: [\"nats-route://{route}\"] }}", free_port());
+    second_nats.restart_with(&joined);
     until("the later one gives way", Duration::from_secs(20), || {
         second.log().contains("is in use by another worker").then_some(())
     });

@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that cannot go on should panic
 
 mod behavior;
+mod crash;
 mod discovery;
+mod floors;
 mod headers;
+mod lifecycle;
 mod support;

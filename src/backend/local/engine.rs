@@ -131,17 +131,18 @@ impl Engine {
         }
         let mut collector = Collector::new(range);
         let mut walk = self.db.snapshot().range(&self.rows, bounds);
-        while let Some(guard) = if range.reverse { walk.next_back() } else { walk.next() } {
+        let mut next = || if range.reverse { walk.next_back() } else { walk.next() };
+        while let Some(guard) = next() {
             let (key, value) = guard.into_inner().map_err(|error| unreadable(&error))?;
             let found = match decode(&key, value) {
                 Ok(row) => Some(row.found(now_ms)).filter(|found| found.live.is_some()).map(Ok),
                 Err(error) => Some(Err(error)),
             };
             if !collector.take(&key, found)? {
-                break;
+                return Ok(collector.page(next().is_some()));
             }
         }
-        Ok(collector.page())
+        Ok(collector.page(false))
     }
 
     /// One step of a sweep: what is dead among the next rows.

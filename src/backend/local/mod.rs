@@ -87,7 +87,7 @@ impl Local {
 
 impl Backend for Local {
     fn capability(&self) -> Capability {
-        Capability { strong: true, conditional: true, atomic: true, scan: true, shared: false, durable: true }
+        Capability { strong: true, conditional: true, atomic: true, scan: true, shared: false }
     }
 
     async fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Vec<Result<Option<Found>>> {

@@ -41,7 +41,10 @@ async fn results_keep_number_and_order(c: Caller) {
     let expected = [None, Some(json!(false)), None, None, Some(json!(true))];
     assert_eq!(existed.collect::<Vec<_>>(), expected, "`existed` on applied deletes alone");
     for result in &results[2..] {
-        assert_eq!((&result["write"]["outcome"], &result["write"]["duplicate"]), (&json!("applied"), &json!(false)));
+        assert_eq!(
+            (&result["write"]["outcome"], &result["write"]["duplicate"]),
+            (&json!("applied"), &json!(false))
+        );
     }
     assert_eq!(results[4]["write"]["record"]["value"], json!({"n": 2}));
     assert_eq!(c.value("new").await, json!([1]));
@@ -82,7 +85,10 @@ async fn what_parses_but_is_not_allowed_fails_alone(c: Caller) {
         (json!({"put": {"key": "a", "value": 1, "op_id": "o".repeat(65)}}), "invalid_argument"),
         (json!({"put": {"key": "a", "value": 1, "ttl_ms": -2}}), "invalid_argument"),
         (json!({"put": {"key": "a", "value": 1, "precondition": {"exists": true}}}), "conflict"),
-        (json!({"put": {"key": "a", "value": 1, "precondition": {"version": "nonsense"}}}), "invalid_argument"),
+        (
+            json!({"put": {"key": "a", "value": 1, "precondition": {"version": "nonsense"}}}),
+            "invalid_argument",
+        ),
         (json!({"get": {"key": "a", "min_version": "nonsense"}}), "invalid_argument"),
         (json!({"get": {"key": "a", "max_staleness_ms": 5}}), "invalid_argument"),
         (json!({"touch": {"key": "missing", "ttl_ms": 5}}), "not_found"),
@@ -165,7 +171,8 @@ async fn an_op_of_no_kind_or_two(c: Caller) {
 
 /// "At most 1,000 ops (`too_large`)."
 async fn at_most_a_thousand_ops(c: Caller) {
-    let ops = |count: usize| (0..count).map(|n| json!({"put": {"key": format!("{n:04}"), "value": n}})).collect();
+    let ops =
+        |count: usize| (0..count).map(|n| json!({"put": {"key": format!("{n:04}"), "value": n}})).collect();
     let reply = c.call("batch", json!({"ops": Value::Array(ops(1001))})).await;
     reply.error("too_large");
     assert!(!c.found("0000").await, "nothing done");
@@ -217,13 +224,20 @@ async fn a_get_that_no_longer_fits(c: Caller) {
 
 /// "a write's `record` is then left out".
 async fn a_record_that_no_longer_fits(c: Caller) {
-    let ops: Vec<_> = ["a", "b", "c", "d"].map(|key| json!({"update": {"key": key, "return_record": true,
-        "changes": [{"path": "n", "increment": 1}]}})).into();
+    let ops: Vec<_> = ["a", "b", "c", "d"]
+        .map(|key| {
+            json!({"update": {"key": key, "return_record": true,
+        "changes": [{"path": "n", "increment": 1}]}})
+        })
+        .into();
     for key in ["a", "b", "c", "d"] {
         c.put(key, json!({"n": 0, "text": key.repeat(400 << 10)})).await;
     }
     let results = results(&c, json!(ops)).await;
-    assert!(results.iter().all(|result| result["write"]["outcome"] == "applied"), "a write is never undone by size");
+    assert!(
+        results.iter().all(|result| result["write"]["outcome"] == "applied"),
+        "a write is never undone by size"
+    );
     let with_record = results.iter().filter(|result| result["write"].get("record").is_some()).count();
     assert!((1..=2).contains(&with_record), "{with_record} records of 400 KiB in a reply of 1 MiB");
     for key in ["a", "b", "c", "d"] {
@@ -235,12 +249,15 @@ async fn a_record_that_no_longer_fits(c: Caller) {
 async fn atomic_is_all(c: Caller) {
     c.put("p/gone", json!(1)).await;
     c.put("p/touched", json!(1)).await;
-    let reply = atomic(&c, json!([
-        {"put": {"key": "p/new", "value": {"n": 1}}},
-        {"update": {"key": "p/new", "changes": [{"path": "n", "increment": 1}]}},
-        {"delete": {"key": "p/gone"}},
-        {"touch": {"key": "p/touched", "ttl_ms": 60_000}},
-    ]))
+    let reply = atomic(
+        &c,
+        json!([
+            {"put": {"key": "p/new", "value": {"n": 1}}},
+            {"update": {"key": "p/new", "changes": [{"path": "n", "increment": 1}]}},
+            {"delete": {"key": "p/gone"}},
+            {"touch": {"key": "p/touched", "ttl_ms": 60_000}},
+        ]),
+    )
     .await;
     let results = reply.ok()["results"].as_array().unwrap();
     assert_eq!(results.len(), 4);
@@ -262,7 +279,10 @@ async fn atomic_is_nothing(c: Caller) {
         (json!({"put": {"key": "p/there", "value": 2, "precondition": {"absent": true}}}), "conflict"),
         (json!({"touch": {"key": "p/missing", "ttl_ms": 5}}), "not_found"),
         (json!({"update": {"key": "p/missing", "changes": [{"path": "n", "set": 1}]}}), "not_found"),
-        (json!({"update": {"key": "p/there", "changes": [{"path": "s", "increment": 1}]}}), "invalid_argument"),
+        (
+            json!({"update": {"key": "p/there", "changes": [{"path": "s", "increment": 1}]}}),
+            "invalid_argument",
+        ),
         (json!({"put": {"key": "p/a"}}), "invalid_argument"),
     ];
     let fine = json!({"put": {"key": "p/fine", "value": 1, "op_id": "fine"}});

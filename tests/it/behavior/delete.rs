@@ -1,6 +1,6 @@
 //! `delete`: of what is there and of what is not.
 
-use super::put::assert_conflict;
+use super::put::{assert_conflict, assert_durable};
 use super::trials;
 use crate::support::caller::Caller;
 use serde_json::json;
@@ -18,7 +18,7 @@ async fn a_delete_removes(c: Caller) {
     let put = c.put("a", json!(1)).await;
     let reply = c.call("delete", json!({"key": "a"})).await;
     assert_eq!(reply.applied().body["existed"], true);
-    assert_eq!(reply.body["durability"], "backend");
+    assert_durable(&reply);
     assert!(reply.version() > put, "a delete gets a new, greater version");
     assert!(!c.found("a").await);
 }
@@ -44,7 +44,8 @@ async fn a_delete_twice(c: Caller) {
 
 /// DeleteRequest `precondition(2)`: all three kinds, holding and failing.
 async fn a_delete_under_a_precondition(c: Caller) {
-    let delete_if = async |precondition| c.call("delete", json!({"key": "a", "precondition": precondition})).await;
+    let delete_if =
+        async |precondition| c.call("delete", json!({"key": "a", "precondition": precondition})).await;
     assert_conflict(&delete_if(json!({"exists": true})).await, "");
     let first = c.put("a", json!(1)).await;
     let second = c.put("a", json!(2)).await;

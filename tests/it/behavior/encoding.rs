@@ -49,7 +49,8 @@ async fn both_encodings_say_the_same(c: Caller) {
         ("put", json!({"key": "a", "value": 1, "precondition": {"absent": true}})),
     ];
     for (op, request) in asked {
-        let [mut one, mut two] = [c.call(op, request.clone()).await.body, other.call(op, request.clone()).await.body];
+        let [mut one, mut two] =
+            [c.call(op, request.clone()).await.body, other.call(op, request.clone()).await.body];
         for body in [&mut one, &mut two] {
             if body.get("age_ms").is_some() {
                 body["age_ms"] = json!(0); // time passes between the two
@@ -174,8 +175,11 @@ async fn malformed_special_forms(c: Caller) {
 
 /// "Floats are written so that they read back the same bits and as floats (`1.0`)."
 async fn floats_read_back_the_same_bits(c: Caller) {
-    let mut floats = vec![0.1, 1.0, -0.0, 1e16, 1e17, 1e22, 1e300, f64::MIN_POSITIVE, 5e-324, f64::MAX, 0.3, 2.5e-8];
-    floats.extend(std::iter::repeat_with(|| f64::from_bits(fastrand::u64(..))).filter(|f| f.is_finite()).take(300));
+    let mut floats =
+        vec![0.1, 1.0, -0.0, 1e16, 1e17, 1e22, 1e300, f64::MIN_POSITIVE, 5e-324, f64::MAX, 0.3, 2.5e-8];
+    floats.extend(
+        std::iter::repeat_with(|| f64::from_bits(fastrand::u64(..))).filter(|f| f.is_finite()).take(300),
+    );
     c.put("a", json!(floats)).await;
     for c in [c.with_encoding(Json), c.with_encoding(Protobuf)] {
         let value = c.value("a").await;
@@ -321,7 +325,8 @@ async fn protobuf_that_is_refused(c: Caller) {
     for cut in [1, 2, 4, 5, whole.len() - 1] {
         c.call_raw("put", whole[..cut].to_vec(), &[]).await.error("invalid_argument");
     }
-    let nonsense: [&[u8]; 5] = [b"\xff\xff\xff", b"\x0a", b"\x0a\xff\xff\xff\xff\x0f", b"\x07\x00", b"\x08\xff"];
+    let nonsense: [&[u8]; 5] =
+        [b"\xff\xff\xff", b"\x0a", b"\x0a\xff\xff\xff\xff\x0f", b"\x07\x00", b"\x08\xff"];
     for request in nonsense {
         c.call_raw("put", request.to_vec(), &[]).await.error("invalid_argument");
     }
@@ -361,7 +366,7 @@ async fn the_last_member_of_a_oneof_wins(c: Caller) {
 async fn unknown_enum_numbers(c: Caller) {
     let c = c.with_encoding(Protobuf);
     c.put("a", json!(1)).await;
-    for number in [4, 99, 1 << 31] {
+    for number in [4, 99, 1_u32 << 31] {
         c.call("get", json!({"key": "a", "consistency": number})).await.error("invalid_argument");
         c.call("scan", json!({"limit": 5, "consistency": number})).await.error("invalid_argument");
     }

@@ -53,7 +53,8 @@ async fn query_is_not_built_yet(c: Caller) {
 async fn the_order_of_judgement(c: Caller) {
     // The shape comes before the namespace's name: the message names the field, not the namespace.
     if c.encoding == Json {
-        let reply = c.in_namespace("Bad-Name").call_raw("get", br#"{"key":"a","colour":1}"#.to_vec(), &[]).await;
+        let reply =
+            c.in_namespace("Bad-Name").call_raw("get", br#"{"key":"a","colour":1}"#.to_vec(), &[]).await;
         reply.error("invalid_argument");
         assert!(reply.message().contains("colour"), "{}", reply.message());
     }
@@ -70,8 +71,14 @@ async fn the_order_of_judgement(c: Caller) {
 async fn mutated_requests(c: Caller) {
     let requests = [
         ("get", json!({"key": "a", "consistency": "strong", "fields": ["a.b", "c"]})),
-        ("put", json!({"key": "a", "value": {"a": [1, 2.5, null, {"$bytes": "AAEC"}]}, "ttl_ms": 5000, "op_id": "o"})),
-        ("update", json!({"key": "a", "create": true, "changes": [{"path": "a.0", "set": {"$time": "2020-01-01T00:00:00Z"}}]})),
+        (
+            "put",
+            json!({"key": "a", "value": {"a": [1, 2.5, null, {"$bytes": "AAEC"}]}, "ttl_ms": 5000, "op_id": "o"}),
+        ),
+        (
+            "update",
+            json!({"key": "a", "create": true, "changes": [{"path": "a.0", "set": {"$time": "2020-01-01T00:00:00Z"}}]}),
+        ),
         ("batch", json!({"ops": [{"put": {"key": "a", "value": 1}}, {"get": {"key": "a"}}]})),
         ("scan", json!({"prefix": "a", "limit": 5, "reverse": true})),
     ];

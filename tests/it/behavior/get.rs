@@ -125,7 +125,8 @@ async fn head_only_leaves_the_value_out(c: Caller) {
 /// "map keys joined by `.`, a dot inside a key is written `\.`, digits index an element that a list has, "" is the
 /// whole value"; "In `fields` what does not exist is left out, an index keeps that element alone in its list".
 async fn fields_pick_parts(c: Caller) {
-    let value = json!({"a": {"b": 1, "c": {"d": 2}}, "l": [10, 20, {"x": 1, "y": 2}], "p.q": 5, "m": {"1": "one"}});
+    let value =
+        json!({"a": {"b": 1, "c": {"d": 2}}, "l": [10, 20, {"x": 1, "y": 2}], "p.q": 5, "m": {"1": "one"}});
     c.put("a", value.clone()).await;
     c.put("list", json!([10, 20, 30])).await;
     let table = [
@@ -164,7 +165,8 @@ async fn fields_keep_the_order_of_the_record(c: Caller) {
         Json => (br#""z":"#.to_vec(), br#""a":"#.to_vec()),
         Protobuf => (b"\x0a\x01z".to_vec(), b"\x0a\x01a".to_vec()),
     };
-    let at = |part: &[u8]| reply.bytes.windows(part.len()).position(|bytes| bytes == part).expect("a picked key");
+    let at =
+        |part: &[u8]| reply.bytes.windows(part.len()).position(|bytes| bytes == part).expect("a picked key");
     assert!(at(&of_z) < at(&of_a), "the order is the record's, not the request's");
     assert_eq!(reply.record()["value"], json!({"z": 1, "a": 3}));
 }

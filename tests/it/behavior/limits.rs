@@ -49,7 +49,9 @@ async fn keys_with_bad_characters(c: Caller) {
         on_every_op(&c, key, "invalid_argument").await;
     }
     let not_utf8 = match c.encoding {
-        Json => [b"{\"key\":\"a\xff\"}".to_vec(), b"{\"key\":\"\xc3\"}".to_vec(), br#"{"key":"\ud800"}"#.to_vec()],
+        Json => {
+            [b"{\"key\":\"a\xff\"}".to_vec(), b"{\"key\":\"\xc3\"}".to_vec(), br#"{"key":"\ud800"}"#.to_vec()]
+        }
         Protobuf => [b"\x0a\x02a\xff".to_vec(), b"\x0a\x01\xc3".to_vec(), b"\x0a\x03\xed\xa0\x80".to_vec()],
     };
     for request in not_utf8 {
@@ -61,7 +63,8 @@ async fn keys_with_bad_characters(c: Caller) {
 
 /// What is UTF-8 without NUL is a key; "keys stand in the payload only".
 async fn odd_keys_are_keys(c: Caller) {
-    let keys = [" ", "\n", ".", "a.b", "*", ">", "/", "a/", "\u{1}", "\u{7f}", "\"", "\\", "\u{feff}", "🦀", "{"];
+    let keys =
+        [" ", "\n", ".", "a.b", "*", ">", "/", "a/", "\u{1}", "\u{7f}", "\"", "\\", "\u{feff}", "🦀", "{"];
     for key in keys {
         c.put(key, json!(key)).await;
     }

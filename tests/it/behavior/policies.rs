@@ -51,11 +51,13 @@ async fn a_namespace_that_is_bounded_by_default() {
         let c = Caller::of(Nats::shared(), &worker, encoding).await;
         c.put("a", json!(1)).await;
         for level in ["default", "bounded"] {
-            let reply = c.call("get", json!({"key": "a", "consistency": level, "max_staleness_ms": 500})).await;
+            let reply =
+                c.call("get", json!({"key": "a", "consistency": level, "max_staleness_ms": 500})).await;
             assert_eq!(reply.record()["value"], 1, "{level}");
         }
         for level in ["strong", "eventual"] {
-            let reply = c.call("get", json!({"key": "a", "consistency": level, "max_staleness_ms": 500})).await;
+            let reply =
+                c.call("get", json!({"key": "a", "consistency": level, "max_staleness_ms": 500})).await;
             reply.error("invalid_argument");
         }
     }

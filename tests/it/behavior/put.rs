@@ -28,7 +28,7 @@ trials![
 async fn an_applied_put_says_so(c: Caller) {
     let reply = c.call("put", json!({"key": "a", "value": 1})).await;
     reply.applied();
-    assert_eq!(reply.body["durability"], "backend");
+    assert_durable(&reply);
     assert_eq!(reply.body["duplicate"], false);
     assert_eq!((reply.body.get("record"), reply.body.get("existed")), (None, None));
     super::versions::assert_version(&reply.version());
@@ -87,7 +87,8 @@ async fn a_conflict_changes_nothing(c: Caller) {
 /// "exactly one of `absent: true`, `exists: true`, `version`; anything else is `invalid_argument`".
 async fn preconditions_are_exactly_one(c: Caller) {
     let version = c.put("a", json!(1)).await;
-    let mut wrong = vec![json!({}), json!({"absent": false}), json!({"exists": false}), json!({"version": ""})];
+    let mut wrong =
+        vec![json!({}), json!({"absent": false}), json!({"exists": false}), json!({"version": ""})];
     wrong.extend(super::versions::MALFORMED.map(|version| json!({"version": version})));
     if c.encoding == Json {
         // In protobuf the last member of a oneof wins, so two of them are one.
@@ -95,7 +96,13 @@ async fn preconditions_are_exactly_one(c: Caller) {
         wrong.push(json!({"exists": true, "version": version}));
         wrong.push(json!({"exists": true, "absent": false}));
         wrong.push(json!({"exists": null}));
-        wrong.extend([json!(true), json!("absent"), json!([]), json!({"exists": "yes"}), json!({"version": 1})]);
+        wrong.extend([
+            json!(true),
+            json!("absent"),
+            json!([]),
+            json!({"exists": "yes"}),
+            json!({"version": 1}),
+        ]);
     }
     for precondition in wrong {
         let reply = put_if(&c, "a", 2, precondition.clone()).await;
@@ -183,7 +190,9 @@ async fn impossible_lifetimes(c: Caller) {
 /// "`ttl_ms` 0 or absent = the namespace's default; -1 = never expires; `keep_ttl` ... of an absent key: the default".
 async fn the_default_lifetime_of_the_namespace(c: Caller) {
     let (key, c) = (c.namespace.clone(), c.in_namespace("aged"));
-    for (ttl, expected) in [(json!(null), 3_600_000), (json!(0), 3_600_000), (json!(-1), 0), (json!(5000), 5000)] {
+    for (ttl, expected) in
+        [(json!(null), 3_600_000), (json!(0), 3_600_000), (json!(-1), 0), (json!(5000), 5000)]
+    {
         c.write("put", json!({"key": key, "value": 1, "ttl_ms": ttl})).await;
         assert_eq!(lifetime(&c.record(&key).await), expected, "ttl_ms {ttl}");
     }
@@ -196,6 +205,11 @@ async fn the_default_lifetime_of_the_namespace(c: Caller) {
 async fn content_type_is_kept_with_the_record(c: Caller) {
     c.write("put", json!({"key": "a", "value": "x", "content_type": "text/plain; charset=utf-8"})).await;
     assert_eq!(c.record("a").await["content_type"], "text/plain; charset=utf-8");
+}
+
+/// "`applied` = durable in the backend": to the letter, so of the memory backend too.
+pub(super) fn assert_durable(reply: &Reply) {
+    assert_eq!(reply.body["durability"], "backend", "applied is durable in the backend");
 }
 
 /// A put of a number under a precondition.

@@ -140,7 +140,8 @@ async fn a_malformed_cursor(c: Caller) {
     let cursor = c.call("scan", json!({"limit": 1})).await.cursor().to_owned();
     let flipped = if cursor.ends_with('A') { "B" } else { "A" };
     let altered = format!("{}{flipped}{}", &cursor[..cursor.len() / 2], &cursor[cursor.len() / 2 + 1..]);
-    let mut wrong = vec!["x".to_owned(), "!!".to_owned(), "é".to_owned(), "A".repeat(4000), format!("{cursor}AAAA")];
+    let mut wrong =
+        vec!["x".to_owned(), "!!".to_owned(), "é".to_owned(), "A".repeat(4000), format!("{cursor}AAAA")];
     if altered != cursor {
         wrong.push(altered);
     }
@@ -164,7 +165,11 @@ async fn keys_only_leaves_values_out(c: Caller) {
 
 /// ScanReply `records(2) repeated Record`: the same that a get answers; `source(4)`, `stale(6)`, `pending(7)`.
 async fn records_are_whole(c: Caller) {
-    c.write("put", json!({"key": "a", "value": {"n": [null, 1.5]}, "content_type": "text/x", "ttl_ms": 60_000})).await;
+    c.write(
+        "put",
+        json!({"key": "a", "value": {"n": [null, 1.5]}, "content_type": "text/x", "ttl_ms": 60_000}),
+    )
+    .await;
     c.put("b", json!({"$bytes": "AAEC"})).await;
     let reply = c.call("scan", json!({"limit": 10})).await;
     assert_eq!(reply.ok()["records"], json!([c.record("a").await, c.record("b").await]));
@@ -229,10 +234,11 @@ async fn max_bytes_bounds_a_page(c: Caller) {
     for max_bytes in [1, 1500, 5000, 20_000] {
         let (mut seen, mut cursor) = (Vec::new(), String::new());
         loop {
-            let reply = c.call("scan", json!({"max_bytes": max_bytes, "limit": 1000, "cursor": cursor})).await;
+            let reply =
+                c.call("scan", json!({"max_bytes": max_bytes, "limit": 1000, "cursor": cursor})).await;
             let page = reply.keys();
             let fits = reply.bytes.len() <= max_bytes;
-            assert!(fits || page.len() == 1, "{} bytes for {} records", reply.bytes.len(), page.len());
+            assert!(fits || page.len() <= 1, "{} bytes for {} records", reply.bytes.len(), page.len());
             seen.extend(page);
             cursor = reply.cursor().to_owned();
             if cursor.is_empty() {

@@ -200,7 +200,11 @@ async fn the_precondition_is_judged_first(c: Caller) {
     let elsewhere = c.put("elsewhere", json!({})).await;
     let update = async |precondition: Value, create: bool| {
         let changes = json!([{"path": "n", "increment": 1}]);
-        c.call("update", json!({"key": "a", "changes": changes, "precondition": precondition, "create": create})).await
+        c.call(
+            "update",
+            json!({"key": "a", "changes": changes, "precondition": precondition, "create": create}),
+        )
+        .await
     };
     for create in [false, true] {
         assert_conflict(&update(json!({"exists": true}), create).await, "");

@@ -162,7 +162,8 @@ impl Reply {
 
     /// The error of a reply, which must be of `code`.
     pub(crate) fn error(&self, code: &str) -> &Value {
-        let error = self.body.get("error").unwrap_or_else(|| panic!("{code} expected, not {}", brief(&self.body)));
+        let error =
+            self.body.get("error").unwrap_or_else(|| panic!("{code} expected, not {}", brief(&self.body)));
         assert_eq!(error["code"], code, "{}", error["message"]);
         error
     }
@@ -226,7 +227,10 @@ fn check_reply(op: &str, reply: &Reply) {
             let message = error["message"].as_str().unwrap().replace(['\r', '\n'], " ");
             assert_eq!(text.trim(), message.trim());
         }
-        None => assert_eq!((reply.header("Nats-Service-Error-Code"), reply.header("Nats-Service-Error")), (None, None)),
+        None => assert_eq!(
+            (reply.header("Nats-Service-Error-Code"), reply.header("Nats-Service-Error")),
+            (None, None)
+        ),
     }
     check_outcome(op, &reply.body);
     for result in reply.body.get("results").and_then(Value::as_array).into_iter().flatten() {

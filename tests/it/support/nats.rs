@@ -68,6 +68,12 @@ impl Nats {
         self.process = run(self.port, self.config.as_deref(), &self.scratch);
     }
 
+    /// Starts it again on the same port with another configuration.
+    pub(crate) fn restart_with(&mut self, config: &str) {
+        self.config = Some(config.to_owned());
+        self.restart();
+    }
+
     /// Halts the server without closing its connections: what a frozen network looks like.
     pub(crate) fn freeze(&mut self) {
         self.process.signal("STOP");
@@ -107,4 +113,15 @@ fn binary() -> String {
     let folders = path.split(':').chain(["/usr/sbin", "/usr/bin", "/usr/local/bin"]);
     let found = folders.map(|folder| Path::new(folder).join("nats-server")).find(|file| file.is_file());
     found.expect("nats-server is not installed: run `make test-deps`").display().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_can_be_killed_and_started_again() {
+    let mut nats = Nats::with_config("max_payload = 65536\n");
+    assert_eq!(nats.client().await.server_info().max_payload, 65536);
+    nats.kill();
+    assert!(TcpStream::connect(("127.0.0.1", nats.port())).is_err(), "nobody listens any more");
+    nats.restart();
+    assert_eq!(nats.client().await.server_info().max_payload, 65536);
+    assert!(Nats::shared().client().await.server_info().max_payload > 65536);
 }

@@ -97,7 +97,9 @@ impl Process {
     fn reap(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().expect("a child of ours can be waited for");
-            if let (Some(_), Some(mut stdin)) = (self.ended, self.child.stdin.take()) {
+            if self.ended.is_some()
+                && let Some(mut stdin) = self.child.stdin.take()
+            {
                 let _ = stdin.write_all(b"\n"); // the watchdog may go: the pid is no longer ours
             }
         }

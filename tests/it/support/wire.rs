@@ -152,7 +152,9 @@ pub(crate) fn encode(message: &Message, body: &Value) -> Vec<u8> {
         let field = message.fields.iter().find(|field| field.name == name);
         let field = field.unwrap_or_else(|| panic!("{} has no field {name}", message.name));
         match (field.shape, value) {
-            (Shape::Many, items) => items.as_array().unwrap().iter().for_each(|i| put_field(&mut out, field, i)),
+            (Shape::Many, items) => {
+                items.as_array().unwrap().iter().for_each(|i| put_field(&mut out, field, i))
+            }
             (_, Value::Null) if !matches!(field.kind, Kind::Value) => {}
             _ => put_field(&mut out, field, value),
         }
@@ -199,7 +201,9 @@ pub(crate) fn encode_value(value: &Value) -> Vec<u8> {
             Some(("$time", content)) => {
                 varint_field(&mut out, 7, zigzag(time::micros(content.as_str().unwrap())));
             }
-            Some(("$float", content)) => double_field(&mut out, 4, content.as_str().unwrap().parse().unwrap()),
+            Some(("$float", content)) => {
+                double_field(&mut out, 4, content.as_str().unwrap().parse().unwrap())
+            }
             Some(("$int", content)) => {
                 varint_field(&mut out, 3, zigzag(content.as_str().unwrap().parse().unwrap()));
             }
@@ -425,7 +429,9 @@ pub(crate) fn check(message: &Message, body: &Value) {
                 assert!(failed && field.name != "outcome", "{} lacks {}", message.name, field.name);
             }
             (None, _) => {}
-            (Some(items), Shape::Many) => items.as_array().unwrap().iter().for_each(|i| check_field(field, i)),
+            (Some(items), Shape::Many) => {
+                items.as_array().unwrap().iter().for_each(|i| check_field(field, i))
+            }
             (Some(value), _) => check_field(field, value),
         }
     }

@@ -43,6 +43,10 @@ pub(crate) struct Setup {
     pub(crate) backend: Backend,
     /// The `[namespaces.*]` tables and whatever else the test wants in its file.
     pub(crate) rest: String,
+    /// Further keys of `[nats]`.
+    nats_keys: String,
+    /// A program and its arguments in front of the worker's own.
+    wrapper: Vec<String>,
     scratch: Arc<TempDir>,
 }
 
@@ -53,6 +57,8 @@ impl Setup {
             prefix: unique("t"),
             backend,
             rest: NAMESPACES.to_owned(),
+            nats_keys: String::new(),
+            wrapper: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -60,6 +66,16 @@ impl Setup {
     /// Replaces the namespaces (and adds any other tables).
     pub(crate) fn rest(self, rest: &str) -> Setup {
         Setup { rest: rest.to_owned(), ..self }
+    }
+
+    /// Adds keys to `[nats]`.
+    pub(crate) fn nats_settings(self, keys: &str) -> Setup {
+        Setup { nats_keys: keys.to_owned(), ..self }
+    }
+
+    /// Runs the worker under another program, which must leave it the pid it was started with.
+    pub(crate) fn wrapped(self, program: &[String]) -> Setup {
+        Setup { wrapper: program.to_vec(), ..self }
     }
 
     /// The folder of the local backend.
@@ -73,9 +89,9 @@ impl Setup {
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
         };
         let text = format!(
-            "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
+            "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
              [backends.main]\n{backend}\n{}",
-            self.nats_url, self.prefix, self.rest
+            self.nats_url, self.prefix, self.nats_keys, self.rest
         );
         let file = self.scratch.path().join(format!("{http_port}.toml"));
         std::fs::write(&file, text).unwrap();
@@ -110,7 +126,11 @@ impl Worker {
 
     /// Starts a worker without waiting, for tests of those that refuse to start.
     pub(crate) fn launch(setup: Setup) -> Worker {
-        let http_port = free_port();
+        Worker::launch_with_http(setup, free_port())
+    }
+
+    /// Starts a worker without waiting, with its HTTP port chosen by the test.
+    pub(crate) fn launch_with_http(setup: Setup, http_port: u16) -> Worker {
         let process = spawn(&setup, http_port);
         Worker { setup, process, http_port }
     }
@@ -182,8 +202,9 @@ impl Worker {
 
 fn spawn(setup: &Setup, http_port: u16) -> Process {
     let config = setup.config(http_port).display().to_string();
-    let args = ["serve".to_owned(), "--config".to_owned(), config];
-    Process::spawn(env!("CARGO_BIN_EXE_datastore"), &args, Some(setup.scratch.path()))
+    let mut command = setup.wrapper.clone();
+    command.extend([env!("CARGO_BIN_EXE_datastore"), "serve", "--config", &config].map(str::to_owned));
+    Process::spawn(&command[0], &command[1..], Some(setup.scratch.path()))
 }
 
 /// HTTP/1.1 by hand: one request on a connection of its own.

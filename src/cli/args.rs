@@ -1,0 +1,514 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::request::{Consistency, PreconditionRequest};
+
+/// One storage API on a NATS bus: the worker, and commands that talk to workers.
+#[derive(Debug, Parser)]
+#[command(name = "datastore", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 success; 1 the operation failed (also get of a missing key); 2 wrong usage.
+NATS authentication comes from the environment: DATASTORE__NATS__CREDENTIALS_FILE, __USER, __PASSWORD, __TOKEN, ...")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How workers are reached, and how results are printed. These may stand anywhere.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Connection {
+    /// NATS servers, comma separated [env: DATASTORE__NATS__URL] [default: nats://127.0.0.1:4222]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// First token of every subject [env: DATASTORE__NATS__SUBJECT_PREFIX] [default: ds]
+    #[arg(long, global = true, value_name = "PREFIX")]
+    pub(crate) subject_prefix: Option<String>,
+    /// How long one request may take, retries included
+    #[arg(long, global = true, value_name = "D", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    /// Print the reply messages as JSON, one object per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a worker until SIGTERM or Ctrl-C
+    Serve(Serve),
+    /// Print a record's value as JSON
+    #[command(after_help = "Examples:\n  datastore get users user:1\n  datastore get users user:1 --fields name,address.city")]
+    Get(Get),
+    /// Store a document
+    #[command(after_help = "Examples:
+  datastore put users user:1 '{\"name\": \"Ada\"}'
+  datastore put users motd 'hello world' --text --ttl 1h
+  datastore put files logo.png logo.png --file --content-type image/png
+  echo '[1, 2]' | datastore put users list - --if-absent")]
+    Put(Put),
+    /// Remove a record
+    #[command(after_help = "Example:\n  datastore delete users user:1 --if-version 0190c2a5...")]
+    Delete(Delete),
+    /// Change a record in place; the changes happen in the order given
+    #[command(after_help = "Paths are map keys joined by dots; a dot inside a key is written \\. and \"\" is the whole value.
+Operands are JSON. The path ends at the first `=`.
+
+Examples:
+  datastore update users user:1 --increment logins=1 --set 'city=\"London\"' --return
+  datastore update users user:2 --create --add-to-set 'tags=\"new\"' --unset draft")]
+    Update(Update),
+    /// Change a record's lifetime
+    #[command(after_help = "Examples:\n  datastore touch users user:1 --ttl 30m\n  datastore touch users user:1 --ttl never")]
+    Touch(Touch),
+    /// Run many operations, one JSON object per line of a file
+    #[command(after_help = "A line is one operation: {\"put\": {\"key\": \"a\", \"value\": 1}}, likewise get, delete, update, touch.
+More than fits one request is sent as several. With --json: one reply message per request.
+
+Example:
+  printf '%s\\n' '{\"put\":{\"key\":\"a\",\"value\":1}}' '{\"get\":{\"key\":\"a\"}}' | datastore batch users -")]
+    Batch(Batch),
+    /// Print records in the order of their keys: key, tab, value
+    #[command(after_help = "A key with control characters, or with a quote at its start, is printed as JSON text.
+With --json: one reply message per page.
+
+Examples:
+  datastore scan users --prefix user: --limit 10
+  datastore scan users --start b --end d --reverse --keys-only")]
+    Scan(Scan),
+    /// Write the records of a file that are not there yet
+    #[command(after_help = "A line is {\"key\", \"value\"}, and \"content_type\" and \"expires_at_ms\" if set (without: never expires).
+FILE may end in .gz or .zst. Records that are there already, the same, are left alone, so that an import that was
+stopped goes on when it is run again. Expired records are skipped.
+
+Example:
+  datastore import users users.ndjson.gz")]
+    Import(Transfer),
+    /// Write all records of a namespace to a file, in the order of their keys
+    #[command(after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst")]
+    Export(Transfer),
+    /// Check or show settings
+    Config(Config),
+    /// Measure throughput and latency
+    #[command(after_help = "Writes keys of its own into the namespace. With --rate latency counts from the intended start of each request.
+
+Examples:
+  datastore bench --workload get --concurrency 64 --duration 10s --echo
+  datastore bench orders --workload put --value-bytes 4096 --rate 2000")]
+    Bench(Bench),
+    #[command(hide = true)]
+    BenchEcho(BenchEcho),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Settings; without a file the built-in defaults, the environment and the flags alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Key
+    pub(crate) key: String,
+    /// Print these parts of the value alone (paths, comma separated)
+    #[arg(long, value_name = "PATHS", value_delimiter = ',')]
+    pub(crate) fields: Vec<String>,
+    /// Print what belongs to the record instead of its value
+    #[arg(long)]
+    pub(crate) head_only: bool,
+    /// Level of the read [default: the namespace's]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) consistency: Option<Level>,
+    /// How old the answer may be, for bounded reads
+    #[arg(long, value_name = "D", value_parser = positive)]
+    pub(crate) max_staleness: Option<i64>,
+    /// Nothing older than this version
+    #[arg(long, value_name = "V", default_value = "", hide_default_value = true)]
+    pub(crate) min_version: String,
+}
+
+/// A consistency level.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Level {
+    Strong,
+    Bounded,
+    Eventual,
+}
+
+/// What must hold for a write to happen.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub(crate) struct Precondition {
+    /// Only if the key is absent
+    #[arg(long)]
+    if_absent: bool,
+    /// Only if the key is there
+    #[arg(long)]
+    if_exists: bool,
+    /// Only if the key is at this version
+    #[arg(long, value_name = "V")]
+    if_version: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Key
+    pub(crate) key: String,
+    /// JSON; `-` reads standard input
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) value: String,
+    /// VALUE is text, taken literally
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) text: bool,
+    /// VALUE is a file whose bytes are stored
+    #[arg(long)]
+    pub(crate) file: bool,
+    #[command(flatten)]
+    pub(crate) precondition: Precondition,
+    /// Lifetime: 90s, 2h, never [default: the namespace's]
+    #[arg(long, value_name = "D", value_parser = lifetime, conflicts_with = "keep_ttl")]
+    pub(crate) ttl: Option<i64>,
+    /// Keep the present expiry
+    #[arg(long)]
+    pub(crate) keep_ttl: bool,
+    /// What the value is, e.g. image/png
+    #[arg(long, value_name = "T", default_value = "", hide_default_value = true)]
+    pub(crate) content_type: String,
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+}
+
+/// The identity of a write.
+#[derive(Debug, Args)]
+pub(crate) struct Identity {
+    /// Sent again with the same id, the write takes effect once [default: a new one]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(crate) op_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Key
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) precondition: Precondition,
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Key
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) changes: Changes,
+    /// Start from an empty map where there is no record
+    #[arg(long)]
+    pub(crate) create: bool,
+    /// Print the value after the update
+    #[arg(long = "return")]
+    pub(crate) return_record: bool,
+    #[command(flatten)]
+    pub(crate) precondition: Precondition,
+    /// Lifetime: 90s, 2h, never [default: stays as it is]
+    #[arg(long, value_name = "D", value_parser = lifetime)]
+    pub(crate) ttl: Option<i64>,
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+}
+
+/// The changes of an update. Their order among each other is that of the command line, see `update`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Changes {
+    /// Put a value there
+    #[arg(long, value_name = "PATH=JSON")]
+    set: Vec<String>,
+    /// Add a number; starts from 0
+    #[arg(long, value_name = "PATH=N")]
+    increment: Vec<String>,
+    /// Add one element at a list's end
+    #[arg(long, value_name = "PATH=JSON")]
+    append: Vec<String>,
+    /// Keep the smaller
+    #[arg(long, value_name = "PATH=JSON")]
+    min: Vec<String>,
+    /// Keep the larger
+    #[arg(long, value_name = "PATH=JSON")]
+    max: Vec<String>,
+    /// Add one element unless the list has it
+    #[arg(long, value_name = "PATH=JSON")]
+    add_to_set: Vec<String>,
+    /// Take every equal element away
+    #[arg(long, value_name = "PATH=JSON")]
+    remove_from_set: Vec<String>,
+    /// Take what stands there away
+    #[arg(long, value_name = "PATH")]
+    unset: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Touch {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Key
+    pub(crate) key: String,
+    /// New lifetime from now: 90s, 2h, never, or default for the namespace's
+    #[arg(long, value_name = "D", value_parser = lifetime)]
+    pub(crate) ttl: i64,
+    #[command(flatten)]
+    pub(crate) identity: Identity,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Batch {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Operations, one JSON object per line; `-` reads standard input
+    pub(crate) file: String,
+    /// All or nothing; must fit one request
+    #[arg(long)]
+    pub(crate) atomic: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scan {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Keys that start with this
+    #[arg(long, value_name = "P", default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+    /// First key, inclusive
+    #[arg(long, value_name = "S", default_value = "", hide_default_value = true)]
+    pub(crate) start: String,
+    /// Last key, exclusive
+    #[arg(long, value_name = "E", default_value = "", hide_default_value = true)]
+    pub(crate) end: String,
+    /// Most records [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// From the last key to the first
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// Print keys alone
+    #[arg(long)]
+    pub(crate) keys_only: bool,
+    /// Level of the reads [default: the namespace's]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) consistency: Option<Level>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Transfer {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// NDJSON, also .gz and .zst; `-` is standard input or output
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say `ok`, or everything that is wrong with a file
+    Check {
+        /// Settings
+        file: PathBuf,
+    },
+    /// Print the settings that hold: defaults, file, environment and flags together, without secrets
+    Show {
+        /// Settings
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Bench {
+    /// Namespace
+    #[arg(value_name = "NS", default_value = "bench")]
+    pub(crate) namespace: String,
+    /// What to send
+    #[arg(long, default_value = "get")]
+    pub(crate) workload: Workload,
+    /// Requests in flight
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) concurrency: u32,
+    /// How long
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = timeout)]
+    pub(crate) duration: Duration,
+    /// Keys in use
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) keys: u32,
+    /// Bytes of a made-up value, and of an echoed message
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=8_388_608))]
+    pub(crate) value_bytes: u32,
+    /// Prefer some keys: the exponent of a Zipf distribution, e.g. 0.99 [default: all alike]
+    #[arg(long, value_name = "S", value_parser = exponent)]
+    pub(crate) zipf: Option<f64>,
+    /// Records of a file (as for import) instead of made-up ones
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<String>,
+    /// Requests per second; latency counts from the intended start [default: as fast as they are answered]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
+    /// Operations of one batch, records of one scan page
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) batch_size: u32,
+    /// Measure an echo over the same NATS server in the same run, round by round, and compare
+    #[arg(long)]
+    pub(crate) echo: bool,
+}
+
+/// What the load generator sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// Gets of single records
+    Get,
+    /// Puts of single records
+    Put,
+    /// Batches of puts
+    Batch,
+    /// Scan pages
+    Scan,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchEcho {
+    pub(crate) subject: String,
+}
+
+// === values ===
+
+impl Precondition {
+    pub(crate) fn request(&self) -> Option<PreconditionRequest> {
+        let none = PreconditionRequest::default();
+        if self.if_absent {
+            return Some(PreconditionRequest { absent: Some(true), ..none });
+        }
+        if self.if_exists {
+            return Some(PreconditionRequest { exists: Some(true), ..none });
+        }
+        self.if_version.clone().map(|version| PreconditionRequest { version: Some(version), ..none })
+    }
+}
+
+impl Level {
+    pub(crate) fn request(level: Option<Self>) -> Consistency {
+        match level {
+            None => Consistency::Default,
+            Some(Self::Strong) => Consistency::Strong,
+            Some(Self::Bounded) => Consistency::Bounded,
+            Some(Self::Eventual) => Consistency::Eventual,
+        }
+    }
+}
+
+/// A duration of at least a millisecond.
+fn timeout(text: &str) -> Result<Duration, String> {
+    positive(text).map(|ms| Duration::from_millis(ms.unsigned_abs()))
+}
+
+fn positive(text: &str) -> Result<i64, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write e.g. 500ms, 90s or 2h"))?;
+    match i64::try_from(duration.as_millis()) {
+        Ok(ms @ 1..) => Ok(ms),
+        Ok(_) => Err("must be at least 1ms".to_owned()),
+        Err(_) => Err("is too long".to_owned()),
+    }
+}
+
+/// A lifetime as in messages: milliseconds, 0 = the namespace's default, -1 = never ends.
+fn lifetime(text: &str) -> Result<i64, String> {
+    match text {
+        "never" => Ok(-1),
+        "default" => Ok(0),
+        _ => positive(text).map_err(|error| format!("{error}; or never, or default")),
+    }
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(exponent),
+        _ => Err("must be a number above 0 and at most 10".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["datastore"], line].concat())
+    }
+
+    #[test]
+    fn flags_stand_anywhere() {
+        for line in [
+            ["--json", "put", "n", "k", "-5", "--text", "--ttl", "never"],
+            ["put", "--text", "n", "--ttl", "never", "k", "--json", "-5"],
+        ] {
+            let cli = parse(&line).unwrap();
+            assert!(cli.connection.json);
+            let Command::Put(put) = cli.command else { panic!() };
+            assert_eq!((put.value.as_str(), put.text, put.ttl), ("-5", true, Some(-1)));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for line in [
+            &["nonsense"] as &[&str],
+            &["queue"],
+            &["get", "n"],
+            &["get", "n", "k", "--consistency", "total"],
+            &["put", "n", "k", "1", "--if-absent", "--if-exists"],
+            &["put", "n", "k", "1", "--text", "--file"],
+            &["put", "n", "k", "1", "--ttl", "0s"],
+            &["put", "n", "k", "1", "--ttl", "1h", "--keep-ttl"],
+            &["put", "n", "k", "--unknown"],
+            &["update", "n", "k"],
+            &["touch", "n", "k"],
+            &["scan", "n", "--limit", "0"],
+            &["get", "n", "k", "--timeout", "soon"],
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
+        }
+        assert_eq!(parse(&["--version"]).unwrap_err().exit_code(), 0);
+        assert_eq!(parse(&["get", "--help"]).unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn a_lifetime_is_never_silently_the_default() {
+        assert_eq!(lifetime("90s"), Ok(90_000));
+        assert_eq!(lifetime("never"), Ok(-1));
+        assert_eq!(lifetime("default"), Ok(0));
+        assert!(lifetime("0s").is_err());
+        assert!(lifetime("10us").is_err());
+        assert!(lifetime("-1").is_err());
+    }
+}

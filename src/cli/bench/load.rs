@@ -1,0 +1,146 @@
+//! Many callers for some time, and what they measured.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::cli::args::Bench;
+
+/// Latencies are kept from a microsecond to this, in microseconds; longer ones count as this.
+const LATENCY_US_MAX: u64 = 120_000_000;
+/// Digits of a latency that are kept.
+const LATENCY_DIGITS: u8 = 3;
+
+/// What the callers of one round measured.
+pub(super) struct Measured {
+    /// Microseconds of the requests that succeeded.
+    pub(super) latency_us: Histogram<u64>,
+    /// Operations or records in them.
+    pub(super) items: u64,
+    /// How many failed, by code.
+    pub(super) errors: BTreeMap<String, u64>,
+    /// From the first start to the last answer.
+    pub(super) elapsed: Duration,
+}
+
+impl Measured {
+    fn new() -> Self {
+        let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).expect("the bounds are in order");
+        Self { latency_us, items: 0, errors: BTreeMap::new(), elapsed: Duration::ZERO }
+    }
+
+    fn note(&mut self, latency: Duration, came_to: Result<u64, String>) {
+        match came_to {
+            Ok(items) => {
+                let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+                self.latency_us.saturating_record(us.clamp(1, LATENCY_US_MAX));
+                self.items += items;
+            }
+            Err(code) => *self.errors.entry(code).or_default() += 1,
+        }
+    }
+
+    /// Takes in what was measured at the same time, or after it with `Self::elapsed` added by the caller.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.latency_us.add(&other.latency_us).expect("both have the same bounds");
+        self.items += other.items;
+        for (code, count) in &other.errors {
+            *self.errors.entry(code.clone()).or_default() += count;
+        }
+    }
+
+    /// Requests that succeeded, in a second.
+    pub(super) fn throughput(&self) -> f64 {
+        self.latency_us.len() as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// All rounds as one.
+    pub(super) fn sum<'m>(rounds: impl IntoIterator<Item = &'m Self>) -> Self {
+        rounds.into_iter().fold(Self::new(), |mut sum, round| {
+            sum.merge(round);
+            sum.elapsed += round.elapsed;
+            sum
+        })
+    }
+}
+
+/// Runs the callers. `send` is one request: how many items it carried, or its error's code.
+pub(super) async fn run<F>(bench: &Bench, duration: Duration, send: impl Fn() -> F + Clone + Send + 'static) -> Measured
+where
+    F: Future<Output = Result<u64, String>> + Send,
+{
+    let started = Instant::now();
+    let end = started + duration;
+    let mut callers = JoinSet::new();
+    for caller in 0..bench.concurrency {
+        let send = send.clone();
+        let pace = bench.rate.map(|rate| Pace::new(rate, bench.concurrency, caller));
+        callers.spawn(async move {
+            let mut measured = Measured::new();
+            for turn in 0_u64.. {
+                let intended = match &pace {
+                    None => Instant::now(),
+                    Some(pace) => started + pace.start_of(turn),
+                };
+                if intended >= end {
+                    break;
+                }
+                tokio::time::sleep_until(intended).await;
+                let came_to = send().await;
+                measured.note(intended.elapsed(), came_to);
+                // A paced caller that fell far behind must not go on for ever to catch up.
+                if pace.is_some() && Instant::now() >= end + duration {
+                    break;
+                }
+            }
+            measured
+        });
+    }
+    let mut all = Measured::new();
+    while let Some(measured) = callers.join_next().await {
+        match measured {
+            Ok(measured) => all.merge(&measured),
+            Err(panic) => *all.errors.entry(format!("panic: {panic}")).or_default() += 1,
+        }
+    }
+    all.elapsed = started.elapsed();
+    all
+}
+
+/// When the requests of one caller are meant to start: all callers together keep the rate.
+struct Pace {
+    first: Duration,
+    every: Duration,
+}
+
+impl Pace {
+    fn new(rate: u32, callers: u32, caller: u32) -> Self {
+        let one = Duration::from_secs(1) / rate;
+        Self { first: one * caller, every: Duration::from_secs_f64(f64::from(callers) / f64::from(rate)) }
+    }
+
+    fn start_of(&self, turn: u64) -> Duration {
+        self.first + Duration::from_secs_f64(self.every.as_secs_f64() * turn as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_keep_the_rate_together() {
+        let mut starts: Vec<u128> = (0..4)
+            .flat_map(|caller| {
+                let pace = Pace::new(100, 4, caller);
+                (0..25).map(move |turn| pace.start_of(turn).as_millis())
+            })
+            .collect();
+        starts.sort_unstable();
+        assert_eq!(starts.len(), 100);
+        assert!(starts.iter().enumerate().all(|(at, start)| start.abs_diff(at as u128 * 10) <= 1), "{starts:?}");
+    }
+}

@@ -1,0 +1,114 @@
+//! From a tree without faults to types. It refuses nothing: what could be refused was, by the check.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::{Settings, check, units};
+use crate::client::connect::NatsSettings;
+use crate::model::request::Consistency;
+use crate::store::policy::{PartitionBy, PolicySettings};
+use crate::telemetry::LogFormat;
+use crate::backend;
+use crate::http;
+use crate::telemetry;
+
+/// The settings of a tree in which the check found no fault.
+pub(super) fn settings(tree: &Table) -> Settings {
+    let [nats, listen, log, cache] = ["nats", "http", "log", "cache"].map(|name| Section::of(&tree[name]));
+    Settings {
+        max_in_flight: usize::try_from(nats.integer("max_in_flight")).expect("checked: 1 to 1000000"),
+        nats: nats_settings(&nats),
+        http: http::Settings {
+            listen: Some(listen.text("listen"))
+                .filter(|text| !text.is_empty())
+                .map(|text| text.parse().expect("checked: an address")),
+            token: listen.text("token"),
+        },
+        log: telemetry::Settings {
+            format: if log.text("format") == "json" { LogFormat::Json } else { LogFormat::Text },
+            level: log.text("level"),
+        },
+        backends: each(tree, "backends", backend_settings),
+        namespaces: each(tree, "namespaces", policy_settings),
+        cache_memory_bytes: cache.bytes("memory_bytes"),
+    }
+}
+
+fn nats_settings(nats: &Section<'_>) -> NatsSettings {
+    NatsSettings {
+        url: nats.text("url"),
+        credentials_file: nats.text("credentials_file"),
+        user: nats.text("user"),
+        password: nats.text("password"),
+        token: nats.text("token"),
+        nkey_file: nats.text("nkey_file"),
+        tls_ca_file: nats.text("tls_ca_file"),
+        tls_cert_file: nats.text("tls_cert_file"),
+        tls_key_file: nats.text("tls_key_file"),
+        subject_prefix: nats.text("subject_prefix"),
+    }
+}
+
+fn backend_settings(backend: &Section<'_>) -> backend::Settings {
+    match backend.text("kind").as_str() {
+        "local" => backend::Settings::Local { path: PathBuf::from(backend.text("path")) },
+        "memory" => backend::Settings::Memory,
+        kind => unreachable!("checked: {kind} is built"),
+    }
+}
+
+fn policy_settings(policy: &Section<'_>) -> PolicySettings {
+    PolicySettings {
+        backend: policy.text("backend"),
+        consistency: match policy.text("consistency").as_str() {
+            "strong" => Consistency::Strong,
+            "bounded" => Consistency::Bounded,
+            "eventual" => Consistency::Eventual,
+            level => unreachable!("checked: {level} is a level"),
+        },
+        max_staleness_ms: policy.duration_ms("max_staleness"),
+        partition_by: match policy.text("partition_by").as_str() {
+            "prefix" => PartitionBy::Prefix,
+            "key" => PartitionBy::Key,
+            "namespace" => PartitionBy::Namespace,
+            way => unreachable!("checked: {way} is a way to partition"),
+        },
+        partition_delimiter: policy.text("partition_delimiter"),
+        ttl_ms: policy.duration_ms("ttl"),
+        cache_ttl_ms: policy.duration_ms("cache_ttl"),
+        max_stale_ms: policy.duration_ms("max_stale"),
+        max_value_bytes: usize::try_from(policy.bytes("max_value_bytes")).unwrap_or(usize::MAX),
+    }
+}
+
+fn each<T>(tree: &Table, section: &str, build: fn(&Section<'_>) -> T) -> BTreeMap<String, T> {
+    let entries = tree[section].as_table().expect("checked: a table");
+    entries.iter().map(|(name, entry)| (name.clone(), build(&Section::of(entry)))).collect()
+}
+
+/// A table whose keys are all there, each of its type.
+struct Section<'t>(&'t Table);
+
+impl<'t> Section<'t> {
+    fn of(value: &'t Value) -> Self {
+        Self(value.as_table().expect("checked: a table"))
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.0[name].as_str().expect("checked: text").to_owned()
+    }
+
+    fn integer(&self, name: &str) -> i64 {
+        self.0[name].as_integer().expect("checked: a whole number")
+    }
+
+    fn duration_ms(&self, name: &str) -> i64 {
+        units::duration_ms(&self.text(name)).expect("checked: a duration")
+    }
+
+    fn bytes(&self, name: &str) -> u64 {
+        check::size(&self.0[name]).expect("checked: a size")
+    }
+}
