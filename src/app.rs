@@ -14,13 +14,13 @@ use crate::backend::memory::Memory;
 use crate::backend::{self, DynBackend};
 use crate::client::connect::redact_url;
 use crate::config::Loaded;
+use crate::control;
+use crate::http::{self, Readiness};
 use crate::model::clock::HybridClock;
 use crate::model::{Error, Result};
 use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
 use crate::store::Store;
-use crate::control;
-use crate::http::{self, Readiness};
 use crate::telemetry;
 
 /// Serves until SIGTERM or SIGINT. Exit code 0 after an orderly stop, 1 when it cannot start.
@@ -47,7 +47,10 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
 
     // Health first, so that whoever waits for this worker sees it come up.
     let running = Arc::new(Running::default());
-    let probe = { let running = running.clone(); Arc::new(move || running.readiness()) };
+    let probe = {
+        let running = running.clone();
+        Arc::new(move || running.readiness())
+    };
     let http = tokio::spawn(http::run(settings.http.clone(), probe, stop.clone()));
 
     let backends = tokio::select! {
@@ -80,7 +83,9 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     Ok(())
 }
 
-async fn open(settings: &BTreeMap<String, backend::Settings>) -> Result<BTreeMap<String, Arc<dyn DynBackend>>> {
+async fn open(
+    settings: &BTreeMap<String, backend::Settings>,
+) -> Result<BTreeMap<String, Arc<dyn DynBackend>>> {
     let mut backends: BTreeMap<String, Arc<dyn DynBackend>> = BTreeMap::new();
     for (name, settings) in settings {
         let backend: Arc<dyn DynBackend> = match settings {
@@ -88,7 +93,8 @@ async fn open(settings: &BTreeMap<String, backend::Settings>) -> Result<BTreeMap
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;
-                let local = opened.map_err(|panic| Error::internal(format!("opening a store failed: {panic}")))??;
+                let local =
+                    opened.map_err(|panic| Error::internal(format!("opening a store failed: {panic}")))??;
                 tracing::info!(backend = name, path = %path.display(), "store open");
                 Arc::new(local)
             }
@@ -133,7 +139,7 @@ impl Running {
     }
 
     fn set_server(&self, server: &Server) {
-        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = 
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Joined { serving: server.serving(), connected: server.connection() });
     }
 
@@ -143,7 +149,8 @@ impl Running {
         let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, backend) in &backends {
             let health = backend.health();
-            let detail = health.as_ref().err().map_or_else(|| "open".to_owned(), |error| error.message.clone());
+            let detail =
+                health.as_ref().err().map_or_else(|| "open".to_owned(), |error| error.message.clone());
             parts.insert(format!("backend.{name}"), (health.is_ok(), detail));
         }
         let answers = parts.is_empty() || parts.values().any(|(ok, _)| *ok);
@@ -152,7 +159,10 @@ impl Running {
             None => (false, Serving::Starting),
             Some(joined) => ((joined.connected)(), joined.serving.borrow().clone()),
         };
-        parts.insert("nats".to_owned(), (connected, if connected { "connected" } else { "not connected" }.to_owned()));
+        parts.insert(
+            "nats".to_owned(),
+            (connected, if connected { "connected" } else { "not connected" }.to_owned()),
+        );
         let word = match &serving {
             Serving::Starting => "starting".to_owned(),
             Serving::Yes => "taking requests".to_owned(),

@@ -21,10 +21,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use crate::client::connect::NatsSettings;
-use crate::store::policy::PolicySettings;
 use crate::backend;
+use crate::client::connect::NatsSettings;
 use crate::http;
+use crate::store::policy::PolicySettings;
 use crate::telemetry;
 
 /// The worker's settings, checked.

@@ -26,7 +26,8 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     // What libraries have to say below a warning is for those who ask for it by name.
     let level = format!("async_nats=warn,fjall=warn,lsm_tree=warn,{}", settings.level);
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level: {error}"))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A second call means that a program around this one logs already.
     drop(match settings.format {
         LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -29,7 +29,8 @@ pub(super) struct Now {
 pub(super) fn write(present: Option<&Row>, write: &Write, now: Now) -> Result<(Option<Row>, Written)> {
     if let Some(op) = write.op {
         if let Some(fingerprint) = present.and_then(|row| row.ring.find(op.id)) {
-            let version = present.map(|row| row.version).filter(|version| version.fingerprint() == fingerprint);
+            let version =
+                present.map(|row| row.version).filter(|version| version.fingerprint() == fingerprint);
             return Ok((None, Written::Duplicate { version }));
         }
         if op.lookback_ms.is_some_and(|lookback| may_be_forgotten(present, lookback, now)) {

@@ -83,7 +83,9 @@ impl<'t, T: Table> Group<'t, T> {
             let at = written.iter().position(|one| matches!(one, Written::Duplicate { .. })).unwrap_or(0);
             return Err((
                 at,
-                Error::indeterminate("some operations of this atomic batch took effect before and some did not"),
+                Error::indeterminate(
+                    "some operations of this atomic batch took effect before and some did not",
+                ),
             ));
         }
         let changes = scratch.changes;

@@ -14,7 +14,8 @@ use crate::model::{Error, Result};
 use super::group::{Changes, Group, Table, stored_key};
 use super::pages::{self, Collector};
 use super::{
-    Applied, Backend, Capability, Entry, Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, Swept, Write, Written,
+    Applied, Backend, Capability, Entry, Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, Swept, Write,
+    Written,
 };
 
 /// See the module.
@@ -73,7 +74,11 @@ impl Backend for Memory {
         written
     }
 
-    async fn write_atomic(&self, writes: Vec<Write>, deadline: Instant) -> Result<Vec<Written>, (usize, Error)> {
+    async fn write_atomic(
+        &self,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> Result<Vec<Written>, (usize, Error)> {
         let mut rows = self.rows_mut();
         if Instant::now() >= deadline {
             return Err((0, super::late()));

@@ -256,10 +256,18 @@ pub trait Backend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
 
     /// Reads keys, in order. Keys never written are `None`.
-    fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> impl Future<Output = Vec<Result<Option<Found>>>> + Send;
+    fn read(
+        &self,
+        keys: Vec<RowKey>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Option<Found>>>> + Send;
 
     /// Writes one after another, each by itself; writes to the same key keep their order.
-    fn write(&self, writes: Vec<Write>, deadline: Instant) -> impl Future<Output = Vec<Result<Written>>> + Send;
+    fn write(
+        &self,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Written>>> + Send;
 
     /// Writes all or nothing; a failure names the first write that failed. Preconditions that fail and
     /// forgotten operations are failures here.
@@ -270,15 +278,19 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Written>, (usize, crate::model::Error)>> + Send;
 
     /// Merges rows that carry their versions: idempotent, in any order, any number of times.
-    fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> impl Future<Output = Vec<Result<Applied>>> + Send;
+    fn apply(
+        &self,
+        entries: Vec<Entry>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Applied>>> + Send;
 
     /// A page in byte order of the key, from one snapshot.
     fn scan(&self, range: Range, deadline: Instant) -> impl Future<Output = Result<Page>> + Send;
 
     /// Rows that one sweep step looks at.
-const SWEEP_ROWS_MAX: usize = 2000;
+    const SWEEP_ROWS_MAX: usize = 2000;
 
-/// One bounded step of removing expired records and old tombstones, from `resume` on.
+    /// One bounded step of removing expired records and old tombstones, from `resume` on.
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> impl Future<Output = Result<Swept>> + Send;
 
     /// Whether it can answer now, and why not.
@@ -410,5 +422,7 @@ impl Swept {
 
 /// The error of a write whose deadline passed before the store looked at it.
 fn late() -> crate::model::Error {
-    crate::model::Error::deadline("the deadline passed before the store looked at the write; nothing happened")
+    crate::model::Error::deadline(
+        "the deadline passed before the store looked at the write; nothing happened",
+    )
 }

@@ -27,7 +27,8 @@ pub(super) fn bounds(range: &Range) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
 
 /// Whether no key can lie between the bounds (an ordered map panics on such).
 pub(super) fn is_empty(bounds: &(Bound<Vec<u8>>, Bound<Vec<u8>>)) -> bool {
-    let (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) = bounds else {
+    let (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) = bounds
+    else {
         return false;
     };
     low >= high
@@ -73,7 +74,8 @@ impl<'r> Collector<'r> {
 
     fn key(&self, stored_key: &[u8]) -> Result<Key> {
         let key = &stored_key[self.range.namespace.as_str().len() + 1..];
-        let text = std::str::from_utf8(key).map_err(|_| Error::new(crate::model::Code::Corrupt, "a stored key is not UTF-8"))?;
+        let text = std::str::from_utf8(key)
+            .map_err(|_| Error::new(crate::model::Code::Corrupt, "a stored key is not UTF-8"))?;
         Key::parse(text)
     }
 }

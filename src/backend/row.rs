@@ -39,7 +39,12 @@ pub(super) fn encode(stored_key: &[u8], row: &Row) -> Vec<u8> {
     let size = HEADER_BYTES + row.ring.entries.len() * ENTRY_BYTES + body.len() + CRC_BYTES;
     let mut bytes = Vec::with_capacity(size);
     let ring_entries = u8::try_from(row.ring.entries.len()).expect("a ring has at most 4 entries");
-    bytes.extend_from_slice(&[MAGIC, FORMAT, if row.body.is_some() { LIVE } else { TOMBSTONE }, ring_entries]);
+    bytes.extend_from_slice(&[
+        MAGIC,
+        FORMAT,
+        if row.body.is_some() { LIVE } else { TOMBSTONE },
+        ring_entries,
+    ]);
     bytes.extend_from_slice(&row.slot.to_le_bytes());
     bytes.extend_from_slice(&[0; 2]);
     bytes.extend_from_slice(&row.version.hlc.to_le_bytes());
@@ -68,7 +73,10 @@ pub(super) fn decode(stored_key: &[u8], bytes: &Bytes) -> Result<Row, String> {
         return Err(format!("checksum {computed:#010x} where the row says {stored:#010x}"));
     }
     if bytes[0] != MAGIC || bytes[1] != FORMAT || bytes[2] > TOMBSTONE {
-        return Err(format!("row format {}.{} kind {} is not known to this version", bytes[0], bytes[1], bytes[2]));
+        return Err(format!(
+            "row format {}.{} kind {} is not known to this version",
+            bytes[0], bytes[1], bytes[2]
+        ));
     }
     let ring_entries = usize::from(bytes[3]);
     if ring_entries > OP_RING_ENTRIES || ring_entries * ENTRY_BYTES > rest {
@@ -103,7 +111,10 @@ mod tests {
             slot: 4095,
             body: body.map(Bytes::from_static),
             expires_at_ms: 12,
-            ring: OpRing { entries: (0..ring_entries).map(|n| (n | 1 << 63, n)).collect(), evicted_at_ms: -1 },
+            ring: OpRing {
+                entries: (0..ring_entries).map(|n| (n | 1 << 63, n)).collect(),
+                evicted_at_ms: -1,
+            },
         }
     }
 

@@ -29,7 +29,10 @@ fn at(key: &str) -> RowKey {
 fn put(key: &str, body: &'static str, hlc: u64) -> Write {
     Write {
         at: at(key),
-        action: Action::Put { body: Bytes::from_static(body.as_bytes()), expiry: Expiry::New(Lifetime::Forever) },
+        action: Action::Put {
+            body: Bytes::from_static(body.as_bytes()),
+            expiry: Expiry::New(Lifetime::Forever),
+        },
         precondition: None,
         op: None,
         proposed: Version { hlc, origin: 1 },
@@ -43,7 +46,8 @@ fn delete(key: &str) -> Write {
 
 fn entry(key: &str, body: Option<&str>, hlc: u64) -> Entry {
     let body = body.map(|body| Bytes::from(body.to_owned()));
-    let row = Row { version: Version { hlc, origin: 9 }, slot: 7, body, expires_at_ms: 0, ring: OpRing::default() };
+    let row =
+        Row { version: Version { hlc, origin: 9 }, slot: 7, body, expires_at_ms: 0, ring: OpRing::default() };
     Entry { at: at(key), row }
 }
 
@@ -74,14 +78,20 @@ async fn on_each<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
 async fn a_version_is_raised_above_what_stands_and_clamped_to_the_stores_clock() {
     on_each(async |backend| {
         let far = hlc_at(wall_ms() + 3_600_000);
-        let Written::Applied { version: clamped, .. } = write(&*backend, put("k", "a", far)).await else { panic!() };
+        let Written::Applied { version: clamped, .. } = write(&*backend, put("k", "a", far)).await else {
+            panic!()
+        };
         assert!(clamped.hlc < hlc_at(wall_ms() + 1000), "an hour ahead is not taken");
         assert_ne!(clamped.origin & RAISED, 0, "a clamped version is flagged");
-        let Written::Applied { version: raised, .. } = write(&*backend, put("k", "b", 5)).await else { panic!() };
+        let Written::Applied { version: raised, .. } = write(&*backend, put("k", "b", 5)).await else {
+            panic!()
+        };
         assert!(raised > clamped, "a slow clock's write still gets a greater version");
         assert_eq!(raised.hlc, clamped.hlc + 1);
         let fresh = hlc_at(wall_ms() + 200);
-        let Written::Applied { version, .. } = write(&*backend, put("other", "c", fresh)).await else { panic!() };
+        let Written::Applied { version, .. } = write(&*backend, put("other", "c", fresh)).await else {
+            panic!()
+        };
         assert_eq!(version, Version { hlc: fresh, origin: 1 }, "a sane proposal stands as it is");
     })
     .await;
@@ -92,11 +102,17 @@ async fn a_forgotten_delete_is_not_undone_by_anything_older() {
     on_each(async |backend| {
         let old = hlc_at(wall_ms() - 60_000);
         write(&*backend, put("k", "a", hlc_at(wall_ms()))).await;
-        let Written::Applied { version: deleted, existed: true, .. } = write(&*backend, delete("k")).await else {
+        let Written::Applied { version: deleted, existed: true, .. } = write(&*backend, delete("k")).await
+        else {
             panic!()
         };
-        assert_eq!(found(&*backend, "k").await, Some(Found { version: deleted, live: None }), "a tombstone stays");
-        let superseded = backend.apply(vec![entry("k", Some("late"), old)], deadline()).await.remove(0).unwrap();
+        assert_eq!(
+            found(&*backend, "k").await,
+            Some(Found { version: deleted, live: None }),
+            "a tombstone stays"
+        );
+        let superseded =
+            backend.apply(vec![entry("k", Some("late"), old)], deadline()).await.remove(0).unwrap();
         assert_eq!(superseded, Applied::Superseded, "while it stays, it wins by its version");
 
         let swept = backend.sweep(None, NO_GRACE).await.unwrap();
@@ -142,7 +158,8 @@ async fn a_grace_keeps_tombstones_and_live_records_are_never_swept() {
 async fn an_expired_record_becomes_a_tombstone_of_the_same_version() {
     on_each(async |backend| {
         let mut short = put("k", "a", hlc_at(wall_ms()));
-        short.action = Action::Put { body: Bytes::from_static(b"a"), expiry: Expiry::New(Lifetime::Millis(1)) };
+        short.action =
+            Action::Put { body: Bytes::from_static(b"a"), expiry: Expiry::New(Lifetime::Millis(1)) };
         let Written::Applied { version, .. } = write(&*backend, short).await else { panic!() };
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(found(&*backend, "k").await, Some(Found { version, live: None }));
@@ -246,19 +263,21 @@ async fn a_local_store_keeps_everything_when_it_is_opened_again() {
 
 fn any_entry() -> impl Strategy<Value = Entry> {
     let body = proptest::option::of("[a-z]{0,4}");
-    ((0..3_u8), body, 1..20_u64, proptest::collection::vec(0..6_u64, 0..3)).prop_map(|(key, body, hlc, ops)| {
-        // One version names one value: the body follows from key and version.
-        let mut entry = entry(&format!("k{key}"), body.map(|_| format!("{key}-{hlc}")).as_deref(), hlc);
-        if hlc % 3 == 0 {
-            entry.row.body = None;
-        } else {
-            entry.row.body = Some(Bytes::from(format!("{key}-{hlc}")));
-        }
-        let fingerprint = entry.row.version.fingerprint();
-        entry.row.ring.entries = ops.into_iter().map(|op| (op | 1 << 63, fingerprint)).collect();
-        entry.row.ring.entries.dedup();
-        entry
-    })
+    ((0..3_u8), body, 1..20_u64, proptest::collection::vec(0..6_u64, 0..3)).prop_map(
+        |(key, body, hlc, ops)| {
+            // One version names one value: the body follows from key and version.
+            let mut entry = entry(&format!("k{key}"), body.map(|_| format!("{key}-{hlc}")).as_deref(), hlc);
+            if hlc % 3 == 0 {
+                entry.row.body = None;
+            } else {
+                entry.row.body = Some(Bytes::from(format!("{key}-{hlc}")));
+            }
+            let fingerprint = entry.row.version.fingerprint();
+            entry.row.ring.entries = ops.into_iter().map(|op| (op | 1 << 63, fingerprint)).collect();
+            entry.row.ring.entries.dedup();
+            entry
+        },
+    )
 }
 
 proptest! {

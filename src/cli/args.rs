@@ -10,8 +10,10 @@ use crate::model::request::{Consistency, PreconditionRequest};
 /// One storage API on a NATS bus: the worker, and commands that talk to workers.
 #[derive(Debug, Parser)]
 #[command(name = "datastore", version, arg_required_else_help = true, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 success; 1 the operation failed (also get of a missing key); 2 wrong usage.
-NATS authentication comes from the environment: DATASTORE__NATS__CREDENTIALS_FILE, __USER, __PASSWORD, __TOKEN, ...")]
+#[command(
+    after_help = "Exit codes: 0 success; 1 the operation failed (also get of a missing key); 2 wrong usage.
+NATS authentication comes from the environment: DATASTORE__NATS__CREDENTIALS_FILE, __USER, __PASSWORD, __TOKEN, ..."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) connection: Connection,
@@ -41,7 +43,9 @@ pub(crate) enum Command {
     /// Run a worker until SIGTERM or Ctrl-C
     Serve(Serve),
     /// Print a record's value as JSON
-    #[command(after_help = "Examples:\n  datastore get users user:1\n  datastore get users user:1 --fields name,address.city")]
+    #[command(
+        after_help = "Examples:\n  datastore get users user:1\n  datastore get users user:1 --fields name,address.city"
+    )]
     Get(Get),
     /// Store a document
     #[command(after_help = "Examples:
@@ -54,50 +58,64 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  datastore delete users user:1 --if-version 0190c2a5...")]
     Delete(Delete),
     /// Change a record in place; the changes happen in the order given
-    #[command(after_help = "Paths are map keys joined by dots; a dot inside a key is written \\. and \"\" is the whole value.
+    #[command(
+        after_help = "Paths are map keys joined by dots; a dot inside a key is written \\. and \"\" is the whole value.
 Operands are JSON. The path ends at the first `=`.
 
 Examples:
   datastore update users user:1 --increment logins=1 --set 'city=\"London\"' --return
-  datastore update users user:2 --create --add-to-set 'tags=\"new\"' --unset draft")]
+  datastore update users user:2 --create --add-to-set 'tags=\"new\"' --unset draft"
+    )]
     Update(Update),
     /// Change a record's lifetime
-    #[command(after_help = "Examples:\n  datastore touch users user:1 --ttl 30m\n  datastore touch users user:1 --ttl never")]
+    #[command(
+        after_help = "Examples:\n  datastore touch users user:1 --ttl 30m\n  datastore touch users user:1 --ttl never"
+    )]
     Touch(Touch),
     /// Run many operations, one JSON object per line of a file
-    #[command(after_help = "A line is one operation: {\"put\": {\"key\": \"a\", \"value\": 1}}, likewise get, delete, update, touch.
+    #[command(
+        after_help = "A line is one operation: {\"put\": {\"key\": \"a\", \"value\": 1}}, likewise get, delete, update, touch.
 More than fits one request is sent as several. With --json: one reply message per request.
 
 Example:
-  printf '%s\\n' '{\"put\":{\"key\":\"a\",\"value\":1}}' '{\"get\":{\"key\":\"a\"}}' | datastore batch users -")]
+  printf '%s\\n' '{\"put\":{\"key\":\"a\",\"value\":1}}' '{\"get\":{\"key\":\"a\"}}' | datastore batch users -"
+    )]
     Batch(Batch),
     /// Print records in the order of their keys: key, tab, value
-    #[command(after_help = "A key with control characters, or with a quote at its start, is printed as JSON text.
+    #[command(
+        after_help = "A key with control characters, or with a quote at its start, is printed as JSON text.
 With --json: one reply message per page.
 
 Examples:
   datastore scan users --prefix user: --limit 10
-  datastore scan users --start b --end d --reverse --keys-only")]
+  datastore scan users --start b --end d --reverse --keys-only"
+    )]
     Scan(Scan),
     /// Write the records of a file that are not there yet
-    #[command(after_help = "A line is {\"key\", \"value\"}, and \"content_type\" and \"expires_at_ms\" if set (without: never expires).
+    #[command(
+        after_help = "A line is {\"key\", \"value\"}, and \"content_type\" and \"expires_at_ms\" if set (without: never expires).
 FILE may end in .gz or .zst. Records that are there already, the same, are left alone, so that an import that was
 stopped goes on when it is run again. Expired records are skipped.
 
 Example:
-  datastore import users users.ndjson.gz")]
+  datastore import users users.ndjson.gz"
+    )]
     Import(Transfer),
     /// Write all records of a namespace to a file, in the order of their keys
-    #[command(after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst")]
+    #[command(
+        after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst"
+    )]
     Export(Transfer),
     /// Check or show settings
     Config(Config),
     /// Measure throughput and latency
-    #[command(after_help = "Writes keys of its own into the namespace. With --rate latency counts from the intended start of each request.
+    #[command(
+        after_help = "Writes keys of its own into the namespace. With --rate latency counts from the intended start of each request.
 
 Examples:
   datastore bench --workload get --concurrency 64 --duration 10s --echo
-  datastore bench orders --workload put --value-bytes 4096 --rate 2000")]
+  datastore bench orders --workload put --value-bytes 4096 --rate 2000"
+    )]
     Bench(Bench),
     #[command(hide = true)]
     BenchEcho(BenchEcho),
@@ -434,7 +452,8 @@ fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn positive(text: &str) -> Result<i64, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write e.g. 500ms, 90s or 2h"))?;
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}; write e.g. 500ms, 90s or 2h"))?;
     match i64::try_from(duration.as_millis()) {
         Ok(ms @ 1..) => Ok(ms),
         Ok(_) => Err("must be at least 1ms".to_owned()),

@@ -12,7 +12,7 @@ use super::Session;
 use super::args::Batch;
 use super::data::record_text;
 use super::output::{Ended, Fault, Output, error_line, failed, tell, write_line};
-use super::record_file::Lines;
+use super::record_file::{Lines, shown};
 
 /// What a request needs beside its operations: headers, op ids and ages.
 const REQUEST_ROOM_BYTES: usize = 4 * 1024;
@@ -27,7 +27,7 @@ struct Pending {
 }
 
 pub(super) async fn run(session: &Session, output: &mut Output, batch: &Batch) -> Ended {
-    let told = |error| Fault::input(format!("{}: {error}", batch.file));
+    let told = |error| Fault::input(format!("{}: {error}", shown(&batch.file)));
     let mut lines = Lines::open(&batch.file).map_err(|error| told(error.to_string()))?;
     let client = session.client().await?;
     let namespace = session.namespace_of(&client, &batch.namespace)?;
@@ -37,7 +37,9 @@ pub(super) async fn run(session: &Session, output: &mut Output, batch: &Batch) -
     loop {
         let op = match lines.next() {
             Ok(None) => break,
-            Ok(Some(line)) => json::decode_op(&line).map_err(|error| format!("line {}: {}", lines.number, error.message)),
+            Ok(Some(line)) => {
+                json::decode_op(&line).map_err(|error| format!("line {}: {}", lines.number, error.message))
+            }
             Err(error) => Err(error),
         };
         let op = match op {
@@ -56,7 +58,9 @@ pub(super) async fn run(session: &Session, output: &mut Output, batch: &Batch) -
         pending.bytes += bytes;
         pending.ops.push(op);
         if batch.atomic && pending.ops.len() > BATCH_OPS_MAX {
-            return Err(told(format!("more than {BATCH_OPS_MAX} operations do not fit one request, which --atomic needs")));
+            return Err(told(format!(
+                "more than {BATCH_OPS_MAX} operations do not fit one request, which --atomic needs"
+            )));
         }
     }
     all_well &= send(&namespace, output, pending, batch.atomic).await?;

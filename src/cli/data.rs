@@ -72,11 +72,13 @@ fn value(put: &Put) -> Result<Value, Fault> {
             (true, _) => Ok(Value::from(put.value.as_str())),
             (_, true) => {
                 let file = std::fs::File::open(&put.value);
-                let file = file.map_err(|error| Fault::input(format!("cannot read {}: {error}", put.value)))?;
+                let file =
+                    file.map_err(|error| Fault::input(format!("cannot read {}: {error}", put.value)))?;
                 Ok(Value::Bytes(all(file)?))
             }
-            _ => json::parse_value(put.value.as_bytes())
-                .map_err(|error| Fault::usage(format!("VALUE is not JSON: {}; --text takes it as text", error.message))),
+            _ => json::parse_value(put.value.as_bytes()).map_err(|error| {
+                Fault::usage(format!("VALUE is not JSON: {}; --text takes it as text", error.message))
+            }),
         };
     }
     let input = all(std::io::stdin())?;
@@ -111,12 +113,18 @@ pub(super) async fn delete(session: &Session, output: &mut Output, delete: Delet
 }
 
 pub(super) async fn touch(session: &Session, output: &mut Output, touch: Touch) -> Ended {
-    let request = TouchRequest { key: touch.key, ttl_ms: touch.ttl, op_id: touch.identity.op_id, op_age_ms: 0 };
+    let request =
+        TouchRequest { key: touch.key, ttl_ms: touch.ttl, op_id: touch.identity.op_id, op_age_ms: 0 };
     write(session, output, &touch.namespace, Request::Touch(request)).await
 }
 
 /// Sends a write and prints what it came to, and the record where it was asked for.
-pub(super) async fn write(session: &Session, output: &mut Output, namespace: &str, request: Request) -> Ended {
+pub(super) async fn write(
+    session: &Session,
+    output: &mut Output,
+    namespace: &str,
+    request: Request,
+) -> Ended {
     let Reply::Write(reply) = send(session, output, namespace, request).await? else {
         return Err(Fault::input("the reply is not one to a write"));
     };
@@ -131,7 +139,12 @@ pub(super) async fn write(session: &Session, output: &mut Output, namespace: &st
 }
 
 /// Sends one request. With `--json` there is a reply message in every case; an error ends the command.
-async fn send(session: &Session, output: &mut Output, namespace: &str, request: Request) -> Result<Reply, Fault> {
+async fn send(
+    session: &Session,
+    output: &mut Output,
+    namespace: &str,
+    request: Request,
+) -> Result<Reply, Fault> {
     let op = request.op_name();
     let sent = match session.namespace(namespace).await {
         Ok(namespace) => namespace.request(request).await.map_err(Fault::from),

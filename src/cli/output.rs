@@ -62,7 +62,8 @@ pub(super) fn tell(line: &str) {
 
 /// What, and whether to retry.
 pub(super) fn error_line(error: &Error) -> String {
-    let message: String = error.message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    let message: String =
+        error.message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
     let details = match error.details.as_slice() {
         [] => String::new(),
         details => format!(" [{}]", details.join(", ")),

@@ -54,6 +54,11 @@ pub(super) struct Lines {
     pub(super) bytes_total: Option<u64>,
 }
 
+/// An input's name in messages.
+pub(super) fn shown(name: &str) -> &str {
+    if name == "-" { "standard input" } else { name }
+}
+
 /// Takes lines and packs them.
 pub(super) enum Packed<W: Write> {
     None(BufWriter<W>),
@@ -89,7 +94,8 @@ impl Lines {
             return Err(io::Error::other("is a directory"));
         }
         let total = about.is_file().then_some(about.len());
-        let file = BufReader::with_capacity(BUFFER_BYTES, Counting { input: file, bytes_read: bytes_read.clone() });
+        let file =
+            BufReader::with_capacity(BUFFER_BYTES, Counting { input: file, bytes_read: bytes_read.clone() });
         let input: Box<dyn BufRead + Send> = match Packing::of(name) {
             Packing::None => Box::new(file),
             Packing::Gzip => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file))),
@@ -195,7 +201,9 @@ impl Entry {
                 ("content_type", Value::Text(text)) => content_type.replace(text).is_some(),
                 ("expires_at_ms", Value::Int(ms @ 0..)) => expires_at_ms.replace(ms).is_some(),
                 ("content_type" | "expires_at_ms", Value::Null) => false,
-                ("key" | "content_type", other) => return Err(format!("{name} holds a {}, not text", other.type_name())),
+                ("key" | "content_type", other) => {
+                    return Err(format!("{name} is not text but {}", other.type_name()));
+                }
                 ("expires_at_ms", _) => return Err("expires_at_ms holds no Unix milliseconds".to_owned()),
                 _ => return Err(format!("unknown field {:?}", shorten(&name))),
             };
@@ -288,7 +296,8 @@ mod tests {
     }
 
     fn record(key: &str, value: Value) -> Record {
-        let document = crate::model::Document { value, content_type: "a/\"b\"".into(), updated_at_ms: 1, schema: 0 };
+        let document =
+            crate::model::Document { value, content_type: "a/\"b\"".into(), updated_at_ms: 1, schema: 0 };
         Record::new(Key::parse(key).unwrap(), Version { hlc: 1, origin: 1 }, 77, document)
     }
 
@@ -318,7 +327,8 @@ mod tests {
 
     #[test]
     fn other_spellings_are_read() {
-        let found = entry(" { \"value\" : [1 , 2] , \"k\\u0065y\" : \"a\" , \"content_type\":null }\r\n").unwrap();
+        let found =
+            entry(" { \"value\" : [1 , 2] , \"k\\u0065y\" : \"a\" , \"content_type\":null }\r\n").unwrap();
         assert_eq!(found.key.as_str(), "a");
         assert_eq!(found.value, Value::List(vec![Value::Int(1), Value::Int(2)]));
         assert_eq!((found.content_type.as_str(), found.expires_at_ms), ("", 0));
@@ -339,7 +349,7 @@ mod tests {
             (r#"{"key":"a","value":1,"version":"x"}"#, "unknown field \"version\""),
             (r#"{"value":1}"#, "no key"),
             (r#"{"key":"a"}"#, "no value"),
-            (r#"{"key":1,"value":1}"#, "key holds a integer"),
+            (r#"{"key":1,"value":1}"#, "key is not text but integer"),
             (r#"{"key":"","value":1}"#, "key is empty"),
             (r#"{"key":"a","value":1,"expires_at_ms":-1}"#, "expires_at_ms"),
             (r#"{key:"a","value":1}"#, "no text"),
@@ -360,7 +370,16 @@ mod tests {
             }
             packed.finish().unwrap();
             let first = std::fs::read(&path).unwrap()[0];
-            assert_eq!(first, if name.ends_with("gz") { 0x1f } else if name.ends_with("zst") { 0x28 } else { b'{' });
+            assert_eq!(
+                first,
+                if name.ends_with("gz") {
+                    0x1f
+                } else if name.ends_with("zst") {
+                    0x28
+                } else {
+                    b'{'
+                }
+            );
 
             let mut lines = Lines::open(&path).unwrap();
             assert_eq!(lines.next_entry().unwrap().unwrap().key.as_str(), "a");

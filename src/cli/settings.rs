@@ -18,7 +18,8 @@ pub(super) fn load(file: Option<&Path>, connection: &Connection) -> Result<Loade
         }
     };
     // A variable that is not text cannot be one of ours.
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut flags = Vec::new();
     flags.extend(connection.nats.clone().map(|url| ("nats.url", url)));
     flags.extend(connection.subject_prefix.clone().map(|prefix| ("nats.subject_prefix", prefix)));

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::Session;
 use super::args::Transfer;
 use super::output::{Ended, Fault, INTERRUPTED, Output, tell};
-use super::record_file::Lines;
+use super::record_file::{Lines, shown};
 use chunk::{Chunk, Tally};
 
 pub(super) use export::export;
@@ -34,7 +34,8 @@ const BAR_TICK: Duration = Duration::from_millis(200);
 
 /// Reads, compares, writes what differs.
 pub(super) async fn import(session: &Session, output: &mut Output, transfer: &Transfer) -> Ended {
-    let lines = Lines::open(&transfer.file).map_err(|error| Fault::input(format!("{}: {error}", transfer.file)))?;
+    let lines = Lines::open(&transfer.file)
+        .map_err(|error| Fault::input(format!("{}: {error}", shown(&transfer.file))))?;
     let client = session.client().await?;
     let namespace = session.namespace_of(&client, &transfer.namespace)?;
     let bar = bar(lines.bytes_total);
@@ -83,7 +84,7 @@ pub(super) async fn import(session: &Session, output: &mut Output, transfer: &Tr
                 None => more = false,
                 Some(Ok(chunk)) => held = Some(chunk),
                 Some(Err(line)) => {
-                    fault.get_or_insert(Fault::input(format!("{}: {line}", transfer.file)));
+                    fault.get_or_insert(Fault::input(format!("{}: {line}", shown(&transfer.file))));
                     more = false;
                 }
             },

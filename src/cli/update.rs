@@ -10,8 +10,11 @@ use super::Session;
 use super::args::Update;
 use super::output::{Ended, Fault, Output};
 
+/// A change of an operand.
+type MakeChange = fn(Value) -> ChangeKind;
+
 /// The flags that are changes with an operand.
-const WITH_OPERAND: [(&str, fn(Value) -> ChangeKind); 7] = [
+const WITH_OPERAND: [(&str, MakeChange); 7] = [
     ("set", ChangeKind::Set),
     ("increment", ChangeKind::Increment),
     ("append", ChangeKind::Append),
@@ -21,7 +24,12 @@ const WITH_OPERAND: [(&str, fn(Value) -> ChangeKind); 7] = [
     ("remove_from_set", ChangeKind::RemoveFromSet),
 ];
 
-pub(super) async fn run(session: &Session, output: &mut Output, update: Update, matches: &ArgMatches) -> Ended {
+pub(super) async fn run(
+    session: &Session,
+    output: &mut Output,
+    update: Update,
+    matches: &ArgMatches,
+) -> Ended {
     let request = UpdateRequest {
         key: update.key,
         changes: changes(matches)?,
@@ -56,7 +64,7 @@ fn values<'m>(matches: &'m ArgMatches, flag: &'static str) -> impl Iterator<Item
     places.zip(texts.map(String::as_str))
 }
 
-fn change(flag: &str, text: &str, kind: fn(Value) -> ChangeKind) -> Result<ChangeRequest, Fault> {
+fn change(flag: &str, text: &str, kind: MakeChange) -> Result<ChangeRequest, Fault> {
     let flag = flag.replace('_', "-");
     let Some((path, operand)) = text.split_once('=') else {
         return Err(Fault::usage(format!("--{flag} {text}: expected PATH=JSON")));
@@ -87,9 +95,25 @@ mod tests {
     #[test]
     fn changes_keep_the_order_of_the_command_line() {
         let flags = [
-            "--set", "a=1", "--unset", "b", "--json", "--increment=c.d=-2", "--set", "e={\"x=y\":[]}",
-            "--remove-from-set", "f=\"g\"", "--unset=h", "--append", "=null", "--max", "i=1.5", "--min", "j=0",
-            "--add-to-set", "k=[]",
+            "--set",
+            "a=1",
+            "--unset",
+            "b",
+            "--json",
+            "--increment=c.d=-2",
+            "--set",
+            "e={\"x=y\":[]}",
+            "--remove-from-set",
+            "f=\"g\"",
+            "--unset=h",
+            "--append",
+            "=null",
+            "--max",
+            "i=1.5",
+            "--min",
+            "j=0",
+            "--add-to-set",
+            "k=[]",
         ];
         let found: Vec<(String, &str)> = parse(&flags)
             .unwrap()
@@ -97,8 +121,16 @@ mod tests {
             .map(|change| (change.path, change.kind.unwrap().word()))
             .collect();
         let expected = [
-            ("a", "set"), ("b", "unset"), ("c.d", "increment"), ("e", "set"), ("f", "remove_from_set"), ("h", "unset"),
-            ("", "append"), ("i", "max"), ("j", "min"), ("k", "add_to_set"),
+            ("a", "set"),
+            ("b", "unset"),
+            ("c.d", "increment"),
+            ("e", "set"),
+            ("f", "remove_from_set"),
+            ("h", "unset"),
+            ("", "append"),
+            ("i", "max"),
+            ("j", "min"),
+            ("k", "add_to_set"),
         ];
         assert_eq!(found, expected.map(|(path, word)| (path.to_owned(), word)));
     }

@@ -265,12 +265,14 @@ mod tests {
         assert_eq!(code(refused()), Code::Indeterminate);
         assert_eq!(end(refused(), false).unwrap_err().code, Code::Unavailable);
         assert_eq!(end(answered(Code::Unavailable), false).unwrap().error().unwrap().code, Code::Unavailable);
-        assert_eq!(end(answered(Code::Indeterminate), true).unwrap().error().unwrap().code, Code::Indeterminate);
+        assert_eq!(
+            end(answered(Code::Indeterminate), true).unwrap().error().unwrap().code,
+            Code::Indeterminate
+        );
     }
 
     #[test]
     fn what_is_final_is_not_repeated() {
-        let request = Request::Put(PutRequest::default());
         for code in Code::ALL {
             let (repeat, _) = judge(&Attempt::Answered(error_reply("put", Error::new(code, "x"))));
             assert_eq!(repeat, code.retry() != Retry::Final, "{code}");

@@ -92,15 +92,15 @@ impl NatsSettings {
             options = options.add_root_certificates(self.tls_ca_file.clone().into());
         }
         if !self.tls_cert_file.is_empty() {
-            options = options.add_client_certificate(self.tls_cert_file.clone().into(), self.tls_key_file.clone().into());
+            options = options
+                .add_client_certificate(self.tls_cert_file.clone().into(), self.tls_key_file.clone().into());
         }
-        Ok(options
-            .ping_interval(PING_INTERVAL)
-            .connection_timeout(CONNECT_TIMEOUT)
-            .reconnect_delay_callback(|attempt| {
+        Ok(options.ping_interval(PING_INTERVAL).connection_timeout(CONNECT_TIMEOUT).reconnect_delay_callback(
+            |attempt| {
                 let doubled = Duration::from_millis(10 << attempt.min(6));
                 doubled.min(RECONNECT_DELAY_MAX)
-            }))
+            },
+        ))
     }
 
     /// The server addresses.

@@ -86,7 +86,9 @@ impl Inbox {
         let reply_to = format!("{}.{}", self.prefix, expected.id);
         let shown = subject.clone();
         // While disconnected the library's queue fills up and publishing waits; given up, it left nothing there.
-        match timeout_at(deadline, nats.publish_with_reply_and_headers(subject, reply_to, headers, payload)).await {
+        match timeout_at(deadline, nats.publish_with_reply_and_headers(subject, reply_to, headers, payload))
+            .await
+        {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                 let limit = nats.max_payload();
@@ -98,7 +100,10 @@ impl Inbox {
                 return nothing(Error::invalid(format!("bad subject {shown:?}")));
             }
             Ok(Err(error)) => {
-                return nothing(Error::unavailable(format!("cannot send to {shown}: {error}"), RETRY_AFTER_MS));
+                return nothing(Error::unavailable(
+                    format!("cannot send to {shown}: {error}"),
+                    RETRY_AFTER_MS,
+                ));
             }
             Err(_) => return nothing(Error::unavailable("not connected to NATS", RETRY_AFTER_MS)),
         }

@@ -46,15 +46,17 @@ impl Budget {
     }
 }
 
-/// How long to pause before attempt `next` (2, 3, ...): exponential with full jitter, and never shorter than
-/// the worker asked for.
+/// How long to pause before attempt `next` (2, 3, ...): exponential with full jitter, and longer than the worker
+/// asked for.
 pub(super) fn pause(next: u32, retry_after_ms: i64) -> Duration {
     let doublings = next.saturating_sub(2).min(16);
     let ceiling = (PAUSE_MS_FIRST << doublings).min(PAUSE_MS_MAX);
     let jitter = Duration::from_millis(fastrand::u64(0..=ceiling));
     match u64::try_from(retry_after_ms) {
         // Those who were told the same time must not all come back at it.
-        Ok(asked @ 1..) => Duration::from_millis(asked) + jitter.min(Duration::from_millis(asked / 2)),
+        Ok(asked @ 1..) => {
+            jitter.max(Duration::from_millis(asked) + jitter.min(Duration::from_millis(asked / 2)))
+        }
         _ => jitter,
     }
 }

@@ -195,7 +195,8 @@ mod tests {
         session.written.lock().unwrap().insert(place("a"), version(5), Instant::now() + SESSION_MEMORY);
         for (asked, sent) in [(0, 5), (4, 5), (6, 6)] {
             let min_version = if asked == 0 { String::new() } else { version(asked).to_string() };
-            let mut request = Request::Get(GetRequest { key: "a".into(), min_version, ..GetRequest::default() });
+            let mut request =
+                Request::Get(GetRequest { key: "a".into(), min_version, ..GetRequest::default() });
             session.demand(&namespace, &mut request);
             let Request::Get(get) = request else { panic!() };
             assert_eq!(get.min_version, version(sent).to_string());

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::{Settings, check, units};
+use crate::backend;
 use crate::client::connect::NatsSettings;
+use crate::http;
 use crate::model::request::Consistency;
 use crate::store::policy::{PartitionBy, PolicySettings};
-use crate::telemetry::LogFormat;
-use crate::backend;
-use crate::http;
 use crate::telemetry;
+use crate::telemetry::LogFormat;
 
 /// The settings of a tree in which the check found no fault.
 pub(super) fn settings(tree: &Table) -> Settings {

@@ -34,7 +34,12 @@ async fn sweep(name: &str, backend: &dyn DynBackend) {
         let pause = match backend.sweep(resume.take(), grace_ms).await {
             Ok(swept) => {
                 if swept.expired + swept.removed > 0 {
-                    tracing::debug!(backend = name, expired = swept.expired, removed = swept.removed, "swept");
+                    tracing::debug!(
+                        backend = name,
+                        expired = swept.expired,
+                        removed = swept.removed,
+                        "swept"
+                    );
                 }
                 resume = swept.resume;
                 if resume.is_some() { STEP_PAUSE } else { WALK_PAUSE }

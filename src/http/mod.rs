@@ -79,7 +79,9 @@ async fn listen(address: SocketAddr) -> TcpListener {
                 return listener;
             }
             Err(error) if !told => {
-                tracing::warn!("cannot listen at {address} for HTTP: {error}; trying again, NATS is served all the same");
+                tracing::warn!(
+                    "cannot listen at {address} for HTTP: {error}; trying again, NATS is served all the same"
+                );
                 told = true;
             }
             Err(_) => {}

@@ -213,7 +213,9 @@ mod tests {
         assert_ne!(Value::Int(1), Value::Float(1.0));
         assert_ne!(Value::Float(0.0), Value::Float(-0.0));
         assert_eq!(Value::Float(f64::NAN), Value::Float(f64::NAN));
-        let map = |keys: [&str; 2]| Map::from_entries(keys.map(|key| (key.to_owned(), Value::Null)).to_vec()).unwrap();
+        let map = |keys: [&str; 2]| {
+            Map::from_entries(keys.map(|key| (key.to_owned(), Value::Null)).to_vec()).unwrap()
+        };
         assert_ne!(map(["a", "b"]), map(["b", "a"]));
     }
 }

@@ -70,7 +70,8 @@ mod tests {
     fn text_order_is_version_order() {
         let mut previous = Version { hlc: 0, origin: 0 };
         for step in 1..1000_u64 {
-            let version = Version { hlc: step / 3, origin: step.wrapping_mul(0x9e37_79b9) | (step % 3) << 62 >> 1 };
+            let version =
+                Version { hlc: step / 3, origin: step.wrapping_mul(0x9e37_79b9) | (step % 3) << 62 >> 1 };
             assert_eq!(version.cmp(&previous), version.to_string().cmp(&previous.to_string()));
             assert_eq!(version.to_string().parse::<Version>().unwrap(), version);
             previous = version;
@@ -80,7 +81,14 @@ mod tests {
     #[test]
     fn a_malformed_version_is_refused() {
         let good = Version { hlc: 1, origin: 2 }.to_string();
-        for bad in ["", "0", &good[1..], &good.to_uppercase().replace('0', "A"), &format!("{good}0"), &good.replace('0', "g")] {
+        for bad in [
+            "",
+            "0",
+            &good[1..],
+            &good.to_uppercase().replace('0', "A"),
+            &format!("{good}0"),
+            &good.replace('0', "g"),
+        ] {
             assert!(bad.parse::<Version>().is_err(), "{bad}");
         }
     }

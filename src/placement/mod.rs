@@ -59,7 +59,12 @@ mod tests {
     #[test]
     fn slots_never_change_because_they_are_stored() {
         let prefix = by(PartitionBy::Prefix);
-        let golden = [("profiles", "user:1", GOLDEN[0]), ("profiles", "user:1/a", GOLDEN[0]), ("m", "", GOLDEN[1]), ("messages", "ä/€", GOLDEN[2])];
+        let golden = [
+            ("profiles", "user:1", GOLDEN[0]),
+            ("profiles", "user:1/a", GOLDEN[0]),
+            ("m", "", GOLDEN[1]),
+            ("messages", "ä/€", GOLDEN[2]),
+        ];
         for (namespace, key, slot) in golden {
             assert_eq!(prefix.slot(namespace, key), slot, "{namespace} {key}");
         }

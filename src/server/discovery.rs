@@ -66,7 +66,11 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 /// Subscribes, however long NATS is away.
-pub(super) async fn subscribe(shared: &Shared, subject: String, group: Option<String>) -> async_nats::Subscriber {
+pub(super) async fn subscribe(
+    shared: &Shared,
+    subject: String,
+    group: Option<String>,
+) -> async_nats::Subscriber {
     loop {
         let subscribed = match &group {
             Some(group) => {
@@ -137,9 +141,7 @@ impl Shared {
     }
 
     fn info(&self) -> Json {
-        let endpoint = |op: &&str| {
-            json!({"name": op, "subject": self.endpoint(op), "queue_group": self.prefix(), "metadata": {}})
-        };
+        let endpoint = |op: &&str| json!({"name": op, "subject": self.endpoint(op), "queue_group": self.prefix(), "metadata": {}});
         let mut reply = self.identity("info");
         reply["description"] = env!("CARGO_PKG_DESCRIPTION").into();
         reply["endpoints"] = OPS.iter().map(endpoint).collect();

@@ -88,7 +88,9 @@ async fn perform(
     let is_write = !matches!(request, Request::Get(_) | Request::Scan(_));
     match timeout_at(give_up, work(shared, &call, request)).await {
         Ok(reply) => reply,
-        Err(_) if is_write => empty(op, Error::indeterminate("the deadline passed while the write was in work")),
+        Err(_) if is_write => {
+            empty(op, Error::indeterminate("the deadline passed while the write was in work"))
+        }
         Err(_) => empty(op, Error::deadline("the deadline passed while the read was in work")),
     }
 }

@@ -61,7 +61,8 @@ impl Headers {
 
 fn number((name, text): (&str, &str), min: i64, max: i64) -> Result<i64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let parsed = digits.then(|| text.parse::<i64>().ok()).flatten().filter(|number| (min..=max).contains(number));
+    let parsed =
+        digits.then(|| text.parse::<i64>().ok()).flatten().filter(|number| (min..=max).contains(number));
     parsed.ok_or_else(|| malformed(name, text, &format!("a number from {min} to {max}")))
 }
 
@@ -69,7 +70,8 @@ fn number((name, text): (&str, &str), min: i64, max: i64) -> Result<i64> {
 /// carry more behind the flags.
 fn is_traceparent(text: &str) -> bool {
     let hex = |part: &str, digits: usize| {
-        part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        part.len() == digits
+            && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     };
     let parts: Vec<&str> = text.split('-').collect();
     let [version, trace, parent, flags, rest @ ..] = parts.as_slice() else {

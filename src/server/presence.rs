@@ -61,7 +61,8 @@ async fn decide(shared: &Shared, claims: Vec<Claim>) {
     }
     let subject = format!("{}.ctl.{COMMAND}", shared.prefix());
     let mut others = discovery::subscribe(shared, subject.clone(), None).await;
-    let mut own = Announcement { worker: shared.id.clone(), serving: false, since_ms: wall_ms(), stores: claims };
+    let mut own =
+        Announcement { worker: shared.id.clone(), serving: false, since_ms: wall_ms(), stores: claims };
     while shared.client.connection_state() != async_nats::connection::State::Connected {
         tokio::time::sleep(CONNECT_PAUSE).await;
     }
@@ -141,8 +142,13 @@ mod tests {
 
     #[test]
     fn exactly_one_of_two_gives_way() {
-        let workers =
-            [worker("a", true, 5), worker("b", true, 5), worker("c", true, 9), worker("d", false, 1), worker("e", false, 7)];
+        let workers = [
+            worker("a", true, 5),
+            worker("b", true, 5),
+            worker("c", true, 9),
+            worker("d", false, 1),
+            worker("e", false, 7),
+        ];
         for (at, one) in workers.iter().enumerate() {
             for other in &workers[at + 1..] {
                 assert_ne!(gives_way(one, other), gives_way(other, one), "{} {}", one.worker, other.worker);

@@ -9,7 +9,12 @@ use crate::model::{Code, Error};
 
 /// Encodes a reply and adds the headers of its error. One that does not fit in a message becomes an error
 /// that does.
-pub(super) fn encode(reply: &Reply, encoding: Encoding, reply_bytes_max: usize, headers: &mut HeaderMap) -> Vec<u8> {
+pub(super) fn encode(
+    reply: &Reply,
+    encoding: Encoding,
+    reply_bytes_max: usize,
+    headers: &mut HeaderMap,
+) -> Vec<u8> {
     let body = bytes(reply, encoding);
     // What stands beside the document has its own room; see REPLY_ROOM_BYTES.
     let limit = reply_bytes_max + REPLY_ROOM_BYTES - HEADER_BYTES_MAX;
@@ -41,7 +46,8 @@ fn note_error(error: Option<&Error>, headers: &mut HeaderMap) {
     let Some(error) = error else {
         return;
     };
-    let line: String = error.message.chars().map(|char| if matches!(char, '\r' | '\n') { ' ' } else { char }).collect();
+    let line: String =
+        error.message.chars().map(|char| if matches!(char, '\r' | '\n') { ' ' } else { char }).collect();
     let end = line.floor_char_boundary(HEADER_MESSAGE_BYTES_MAX);
     headers.insert("Nats-Service-Error", &line[..end]);
     headers.insert("Nats-Service-Error-Code", error.code.status().to_string());

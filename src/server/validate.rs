@@ -2,15 +2,15 @@
 
 use crate::model::key::shorten;
 use crate::model::limits::{
-    BATCH_OPS_MAX, CHANGES_MAX, CONTENT_TYPE_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, OP_ID_BYTES_MAX, SCAN_BYTES_DEFAULT,
-    SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX,
+    BATCH_OPS_MAX, CHANGES_MAX, CONTENT_TYPE_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, OP_ID_BYTES_MAX,
+    SCAN_BYTES_DEFAULT, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX,
 };
 use crate::model::op::{
     Action, Batch, BatchOp, Change, Expiry, Get, Lifetime, OpId, Path, Precondition, Scan, Shape, Write,
 };
 use crate::model::request::{
-    BatchRequest, ChangeRequest, DeleteRequest, GetRequest, MaybeValue, PreconditionRequest, PutRequest, Request,
-    ScanRequest, TouchRequest, UpdateRequest,
+    BatchRequest, ChangeRequest, DeleteRequest, GetRequest, MaybeValue, PreconditionRequest, PutRequest,
+    Request, ScanRequest, TouchRequest, UpdateRequest,
 };
 use crate::model::{Error, Key, Result, Value, Version};
 use crate::store::Call;
@@ -53,7 +53,10 @@ pub(super) fn write(call: &Call, request: Request) -> Result<Write> {
 /// A batch. What is at fault alone stays a fault of its operation.
 pub(super) fn batch(call: &Call, request: BatchRequest) -> Result<Batch> {
     if request.ops.len() > BATCH_OPS_MAX {
-        return Err(Error::too_large(format!("a batch of {} operations, the limit is {BATCH_OPS_MAX}", request.ops.len())));
+        return Err(Error::too_large(format!(
+            "a batch of {} operations, the limit is {BATCH_OPS_MAX}",
+            request.ops.len()
+        )));
     }
     let op = |request: Request| match request {
         Request::Get(get) => BatchOp::Get(self::get(get)),
@@ -64,17 +67,23 @@ pub(super) fn batch(call: &Call, request: BatchRequest) -> Result<Batch> {
 
 /// A scan.
 pub(super) fn scan(request: ScanRequest) -> Result<Scan> {
-    let ScanRequest { prefix, start, end, limit, max_bytes, cursor, reverse, keys_only, consistency } = request;
+    let ScanRequest { prefix, start, end, limit, max_bytes, cursor, reverse, keys_only, consistency } =
+        request;
     for (name, text) in [("prefix", &prefix), ("start", &start), ("end", &end)] {
         if text.len() > KEY_BYTES_MAX {
-            return Err(Error::too_large(format!("{name} has {} bytes, the limit is {KEY_BYTES_MAX}", text.len())));
+            return Err(Error::too_large(format!(
+                "{name} has {} bytes, the limit is {KEY_BYTES_MAX}",
+                text.len()
+            )));
         }
         if text.contains('\0') {
             return Err(Error::invalid(format!("{name} holds a NUL byte")));
         }
     }
     if limit > SCAN_LIMIT_MAX {
-        return Err(Error::too_large(format!("limit is {limit}, at most {SCAN_LIMIT_MAX} records fit a page")));
+        return Err(Error::too_large(format!(
+            "limit is {limit}, at most {SCAN_LIMIT_MAX} records fit a page"
+        )));
     }
     let limit = if limit == 0 { SCAN_LIMIT_DEFAULT } else { limit };
     let max_bytes = if max_bytes == 0 { SCAN_BYTES_DEFAULT } else { max_bytes as usize };
@@ -109,7 +118,8 @@ fn delete(request: DeleteRequest) -> Result<Write> {
 }
 
 fn update(call: &Call, request: UpdateRequest) -> Result<Write> {
-    let UpdateRequest { key, changes, precondition, create, return_record, ttl_ms, op_id, op_age_ms } = request;
+    let UpdateRequest { key, changes, precondition, create, return_record, ttl_ms, op_id, op_age_ms } =
+        request;
     let key = Key::parse(&key)?;
     if changes.is_empty() || changes.len() > CHANGES_MAX {
         return Err(Error::invalid(format!("{} changes, an update has 1 to {CHANGES_MAX}", changes.len())));
@@ -132,7 +142,9 @@ fn touch(call: &Call, request: TouchRequest) -> Result<Write> {
     let TouchRequest { key, ttl_ms, op_id, op_age_ms } = request;
     Ok(Write {
         key: Key::parse(&key)?,
-        action: Action::Touch { lifetime: lifetime(ttl_ms)?.unwrap_or_else(|| call.policy.default_lifetime()) },
+        action: Action::Touch {
+            lifetime: lifetime(ttl_ms)?.unwrap_or_else(|| call.policy.default_lifetime()),
+        },
         precondition: None,
         op: self::op_id(op_id, op_age_ms)?,
         return_record: false,
@@ -150,7 +162,8 @@ fn change(at: usize, request: ChangeRequest) -> Result<Change> {
 }
 
 fn value(call: &Call, value: MaybeValue) -> Result<Value> {
-    let value = value.ok_or_else(|| Error::invalid("put has no value; null is stored with \"value\": null"))??;
+    let value =
+        value.ok_or_else(|| Error::invalid("put has no value; null is stored with \"value\": null"))??;
     value.check_depth()?;
     crate::store::check_size(call, &value)?;
     Ok(value)

@@ -44,7 +44,8 @@ impl Store {
         let mut results: Vec<Option<BatchResult>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
         for round in rounds(batch.ops, &mut results) {
-            let (gets, writes) = join(self.gets(call, round.gets, &mut room), self.writes(call, round.writes)).await;
+            let (gets, writes) =
+                join(self.gets(call, round.gets, &mut room), self.writes(call, round.writes)).await;
             for (at, reply) in gets {
                 results[at] = Some(BatchResult::Get(reply));
             }
@@ -52,7 +53,8 @@ impl Store {
                 results[at] = Some(BatchResult::Write(room.fit_write(call, reply)));
             }
         }
-        let results = results.into_iter().map(|result| result.expect("every operation lies in one round")).collect();
+        let results =
+            results.into_iter().map(|result| result.expect("every operation lies in one round")).collect();
         Ok(BatchReply { error: None, results })
     }
 
@@ -98,15 +100,20 @@ impl Store {
             match op {
                 BatchOp::Write(Ok(write)) => writes.push(write),
                 BatchOp::Write(Err(error)) => return Err(failed(at, error)),
-                BatchOp::Get(_) => return Err(failed(at, Error::invalid("an atomic batch holds writes alone"))),
+                BatchOp::Get(_) => {
+                    return Err(failed(at, Error::invalid("an atomic batch holds writes alone")));
+                }
             }
         }
-        let mut partitions = writes.iter().map(|write| call.policy.partitioning.partition(write.key.as_str()));
+        let mut partitions =
+            writes.iter().map(|write| call.policy.partitioning.partition(write.key.as_str()));
         if let Some(first) = partitions.next()
             && let Some(at) = partitions.position(|partition| partition != first)
         {
             let (key, first) = (shorten(writes[at + 1].key.as_str()), shorten(first));
-            let message = format!("key {key:?} lies outside the batch's partition {first:?}; an atomic batch has one partition");
+            let message = format!(
+                "key {key:?} lies outside the batch's partition {first:?}; an atomic batch has one partition"
+            );
             return Err(failed(at + 1, Error::invalid(message)));
         }
         if !call.policy.capability.atomic {
@@ -199,7 +206,8 @@ impl Room {
         match &reply.record {
             Some(record) if !self.take(call, record) => {
                 let key = shorten(record.key.as_str());
-                let message = format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
+                let message =
+                    format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
                 brief(Error::too_large(message)).into()
             }
             _ => reply,

@@ -9,7 +9,8 @@ use crate::model::{Error, Result, Value};
 /// out; an index keeps that element alone in its list; a scalar of which only parts were asked gives `{}`.
 pub(super) fn project(value: Value, fields: &[Path]) -> Value {
     let paths: Vec<&[String]> = fields.iter().map(Path::steps).collect();
-    let empty = if matches!(value, Value::List(_)) { Value::List(Vec::new()) } else { Value::Map(Map::new()) };
+    let empty =
+        if matches!(value, Value::List(_)) { Value::List(Vec::new()) } else { Value::Map(Map::new()) };
     select(value, &paths).unwrap_or(empty)
 }
 
@@ -63,10 +64,13 @@ pub(super) fn change(document: &mut Value, change: &Change) -> Result<()> {
             *place = sum(place, operand).map_err(fault)?;
         }
         ChangeKind::Append(value) => {
-            list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?).map_err(fault)?.push(value.clone());
+            list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?)
+                .map_err(fault)?
+                .push(value.clone());
         }
         ChangeKind::AddToSet(value) => {
-            let items = list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?).map_err(fault)?;
+            let items =
+                list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?).map_err(fault)?;
             if !items.contains(value) {
                 items.push(value.clone());
             }
@@ -76,8 +80,12 @@ pub(super) fn change(document: &mut Value, change: &Change) -> Result<()> {
                 list(place).map_err(fault)?.retain(|item| item != value);
             }
         }
-        ChangeKind::Min(operand) => keep(document, steps, operand, std::cmp::Ordering::Less).map_err(fault)?,
-        ChangeKind::Max(operand) => keep(document, steps, operand, std::cmp::Ordering::Greater).map_err(fault)?,
+        ChangeKind::Min(operand) => {
+            keep(document, steps, operand, std::cmp::Ordering::Less).map_err(fault)?
+        }
+        ChangeKind::Max(operand) => {
+            keep(document, steps, operand, std::cmp::Ordering::Greater).map_err(fault)?
+        }
     }
     Ok(())
 }
@@ -99,7 +107,9 @@ fn make<'v>(value: &'v mut Value, steps: &[String], fresh: impl FnOnce() -> Valu
             let item = index(step).and_then(|at| items.get_mut(at));
             make(item.ok_or_else(|| no_element(step, length))?, rest, fresh)
         }
-        scalar => Err(Error::invalid(format!("step {step:?} leads into a value of type {}", scalar.type_name()))),
+        scalar => {
+            Err(Error::invalid(format!("step {step:?} leads into a value of type {}", scalar.type_name())))
+        }
     }
 }
 
@@ -147,13 +157,16 @@ fn sum(present: &Value, operand: &Value) -> Result<Value> {
     #[expect(clippy::cast_precision_loss, reason = "integer plus float is a float, as the contract says")]
     let float = |number: i64| number as f64;
     match (present, operand) {
-        (Value::Int(a), Value::Int(b)) => {
-            a.checked_add(*b).map(Value::Int).ok_or_else(|| Error::invalid(format!("{a} + {b} overflows an integer")))
-        }
+        (Value::Int(a), Value::Int(b)) => a
+            .checked_add(*b)
+            .map(Value::Int)
+            .ok_or_else(|| Error::invalid(format!("{a} + {b} overflows an integer"))),
         (Value::Int(a), Value::Float(b)) => Ok(Value::Float(float(*a) + b)),
         (Value::Float(a), Value::Int(b)) => Ok(Value::Float(a + float(*b))),
         (Value::Float(a), Value::Float(b)) => Ok(Value::Float(a + b)),
-        (a, b) => Err(Error::invalid(format!("numbers are needed, found {} and {}", a.type_name(), b.type_name()))),
+        (a, b) => {
+            Err(Error::invalid(format!("numbers are needed, found {} and {}", a.type_name(), b.type_name())))
+        }
     }
 }
 
@@ -233,7 +246,12 @@ mod tests {
             (r#"{}"#, "l", Append(json("[1]")), r#"{"l":[[1]]}"#),
             (r#"{"l":[1]}"#, "l", AddToSet(json("1")), r#"{"l":[1]}"#),
             (r#"{"l":[1]}"#, "l", AddToSet(json("1.0")), r#"{"l":[1,1.0]}"#),
-            (r#"{"l":[{"a":1,"b":2}]}"#, "l", AddToSet(json(r#"{"b":2,"a":1}"#)), r#"{"l":[{"a":1,"b":2},{"b":2,"a":1}]}"#),
+            (
+                r#"{"l":[{"a":1,"b":2}]}"#,
+                "l",
+                AddToSet(json(r#"{"b":2,"a":1}"#)),
+                r#"{"l":[{"a":1,"b":2},{"b":2,"a":1}]}"#,
+            ),
             (r#"{"l":[1,2,1]}"#, "l", RemoveFromSet(json("1")), r#"{"l":[2]}"#),
             (r#"{}"#, "l", RemoveFromSet(json("1")), r#"{}"#),
             (r#"{}"#, "m", Min(json("5")), r#"{"m":5}"#),
@@ -270,7 +288,11 @@ mod tests {
     #[test]
     fn a_projection_keeps_order_and_leaves_out_what_is_not_there() {
         for (value, fields, kept) in [
-            (r#"{"a":1,"b":{"c":2,"d":3},"e":[1,{"f":4,"g":5}]}"#, vec!["e.1.f", "b.d", "x"], r#"{"b":{"d":3},"e":[{"f":4}]}"#),
+            (
+                r#"{"a":1,"b":{"c":2,"d":3},"e":[1,{"f":4,"g":5}]}"#,
+                vec!["e.1.f", "b.d", "x"],
+                r#"{"b":{"d":3},"e":[{"f":4}]}"#,
+            ),
             (r#"{"b":2,"a":1}"#, vec!["a", "b"], r#"{"b":2,"a":1}"#),
             (r#"{"a":{"b":1}}"#, vec!["a.x"], r#"{}"#),
             (r#"{"a":1}"#, vec!["a.b"], r#"{}"#),

@@ -14,7 +14,8 @@ impl Store {
         call.check_level(get.consistency, get.max_staleness_ms)?;
         call.check_deadline()?;
         let read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
-        let found = read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")))?;
+        let found =
+            read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")))?;
         self.answer(call, &get, found)
     }
 

@@ -71,7 +71,9 @@ impl Store {
         let bytes = record.value.as_ref().map_or(0, |value| call.encoding.value_len(value));
         if bytes > call.reply_bytes_max {
             let (key, limit) = (shorten(key.as_str()), call.reply_bytes_max);
-            return Err(Error::too_large(format!("record {key:?} takes {bytes} bytes in this encoding, a page holds {limit}")));
+            return Err(Error::too_large(format!(
+                "record {key:?} takes {bytes} bytes in this encoding, a page holds {limit}"
+            )));
         }
         Ok(record)
     }
@@ -109,7 +111,9 @@ fn successor(prefix: &str) -> Option<String> {
         let next = match last {
             char::MAX => continue,
             '\u{d7ff}' => '\u{e000}',
-            other => char::from_u32(other as u32 + 1).expect("a scalar value below the surrogates or above them"),
+            other => {
+                char::from_u32(other as u32 + 1).expect("a scalar value below the surrogates or above them")
+            }
         };
         chars.push(next);
         return Some(chars.into_iter().collect());
@@ -143,12 +147,17 @@ fn read_cursor(call: &Call, scan: &Scan) -> Result<String> {
     let bytes = URL_SAFE_NO_PAD.decode(&scan.cursor).map_err(|_| malformed())?;
     let content = bytes.len().checked_sub(CURSOR_CRC_BYTES).ok_or_else(malformed)?;
     let (content, crc) = bytes.split_at(content);
-    if content.len() <= CURSOR_HEAD_BYTES || content[0] != CURSOR_FORM || crc32c::crc32c(content).to_le_bytes() != *crc {
+    if content.len() <= CURSOR_HEAD_BYTES
+        || content[0] != CURSOR_FORM
+        || crc32c::crc32c(content).to_le_bytes() != *crc
+    {
         return Err(malformed());
     }
     let (head, key) = content.split_at(CURSOR_HEAD_BYTES);
     if head[1..] != binding(call, scan).to_le_bytes() {
-        return Err(Error::invalid("the cursor belongs to a scan with another namespace, prefix, start, end or reverse"));
+        return Err(Error::invalid(
+            "the cursor belongs to a scan with another namespace, prefix, start, end or reverse",
+        ));
     }
     let key = std::str::from_utf8(key).map_err(|_| malformed())?;
     Ok(Key::parse(key).map_err(|_| malformed())?.as_str().to_owned())

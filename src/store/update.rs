@@ -35,7 +35,8 @@ impl Change for Update {
             None => return Err(not_found(&self.key)),
         };
         for (at, change) in self.changes.iter().enumerate() {
-            paths::change(&mut document.value, change).map_err(|error| error.at(&format!("changes[{at}]")))?;
+            paths::change(&mut document.value, change)
+                .map_err(|error| error.at(&format!("changes[{at}]")))?;
         }
         document.value.check_depth()?;
         check_size(&self.call, &document.value)?;
@@ -59,7 +60,9 @@ pub fn check_size(call: &Call, value: &Value) -> Result<()> {
     if bytes <= limit {
         return Ok(());
     }
-    Err(Error::too_large(format!("the value takes {bytes} bytes in this encoding, the limit is {limit} bytes")))
+    Err(Error::too_large(format!(
+        "the value takes {bytes} bytes in this encoding, the limit is {limit} bytes"
+    )))
 }
 
 fn empty() -> Document {

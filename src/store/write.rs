@@ -27,7 +27,8 @@ impl Store {
             Err(error) => return error.into(),
         };
         let written = call.policy.backend.write(vec![write], call.deadline).await;
-        let written = written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));
+        let written =
+            written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));
         self.reply(call, asked, written).await
     }
 

@@ -21,7 +21,12 @@ pub(crate) fn row(what: &str, wanted: &str, found: &str) {
 }
 
 /// One request; `None` without an answer within `bound`.
-pub(crate) async fn ask(client: &async_nats::Client, subject: String, body: Json, bound: Duration) -> Option<Json> {
+pub(crate) async fn ask(
+    client: &async_nats::Client,
+    subject: String,
+    body: Json,
+    bound: Duration,
+) -> Option<Json> {
     let request = client.request(subject, body.to_string().into());
     let message = tokio::time::timeout(bound, request).await.ok()?.ok()?;
     Some(serde_json::from_slice(&message.payload).unwrap())
@@ -30,7 +35,12 @@ pub(crate) async fn ask(client: &async_nats::Client, subject: String, body: Json
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Writers that put keys of their own until told to stop; each gives the values that were `applied`.
-async fn write_until(stop: Arc<AtomicBool>, client: async_nats::Client, subject: String, names: Vec<String>) -> HashMap<String, u64> {
+async fn write_until(
+    stop: Arc<AtomicBool>,
+    client: async_nats::Client,
+    subject: String,
+    names: Vec<String>,
+) -> HashMap<String, u64> {
     let writer = async |name: String| {
         let mut applied = HashMap::new();
         for n in 0.. {
@@ -38,7 +48,9 @@ async fn write_until(stop: Arc<AtomicBool>, client: async_nats::Client, subject:
                 break;
             }
             let key = format!("{name}/{}", n % 50);
-            let reply = ask(&client, subject.clone(), json!({"key": key, "value": n}), Duration::from_millis(500)).await;
+            let reply =
+                ask(&client, subject.clone(), json!({"key": key, "value": n}), Duration::from_millis(500))
+                    .await;
             match reply {
                 Some(reply) if reply["outcome"] == "applied" => drop(applied.insert(key, n)),
                 _ => {
@@ -57,7 +69,9 @@ async fn values(client: &async_nats::Client, prefix: &str, keys: Vec<String>) ->
     let mut found = HashMap::new();
     for chunk in keys.chunks(100) {
         let ops: Vec<Json> = chunk.iter().map(|key| json!({"get": {"key": key}})).collect();
-        let reply = ask(client, format!("{prefix}.v1.crash.batch"), json!({"ops": ops}), Duration::from_secs(10)).await;
+        let reply =
+            ask(client, format!("{prefix}.v1.crash.batch"), json!({"ops": ops}), Duration::from_secs(10))
+                .await;
         for (key, result) in chunk.iter().zip(reply.unwrap()["results"].as_array().unwrap()) {
             found.insert(key.clone(), result["get"]["record"]["value"].clone());
         }
@@ -92,7 +106,11 @@ async fn every_applied_write_survives_kill_9() {
             assert_eq!(found[key], json!(value), "round {round}: {key} was applied and is lost");
         }
     }
-    row("keys with an applied write, kill -9 of the worker under 8 writers", &format!("0 lost in {rounds} rounds"), &format!("0 of {applied} lost"));
+    row(
+        "keys with an applied write, kill -9 of the worker under 8 writers",
+        &format!("0 lost in {rounds} rounds"),
+        &format!("0 of {applied} lost"),
+    );
 }
 
 /// The engine's newest journal, and where its last byte that is not zero lies.
@@ -109,7 +127,8 @@ fn journal(data: &Path) -> (PathBuf, u64) {
     }
     let mut journals = Vec::new();
     find(data, &mut journals);
-    let newest = journals.into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap()).unwrap();
+    let newest =
+        journals.into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap()).unwrap();
     let bytes = std::fs::read(&newest).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     (newest, end)
@@ -123,7 +142,13 @@ async fn damaged(damage: impl Fn(&Path, u64)) {
     let mut worker = Worker::start(Setup::new(&nats, Backend::Local));
     let subject = format!("{}.v1.crash.put", worker.prefix());
     for n in 0..20 {
-        let reply = ask(&client, subject.clone(), json!({"key": format!("k{n}"), "value": "x".repeat(200)}), ANSWERED_WITHIN).await;
+        let reply = ask(
+            &client,
+            subject.clone(),
+            json!({"key": format!("k{n}"), "value": "x".repeat(200)}),
+            ANSWERED_WITHIN,
+        )
+        .await;
         assert_eq!(reply.unwrap()["outcome"], "applied");
     }
     worker.kill9();
@@ -143,7 +168,11 @@ async fn damaged(damage: impl Fn(&Path, u64)) {
     let found = values(&client, worker.prefix(), keys).await;
     let missing = found.values().filter(|value| value.is_null()).count();
     let reported = worker.log().contains("acknowledged writes are missing");
-    assert!(missing == 0 || reported, "{missing} applied writes are gone and nobody says so:\n{}", worker.log());
+    assert!(
+        missing == 0 || reported,
+        "{missing} applied writes are gone and nobody says so:\n{}",
+        worker.log()
+    );
     assert!(missing > 0 || !reported, "nothing is missing and yet it is said:\n{}", worker.log());
 }
 
@@ -176,11 +205,13 @@ async fn every_put_that_waits_for_the_one_before_is_synced() {
     // `-D`: strace steps aside, so the worker keeps the pid we signal.
     let strace = ["strace", "-D", "-f", "-e", "trace=fsync,fdatasync", "-o", &file].map(str::to_owned);
     let mut worker = Worker::start(Setup::new(&nats, Backend::Local).wrapped(&strace));
-    let count = || std::fs::read_to_string(&file).unwrap().lines().filter(|line| line.contains("sync(")).count();
+    let count =
+        || std::fs::read_to_string(&file).unwrap().lines().filter(|line| line.contains("sync(")).count();
     let before = count();
     let subject = format!("{}.v1.crash.put", worker.prefix());
     for n in 0..200 {
-        let reply = ask(&client, subject.clone(), json!({"key": format!("k{n}"), "value": n}), ANSWERED_WITHIN).await;
+        let reply =
+            ask(&client, subject.clone(), json!({"key": format!("k{n}"), "value": n}), ANSWERED_WITHIN).await;
         assert_eq!(reply.unwrap()["outcome"], "applied");
     }
     let syncs = count() - before;
@@ -199,7 +230,8 @@ async fn increments_add_up_through_restarts_of_nats_and_the_worker() {
         let clients = (0..8).map(|client_number| {
             let (subject, url) = (subject.clone(), url.clone());
             tokio::spawn(async move {
-                let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(url).await.unwrap();
+                let client =
+                    async_nats::ConnectOptions::new().retry_on_initial_connect().connect(url).await.unwrap();
                 let mut unknown = 0;
                 for n in 0..if client_number < 4 { 13 } else { 12 } {
                     unknown += increment(&client, &subject, &format!("c{client_number}-{n}")).await;
@@ -222,7 +254,11 @@ async fn increments_add_up_through_restarts_of_nats_and_the_worker() {
         let reply = ask(&client, get, json!({"key": "counter"}), Duration::from_secs(5)).await.unwrap();
         let sum = reply["record"]["value"]["n"].as_i64().unwrap();
         assert!((sum - 100).abs() <= unknown, "100 increments summed to {sum} with {unknown} unknown");
-        row("100 increments by 8 clients, NATS and the worker restarted", "100 +- unknown", &format!("{sum}, {unknown} unknown"));
+        row(
+            "100 increments by 8 clients, NATS and the worker restarted",
+            "100 +- unknown",
+            &format!("{sum}, {unknown} unknown"),
+        );
     }
 }
 

@@ -66,7 +66,11 @@ fn imports_point_downward() {
         let part = first.trim_end_matches(".rs");
         // `crate::{a, b}` would hide what it imports.
         let text = std::fs::read_to_string(&file).unwrap();
-        assert!(!text.contains("use crate::{"), "{}: one `use crate::part` for each part", relative.display());
+        assert!(
+            !text.contains("use crate::{"),
+            "{}: one `use crate::part` for each part",
+            relative.display()
+        );
         let parts = imports(&text).filter(|to| FLOORS.iter().any(|(name, _)| name == to));
         for to in parts.filter(|to| !allowed(part, to)) {
             wrong.push(format!("{} uses {to}", relative.display()));

@@ -34,7 +34,10 @@ async fn a_worker_survives_a_restart_of_nats() {
     let mut worker = Worker::start(Setup::new(&nats, Backend::Memory));
     let put = format!("{}.v1.n.put", worker.prefix());
     let client = nats.client().await;
-    assert_eq!(ask(&client, put.clone(), json!({"key": "k", "value": 1}), SOON).await.unwrap()["outcome"], "applied");
+    assert_eq!(
+        ask(&client, put.clone(), json!({"key": "k", "value": 1}), SOON).await.unwrap()["outcome"],
+        "applied"
+    );
     nats.kill();
     until("/readyz turns", SOON, || (worker.http_get("/readyz")?.0 == 503).then_some(()));
     nats.restart();
@@ -54,7 +57,9 @@ async fn sigterm_answers_every_request_in_hand_and_exits_0_within_10_s() {
     let requests: Vec<_> = (0..400)
         .map(|n| {
             let (client, put) = (client.clone(), put.clone());
-            tokio::spawn(async move { client.request(put, json!({"key": format!("k{n}"), "value": n}).to_string().into()).await })
+            tokio::spawn(async move {
+                client.request(put, json!({"key": format!("k{n}"), "value": n}).to_string().into()).await
+            })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -129,7 +134,10 @@ async fn a_second_embedded_store_under_one_prefix_refuses_to_serve() {
             let key = format!("k{n}");
             let reply = ask(&client, put.clone(), json!({"key": key, "value": n}), SOON).await.unwrap();
             assert_eq!(reply["outcome"], "applied");
-            assert_eq!(ask(&client, get.clone(), json!({"key": key}), SOON).await.unwrap()["record"]["value"], n);
+            assert_eq!(
+                ask(&client, get.clone(), json!({"key": key}), SOON).await.unwrap()["record"]["value"],
+                n
+            );
         }
     }
 }
@@ -145,7 +153,10 @@ async fn two_that_meet_late_do_not_both_go_on() {
     setup.prefix = first.prefix().to_owned();
     let second = Worker::start(setup);
     let route = cluster.split('"').nth(1).unwrap();
-    let joined = format!("cluster {{ name: c, listen: \"127.0.0.1:{}\", routes: [\"nats-route://{route}\"] }}", free_port());
+    let joined = format!(
+        "cluster {{ name: c, listen: \"127.0.0.1:{}\", routes: [\"nats-route://{route}\"] }}",
+        free_port()
+    );
     second_nats.restart_with(&joined);
     until("the later one gives way", Duration::from_secs(20), || {
         second.log().contains("is in use by another worker").then_some(())
@@ -177,7 +188,8 @@ async fn the_surplus_of_ten_times_max_in_flight_is_refused_at_once() {
             .collect();
         for request in requests {
             let (answer, took) = request.await.unwrap();
-            let reply: serde_json::Value = serde_json::from_slice(&answer.expect("each is answered").payload).unwrap();
+            let reply: serde_json::Value =
+                serde_json::from_slice(&answer.expect("each is answered").payload).unwrap();
             if reply["outcome"] != "applied" {
                 assert_eq!(reply["error"]["code"], "overloaded", "{reply}");
                 assert!(reply["error"]["retry_after_ms"].as_i64().unwrap() > 0);
@@ -190,7 +202,11 @@ async fn the_surplus_of_ten_times_max_in_flight_is_refused_at_once() {
     // In the full run the bound of the contract holds; a busy machine in the short run may add to it.
     let bound = if soak() { Duration::from_millis(100) } else { Duration::from_millis(1000) };
     assert!(slowest < bound, "the slowest refusal took {slowest:?}");
-    row("10 x max_in_flight requests at once: slowest `overloaded`", "<= 100 ms", &format!("{} ms of {overloaded}", slowest.as_millis()));
+    row(
+        "10 x max_in_flight requests at once: slowest `overloaded`",
+        "<= 100 ms",
+        &format!("{} ms of {overloaded}", slowest.as_millis()),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that cannot go on should panic
 
 mod behavior;
+mod cli;
 mod crash;
 mod discovery;
 mod floors;
 mod headers;
 mod lifecycle;
+mod readme;
 mod support;
+mod transfer;

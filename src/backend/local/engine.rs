@@ -51,7 +51,10 @@ impl Engine {
     pub(super) fn open(directory: &Path) -> Result<Self> {
         let path = directory.join("store");
         let failed = |error: fjall::Error| {
-            Error::unavailable(format!("cannot open the store in {}: {}", shown(directory), told(&error)), RETRY_AFTER_MS)
+            Error::unavailable(
+                format!("cannot open the store in {}: {}", shown(directory), told(&error)),
+                RETRY_AFTER_MS,
+            )
         };
         let db = Database::builder(&path)
             .max_journaling_size(JOURNAL_BYTES_MAX)
@@ -189,7 +192,10 @@ impl Table for Engine {
 fn decode(key: &[u8], bytes: fjall::Slice) -> Result<Row> {
     row::decode(key, &bytes.into()).map_err(|fault| {
         let key = String::from_utf8_lossy(key).replacen('\0', " ", 1);
-        Error::new(Code::Corrupt, format!("record {:?} on backend kind local is damaged: {fault}", shorten(&key)))
+        Error::new(
+            Code::Corrupt,
+            format!("record {:?} on backend kind local is damaged: {fault}", shorten(&key)),
+        )
     })
 }
 

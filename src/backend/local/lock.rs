@@ -31,7 +31,10 @@ impl DirectoryLock {
             match Self::try_acquire(directory)? {
                 Ok(lock) => return Ok(lock),
                 Err(owner) => {
-                    let message = format!("{0} is locked by process {owner}: {0} is in use by another worker", shown(directory));
+                    let message = format!(
+                        "{0} is locked by process {owner}: {0} is in use by another worker",
+                        shown(directory)
+                    );
                     if tokio::time::Instant::now() >= give_up {
                         return Err(Error::unavailable(message, 0));
                     }

@@ -58,7 +58,8 @@ impl Local {
     pub fn open(lock: lock::DirectoryLock) -> Result<Self> {
         let engine = Engine::open(lock.directory())?;
         let store_id = engine.store_id.clone();
-        let shared = Arc::new(Shared { engine: RwLock::new(Some(Arc::new(engine))), fault: Mutex::new(None) });
+        let shared =
+            Arc::new(Shared { engine: RwLock::new(Some(Arc::new(engine))), fault: Mutex::new(None) });
         let (commands, received) = mpsc::channel(WRITER_QUEUE_MAX);
         let writer = Writer::new(shared.clone(), lock, received)?;
         let thread = std::thread::Builder::new()
@@ -70,7 +71,11 @@ impl Local {
 
     /// Hands a command to the writer and waits for its answer. The writer judges the deadline itself, so a
     /// write it looks at too late did not happen; one that it has begun and not answered is unknown.
-    async fn ask<T>(&self, deadline: Instant, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+    async fn ask<T>(
+        &self,
+        deadline: Instant,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         match timeout_at(deadline, self.commands.send(command(answer))).await {
             Err(_) => return Err(super::late()),
@@ -113,7 +118,11 @@ impl Backend for Local {
         }
     }
 
-    async fn write_atomic(&self, writes: Vec<Write>, deadline: Instant) -> Result<Vec<Written>, (usize, Error)> {
+    async fn write_atomic(
+        &self,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> Result<Vec<Written>, (usize, Error)> {
         self.ask(deadline, |answer| Command::WriteAtomic { writes, deadline, answer })
             .await
             .unwrap_or_else(|error| Err((0, error)))
@@ -182,7 +191,10 @@ impl Shared {
 }
 
 /// Runs what blocks on a thread of its own. A read cut off by the deadline did nothing.
-async fn blocking<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     match timeout_at(deadline, tokio::task::spawn_blocking(work)).await {
         Err(_) => Err(Error::deadline("the store did not answer the read in time")),
         Ok(Err(panic)) => Err(Error::internal(format!("a read failed: {panic}"))),

@@ -62,9 +62,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, lock: DirectoryLock, commands: mpsc::Receiver<Command>) -> Result<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        lock: DirectoryLock,
+        commands: mpsc::Receiver<Command>,
+    ) -> Result<Self> {
         let acknowledged = Acknowledged::open(lock.directory()).map_err(|error| {
-            Error::unavailable(format!("cannot open {}/acknowledged: {error}", super::shown(lock.directory())), 0)
+            Error::unavailable(
+                format!("cannot open {}/acknowledged: {error}", super::shown(lock.directory())),
+                0,
+            )
         })?;
         let held = shared.engine()?.last_group()?;
         let told = acknowledged.read().unwrap_or(0);
@@ -152,11 +159,13 @@ impl Writer {
                     return;
                 }
             }
-            let opened = Engine::open(self.lock.directory()).and_then(|engine| Ok((engine.last_group()?, engine)));
+            let opened =
+                Engine::open(self.lock.directory()).and_then(|engine| Ok((engine.last_group()?, engine)));
             match opened {
                 Ok((held, engine)) => {
                     self.group = self.group.max(held);
-                    *self.shared.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(engine));
+                    *self.shared.engine.write().unwrap_or_else(PoisonError::into_inner) =
+                        Some(Arc::new(engine));
                     tracing::info!(path = %self.lock.directory().display(), "the local store is open again");
                     return;
                 }
@@ -189,7 +198,8 @@ fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, one
             Answer::Write(written, answer)
         }
         Command::WriteAtomic { writes, deadline, answer } => {
-            let written = if Instant::now() < deadline { group.write_atomic(&writes) } else { Err((0, late())) };
+            let written =
+                if Instant::now() < deadline { group.write_atomic(&writes) } else { Err((0, late())) };
             Answer::WriteAtomic(written, answer)
         }
         Command::Apply { entries, answer } => {
@@ -212,7 +222,9 @@ fn refuse(commands: Vec<Command>, error: &Error) -> Option<oneshot::Sender<()>> 
     for command in commands {
         // Whoever stopped waiting has been answered by the deadline.
         match command {
-            Command::Write { writes, answer, .. } => drop(answer.send(vec![Err(error.clone()); writes.len()])),
+            Command::Write { writes, answer, .. } => {
+                drop(answer.send(vec![Err(error.clone()); writes.len()]))
+            }
             Command::WriteAtomic { answer, .. } => drop(answer.send(Err((0, error.clone())))),
             Command::Apply { entries, answer } => drop(answer.send(vec![Err(error.clone()); entries.len()])),
             Command::Bury { answer, .. } => drop(answer.send(Err(error.clone()))),
@@ -252,7 +264,9 @@ impl Answer {
     fn fail(self, unknown: &Error) {
         let unless_refused = |written: Result<Written>| written.and(Err(unknown.clone()));
         match self {
-            Self::Write(written, answer) => drop(answer.send(written.into_iter().map(unless_refused).collect())),
+            Self::Write(written, answer) => {
+                drop(answer.send(written.into_iter().map(unless_refused).collect()))
+            }
             Self::WriteAtomic(written, answer) => drop(answer.send(written.and(Err((0, unknown.clone()))))),
             Self::Apply(applied, answer) => {
                 drop(answer.send(applied.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));

@@ -64,7 +64,8 @@ impl Echo {
         let mut headers = HeaderMap::new();
         headers.insert("Ds-Timeout-Ms", self.timeout.as_millis().to_string());
         headers.insert("Ds-Sent-At-Ms", wall_ms().to_string());
-        let sent = self.client.exchange(self.subject.clone(), headers, self.payload.clone(), self.timeout).await;
+        let sent =
+            self.client.exchange(self.subject.clone(), headers, self.payload.clone(), self.timeout).await;
         match sent {
             Ok(_) => Ok(1),
             Err(unanswered) => Err(unanswered.into_error(&self.subject).code.word().to_owned()),

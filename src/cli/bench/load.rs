@@ -28,7 +28,8 @@ pub(super) struct Measured {
 
 impl Measured {
     fn new() -> Self {
-        let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).expect("the bounds are in order");
+        let latency_us =
+            Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).expect("the bounds are in order");
         Self { latency_us, items: 0, errors: BTreeMap::new(), elapsed: Duration::ZERO }
     }
 
@@ -68,7 +69,11 @@ impl Measured {
 }
 
 /// Runs the callers. `send` is one request: how many items it carried, or its error's code.
-pub(super) async fn run<F>(bench: &Bench, duration: Duration, send: impl Fn() -> F + Clone + Send + 'static) -> Measured
+pub(super) async fn run<F>(
+    bench: &Bench,
+    duration: Duration,
+    send: impl Fn() -> F + Clone + Send + 'static,
+) -> Measured
 where
     F: Future<Output = Result<u64, String>> + Send,
 {
@@ -141,6 +146,9 @@ mod tests {
             .collect();
         starts.sort_unstable();
         assert_eq!(starts.len(), 100);
-        assert!(starts.iter().enumerate().all(|(at, start)| start.abs_diff(at as u128 * 10) <= 1), "{starts:?}");
+        assert!(
+            starts.iter().enumerate().all(|(at, start)| start.abs_diff(at as u128 * 10) <= 1),
+            "{starts:?}"
+        );
     }
 }

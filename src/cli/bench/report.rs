@@ -29,7 +29,8 @@ impl Report {
     pub(super) fn against_echo(rounds: Vec<(Measured, Measured)>) -> Self {
         let (workload, echo): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
         let ratio = |of: fn(&Measured) -> f64| {
-            median(workload.iter().map(of).collect()) / median(echo.iter().map(of).collect()).max(f64::MIN_POSITIVE)
+            median(workload.iter().map(of).collect())
+                / median(echo.iter().map(of).collect()).max(f64::MIN_POSITIVE)
         };
         let throughput_ratio = ratio(Measured::throughput);
         let p50_ratio = ratio(|round| round.latency_us.value_at_percentile(50.0) as f64);
@@ -44,7 +45,10 @@ impl Report {
     pub(super) fn lines(&self, bench: &Bench) -> Vec<String> {
         let name = name(bench.workload);
         let rate = bench.rate.map_or(String::new(), |rate| format!(", paced at {rate}/s"));
-        let data = bench.data.as_deref().map_or_else(|| format!("{} bytes a value", bench.value_bytes), str::to_owned);
+        let data = bench
+            .data
+            .as_deref()
+            .map_or_else(|| format!("{} bytes a value", bench.value_bytes), str::to_owned);
         let mut lines = vec![format!("{name}: concurrency {}, {data}{rate}", bench.concurrency)];
         lines.extend(measured_lines(&self.workload));
         if let Some(compared) = &self.echo {
@@ -101,7 +105,10 @@ fn measured_lines(measured: &Measured) -> Vec<String> {
     let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
     let elapsed = measured.elapsed.as_secs_f64();
     vec![
-        format!("  throughput: {:.0} requests/s{items} ({requests} in {elapsed:.1} s)", measured.throughput()),
+        format!(
+            "  throughput: {:.0} requests/s{items} ({requests} in {elapsed:.1} s)",
+            measured.throughput()
+        ),
         latency,
         format!("  errors: {errors}"),
     ]

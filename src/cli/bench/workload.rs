@@ -40,7 +40,8 @@ impl Target {
             None => made_up(bench.keys, bench.value_bytes as usize),
         };
         let zipf = bench.zipf.map(|exponent| Zipf::new(records.len(), exponent));
-        let mut target = Self { namespace, records, workload: bench.workload, batch_size: bench.batch_size, zipf };
+        let mut target =
+            Self { namespace, records, workload: bench.workload, batch_size: bench.batch_size, zipf };
         if matches!(bench.workload, Workload::Get | Workload::Scan) {
             target.seed(client.max_payload() / 4).await?;
         }
@@ -77,7 +78,9 @@ impl Target {
     /// One request of the workload.
     pub(super) async fn send(&self) -> Result<u64, String> {
         let request = match self.workload {
-            Workload::Get => Request::Get(GetRequest { key: self.records[self.pick()].0.clone(), ..GetRequest::default() }),
+            Workload::Get => {
+                Request::Get(GetRequest { key: self.records[self.pick()].0.clone(), ..GetRequest::default() })
+            }
             Workload::Put => self.put(self.pick()),
             Workload::Batch => {
                 let ops = (0..self.batch_size).map(|_| self.put(self.pick())).collect();
@@ -192,7 +195,9 @@ mod tests {
     fn ranks_come_as_often_as_they_should() {
         let zipf = Zipf::new(4, 1.0);
         // 1 + 1/2 + 1/3 + 1/4 = 25/12
-        for (point, rank) in [(0.0, 0), (0.479, 0), (0.481, 1), (0.719, 1), (0.721, 2), (0.881, 3), (0.9999, 3), (1.0, 3)] {
+        for (point, rank) in
+            [(0.0, 0), (0.479, 0), (0.481, 1), (0.719, 1), (0.721, 2), (0.881, 3), (0.9999, 3), (1.0, 3)]
+        {
             assert_eq!(zipf.pick(point), rank, "{point}");
         }
     }

@@ -51,7 +51,7 @@ impl Chunk {
     pub(super) fn push(&mut self, entry: Entry) -> Option<Entry> {
         let bytes = message::encode_request(&Request::Put(put_of(&entry, String::new()))).len();
         let room = self.entries.len() < ENTRIES_MAX && self.bytes + bytes <= self.bytes_max;
-        if !self.entries.is_empty() && !(room && !self.keys.contains(entry.key.as_str())) {
+        if !self.entries.is_empty() && (!room || self.keys.contains(entry.key.as_str())) {
             return Some(entry);
         }
         self.bytes += bytes;

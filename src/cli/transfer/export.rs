@@ -63,7 +63,9 @@ pub(in crate::cli) async fn export(session: &Session, _output: &mut Output, tran
     let out = packed.finish()?;
     if left_out > 0 {
         let kept = target.keep();
-        return Err(Fault::input(format!("{left_out} records are left out; the {count} others are in {kept}")));
+        return Err(Fault::input(format!(
+            "{left_out} records are left out; the {count} others are in {kept}"
+        )));
     }
     target.complete(out)?;
     tell(&format!("{count} records exported"));
@@ -95,7 +97,8 @@ impl Target {
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = PathBuf::from(partial);
         let file = File::create(&partial);
-        let file = file.map_err(|error| Fault::input(format!("cannot write {}: {error}", partial.display())))?;
+        let file =
+            file.map_err(|error| Fault::input(format!("cannot write {}: {error}", partial.display())))?;
         Ok(Self::File { partial: Some(partial), path, file })
     }
 
