@@ -7,6 +7,7 @@
 
 mod behavior;
 mod cli;
+mod client;
 mod crash;
 mod discovery;
 mod floors;
