@@ -85,18 +85,33 @@ pub fn encode(document: &Document) -> Bytes {
     frame.into()
 }
 
+/// What a frame holds, its document still encoded as `datastore.v1.Value`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// The document's bytes, shared with the frame.
+    pub value: Bytes,
+    /// As in [`Document`].
+    pub updated_at_ms: i64,
+    /// As in [`Document`].
+    pub content_type: String,
+    /// As in [`Document`].
+    pub schema: u32,
+}
+
 /// Reads a frame back. The document's bytes are shared with `frame`, not copied.
 pub fn decode(frame: &Bytes) -> Result<Document, Fault> {
-    let body = wire::Body::decode(check(frame)?).map_err(|fault| Fault::Body(fault.to_string()))?;
-    let value = value::decode(&body.value).map_err(|fault| match fault {
+    let Encoded { value, updated_at_ms, content_type, schema } = open(frame)?;
+    let value = value::decode(&value).map_err(|fault| match fault {
         DecodeFault::Malformed(error) | DecodeFault::Refused(error) => Fault::Body(error.message),
     })?;
-    Ok(Document {
-        value,
-        content_type: body.content_type,
-        updated_at_ms: body.updated_at_ms,
-        schema: body.schema,
-    })
+    Ok(Document { value, content_type, updated_at_ms, schema })
+}
+
+/// Checks a frame and gives what it holds without decoding the document: the checksum vouches for it.
+pub fn open(frame: &Bytes) -> Result<Encoded, Fault> {
+    let body = wire::Body::decode(check(frame)?).map_err(|fault| Fault::Body(fault.to_string()))?;
+    let wire::Body { value, updated_at_ms, content_type, schema } = body;
+    Ok(Encoded { value, updated_at_ms, content_type, schema })
 }
 
 /// Checks header and checksum; gives the body.

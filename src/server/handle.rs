@@ -11,7 +11,7 @@ use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::request::Request;
 use crate::model::{Error, Namespace, Result};
-use crate::store::Call;
+use crate::store::{Call, Got};
 
 use super::headers::Headers;
 use super::{Shared, reply, validate};
@@ -30,12 +30,12 @@ pub(super) async fn request(shared: &Shared, message: Message, received: Instant
     let (namespace, op) = (namespace.to_owned(), op.to_owned());
     let headers = Headers::parse(message.headers.as_ref());
     let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
-    let reply = match headers {
+    let answer = match headers {
         Ok(headers) => perform(shared, &namespace, &op, &message, encoding, headers, received).await,
-        Err(error) => empty(&op, error),
+        Err(error) => empty(&op, error).into(),
     };
-    shared.stats.count(&op, reply.error(), received.elapsed());
-    respond(shared, message.reply, &reply, encoding).await;
+    shared.stats.count(&op, answer.error(), received.elapsed());
+    respond(shared, message.reply, answer, encoding).await;
 }
 
 /// Answers a request for which there is no room, without looking into it.
@@ -46,7 +46,7 @@ pub(super) async fn overloaded(shared: &Shared, message: Message) {
     let reply = empty(op, error);
     shared.stats.count(op, reply.error(), Duration::ZERO);
     let encoding = encoding(&message, false);
-    respond(shared, message.reply, &reply, encoding).await;
+    respond(shared, message.reply, reply.into(), encoding).await;
 }
 
 async fn perform(
@@ -57,7 +57,7 @@ async fn perform(
     encoding: Encoding,
     headers: Headers,
     received: Instant,
-) -> Reply {
+) -> Answer {
     let now_ms = wall_ms();
     if let Some(seen) = headers.clock
         && !shared.store.clock().merge(seen, now_ms)
@@ -81,27 +81,36 @@ async fn perform(
     });
     let (request, call) = match checked {
         Ok((Some(request), call)) => (request, call),
-        Ok((None, _)) => return empty(op, Error::unsupported("query is not built yet in this version")),
-        Err(error) => return empty(op, error),
+        Ok((None, _)) => {
+            return empty(op, Error::unsupported("query is not built yet in this version")).into();
+        }
+        Err(error) => return empty(op, error).into(),
     };
     let give_up = call.deadline + ANSWER_GRACE;
     let is_write = !matches!(request, Request::Get(_) | Request::Scan(_));
     match timeout_at(give_up, work(shared, &call, request)).await {
-        Ok(reply) => reply,
+        Ok(answer) => answer,
         Err(_) if is_write => {
-            empty(op, Error::indeterminate("the deadline passed while the write was in work"))
+            empty(op, Error::indeterminate("the deadline passed while the write was in work")).into()
         }
-        Err(_) => empty(op, Error::deadline("the deadline passed while the read was in work")),
+        Err(_) => empty(op, Error::deadline("the deadline passed while the read was in work")).into(),
     }
 }
 
-async fn work(shared: &Shared, call: &Call, request: Request) -> Reply {
+async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
     let store = &shared.store;
-    match request {
-        Request::Get(get) => Reply::Get(match validate::get(get) {
-            Ok(get) => store.get(call, get).await.unwrap_or_else(GetReply::from),
-            Err(error) => error.into(),
-        }),
+    let reply = match request {
+        Request::Get(get) => {
+            let got = match validate::get(get) {
+                Ok(get) => store.get(call, get).await,
+                Err(error) => Err(error),
+            };
+            match got {
+                Ok(Got::Encoded(body)) => return Answer::Encoded(body),
+                Ok(Got::Reply(reply)) => Reply::Get(reply),
+                Err(error) => Reply::Get(error.into()),
+            }
+        }
         Request::Put(_) | Request::Delete(_) | Request::Update(_) | Request::Touch(_) => {
             Reply::Write(match validate::write(call, request) {
                 Ok(write) => store.write(call, write).await,
@@ -116,6 +125,30 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Reply {
             Ok(scan) => store.scan(call, scan).await.unwrap_or_else(ScanReply::from),
             Err(error) => error.into(),
         }),
+    };
+    reply.into()
+}
+
+/// What goes out.
+enum Answer {
+    /// A message to encode.
+    Reply(Box<Reply>),
+    /// A record found, encoded already.
+    Encoded(Vec<u8>),
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
+impl Answer {
+    fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Reply(reply) => reply.error(),
+            Self::Encoded(_) => None,
+        }
     }
 }
 
@@ -172,8 +205,8 @@ fn empty(op: &str, error: Error) -> Reply {
 }
 
 /// Publishes a reply. A request without a reply subject was done all the same.
-async fn respond(shared: &Shared, to: Option<async_nats::Subject>, reply: &Reply, encoding: Encoding) {
-    if let Some(error) = reply.error() {
+async fn respond(shared: &Shared, to: Option<async_nats::Subject>, answer: Answer, encoding: Encoding) {
+    if let Some(error) = answer.error() {
         reply::log(error);
     }
     let Some(to) = to else {
@@ -181,7 +214,10 @@ async fn respond(shared: &Shared, to: Option<async_nats::Subject>, reply: &Reply
     };
     let mut headers = HeaderMap::new();
     headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
-    let body = reply::encode(reply, encoding, shared.reply_bytes_max(), &mut headers);
+    let body = match answer {
+        Answer::Encoded(body) => reply::check(body, shared.reply_bytes_max(), &mut headers),
+        Answer::Reply(reply) => reply::encode(&reply, encoding, shared.reply_bytes_max(), &mut headers),
+    };
     let publishing = shared.client.publish_with_headers(to, headers, body.into());
     if let Err(error) = super::bounded("reply", publishing).await {
         tracing::warn!(%error, "a reply could not be sent");

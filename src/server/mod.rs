@@ -186,6 +186,8 @@ impl Shared {
                     tracing::error!("requests were dropped: more than {SUBSCRIPTION_CAPACITY} came at once");
                 }
             }
+            // Each failed attempt to connect again is one of these: told once, by the disconnect.
+            async_nats::Event::ClientError(error) => tracing::debug!("NATS: {error}"),
             other => tracing::warn!("NATS: {other}"),
         }
     }

@@ -16,17 +16,30 @@ pub(super) fn encode(
     headers: &mut HeaderMap,
 ) -> Vec<u8> {
     let body = bytes(reply, encoding);
-    // What stands beside the document has its own room; see REPLY_ROOM_BYTES.
-    let limit = reply_bytes_max + REPLY_ROOM_BYTES - HEADER_BYTES_MAX;
+    let limit = limit(reply_bytes_max);
     if body.len() > limit {
-        let (error, is_read) = too_large(reply, body.len(), limit);
-        // A write stands, whether its record can be shown or not.
-        let short = if is_read { with_error(reply, error) } else { without_record(reply) };
+        let short = shortened(reply, body.len(), limit);
         note_error(short.error(), headers);
         return bytes(&short, encoding);
     }
     note_error(reply.error(), headers);
     body
+}
+
+/// Checks the size of a found record's reply that came encoded, in protobuf.
+pub(super) fn check(body: Vec<u8>, reply_bytes_max: usize, headers: &mut HeaderMap) -> Vec<u8> {
+    let limit = limit(reply_bytes_max);
+    if body.len() <= limit {
+        return body;
+    }
+    let short = shortened(&Reply::Get(GetReply::default()), body.len(), limit);
+    note_error(short.error(), headers);
+    bytes(&short, Encoding::Protobuf)
+}
+
+/// Most bytes of a body. What stands beside the document has its own room; see REPLY_ROOM_BYTES.
+fn limit(reply_bytes_max: usize) -> usize {
+    reply_bytes_max + REPLY_ROOM_BYTES - HEADER_BYTES_MAX
 }
 
 /// What the headers of a reply take at most.
@@ -53,28 +66,23 @@ fn note_error(error: Option<&Error>, headers: &mut HeaderMap) {
     headers.insert("Nats-Service-Error-Code", error.code.status().to_string());
 }
 
-fn too_large(reply: &Reply, bytes: usize, limit: usize) -> (Error, bool) {
-    let what = match reply {
-        Reply::Get(_) => "the record does not fit in one reply in this encoding",
-        Reply::Write(_) | Reply::Batch(_) | Reply::Scan(_) => "the reply does not fit in one message",
-    };
-    let is_read = !matches!(reply, Reply::Write(_));
-    (Error::too_large(format!("{what}: {bytes} bytes, the limit is {limit}")), is_read)
-}
-
-fn with_error(reply: &Reply, error: Error) -> Reply {
+/// What is said in place of a reply that does not fit in a message.
+fn shortened(reply: &Reply, bytes: usize, limit: usize) -> Reply {
+    let sizes = format!("{bytes} bytes, the limit is {limit}");
     match reply {
-        Reply::Get(_) => Reply::Get(GetReply::from(error)),
-        Reply::Write(_) => Reply::Write(WriteReply::from(error)),
-        Reply::Batch(_) => Reply::Batch(BatchReply::from(error)),
-        Reply::Scan(_) => Reply::Scan(ScanReply::from(error)),
-    }
-}
-
-fn without_record(reply: &Reply) -> Reply {
-    match reply {
+        Reply::Get(_) => {
+            let message = format!("the record does not fit in one reply in this encoding: {sizes}");
+            Reply::Get(GetReply::from(Error::too_large(message)))
+        }
+        // The write stands, whether its record can be shown or not.
         Reply::Write(write) => Reply::Write(WriteReply { record: None, ..write.clone() }),
-        other => other.clone(),
+        // Its results are kept within their room, so this is a defect, and writes among them may stand.
+        Reply::Batch(_) => {
+            Reply::Batch(BatchReply::from(Error::internal(format!("the results do not fit: {sizes}"))))
+        }
+        Reply::Scan(_) => {
+            Reply::Scan(ScanReply::from(Error::internal(format!("the page does not fit: {sizes}"))))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod policy;
 mod read;
 mod scan;
 mod update;
+pub use read::Got;
 pub use update::check_size;
 mod write;
 
@@ -139,9 +140,11 @@ impl Call {
 
     /// Reads a stored document. A damaged one is `corrupt`, naming key and backend.
     fn document(&self, key: &Key, live: &Live) -> Result<Document> {
-        stored::decode(&live.body).map_err(|fault| {
-            let (key, backend) = (shorten(key.as_str()), &self.policy.settings.backend);
-            Error::new(Code::Corrupt, format!("record {key:?} on backend {backend:?} is damaged: {fault}"))
-        })
+        stored::decode(&live.body).map_err(|fault| self.corrupt(key, &fault))
+    }
+
+    fn corrupt(&self, key: &Key, fault: &stored::Fault) -> Error {
+        let (key, backend) = (shorten(key.as_str()), &self.policy.settings.backend);
+        Error::new(Code::Corrupt, format!("record {key:?} on backend {backend:?} is damaged: {fault}"))
     }
 }

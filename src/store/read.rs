@@ -1,6 +1,7 @@
 //! Get: one record.
 
 use crate::backend::Found;
+use crate::codec::{Encoding, message, stored};
 use crate::model::key::shorten;
 use crate::model::op::{Get, Shape};
 use crate::model::reply::GetReply;
@@ -8,15 +9,47 @@ use crate::model::{Code, Error, Record, Result, Version};
 
 use super::{Call, Store, paths};
 
+/// The answer to a get.
+pub enum Got {
+    /// As a message.
+    Reply(GetReply),
+    /// A record that was found, as the bytes of its protobuf reply: stored documents are encoded as the wire
+    /// wants them, so a whole one needs no decoding.
+    Encoded(Vec<u8>),
+}
+
 impl Store {
     /// Reads one record.
-    pub async fn get(&self, call: &Call, get: Get) -> Result<GetReply> {
+    pub async fn get(&self, call: &Call, get: Get) -> Result<Got> {
         call.check_level(get.consistency, get.max_staleness_ms)?;
         call.check_deadline()?;
         let read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
         let found =
             read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")))?;
-        self.answer(call, &get, found)
+        match (call.encoding, &get.shape) {
+            (Encoding::Protobuf, Shape::Whole) => self.answer_encoded(call, &get, found),
+            _ => self.answer(call, &get, found).map(Got::Reply),
+        }
+    }
+
+    fn answer_encoded(&self, call: &Call, get: &Get, found: Option<Found>) -> Result<Got> {
+        if let Some(wanted) = get.min_version {
+            check_not_behind(get, wanted, found.as_ref())?;
+        }
+        let Some(Found { version, live: Some(live) }) = found else {
+            return Ok(Got::Reply(GetReply::default()));
+        };
+        let stored = stored::open(&live.body).map_err(|fault| call.corrupt(&get.key, &fault))?;
+        let head = Record {
+            key: get.key.clone(),
+            value: None,
+            version,
+            updated_at_ms: stored.updated_at_ms,
+            expires_at_ms: live.expires_at_ms,
+            content_type: stored.content_type,
+            schema: stored.schema,
+        };
+        Ok(Got::Encoded(message::encode_hit(&head, stored.value)))
     }
 
     /// The reply to a get, from what the backend found.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
+
 use crate::cli::args::{Bench, Workload};
 use crate::cli::output::Fault;
 use crate::cli::record_file::Lines;
@@ -9,7 +11,7 @@ use crate::client::{Client, NamespaceClient, RequestOptions};
 use crate::codec::message;
 use crate::model::reply::{BatchResult, Reply};
 use crate::model::request::{BatchRequest, GetRequest, PutRequest, Request, ScanRequest};
-use crate::model::{Error, Value};
+use crate::model::{Code, Error, Value};
 
 /// Bytes of documents in one request that seeds.
 const SEED_BYTES_MAX: usize = 256 * 1024;
@@ -20,6 +22,8 @@ const SEEDS_IN_FLIGHT: usize = 8;
 
 /// The records, and how they are asked for.
 pub(super) struct Target {
+    client: Client,
+    timeout: Duration,
     namespace: NamespaceClient,
     records: Vec<(String, Value)>,
     workload: Workload,
@@ -40,8 +44,15 @@ impl Target {
             None => made_up(bench.keys, bench.value_bytes as usize),
         };
         let zipf = bench.zipf.map(|exponent| Zipf::new(records.len(), exponent));
-        let mut target =
-            Self { namespace, records, workload: bench.workload, batch_size: bench.batch_size, zipf };
+        let mut target = Self {
+            client: client.clone(),
+            timeout,
+            namespace,
+            records,
+            workload: bench.workload,
+            batch_size: bench.batch_size,
+            zipf,
+        };
         if matches!(bench.workload, Workload::Get | Workload::Scan) {
             target.seed(client.max_payload() / 4).await?;
         }
@@ -78,9 +89,7 @@ impl Target {
     /// One request of the workload.
     pub(super) async fn send(&self) -> Result<u64, String> {
         let request = match self.workload {
-            Workload::Get => {
-                Request::Get(GetRequest { key: self.records[self.pick()].0.clone(), ..GetRequest::default() })
-            }
+            Workload::Get => return self.get(self.records[self.pick()].0.clone()).await,
             Workload::Put => self.put(self.pick()),
             Workload::Batch => {
                 let ops = (0..self.batch_size).map(|_| self.put(self.pick())).collect();
@@ -92,6 +101,21 @@ impl Target {
             }
         };
         succeeded(self.namespace.request(request).await).map_err(|error| error.code.word().to_owned())
+    }
+
+    /// A get as the echo beside it is sent: a bare message. Whether the record came is looked at, its document
+    /// is not decoded: this is the load of the worker, not of the client.
+    async fn get(&self, key: String) -> Result<u64, String> {
+        let request = Request::Get(GetRequest { key, ..GetRequest::default() });
+        let subject = format!("{}.v1.{}.get", self.client.subject_prefix(), self.namespace.name());
+        let payload = message::encode_request(&request).into();
+        let reply = self.client.exchange(subject, HeaderMap::new(), payload, self.timeout).await;
+        let reply = reply.map_err(|unanswered| unanswered.into_error("get").code.word().to_owned())?;
+        match message::decode_found(&reply.payload) {
+            Ok(true) => Ok(1),
+            Ok(false) => Err(Code::NotFound.word().to_owned()),
+            Err(error) => Err(error.code.word().to_owned()),
+        }
     }
 
     fn put(&self, at: usize) -> Request {
@@ -123,7 +147,7 @@ fn succeeded(reply: Result<Reply, Error>) -> Result<u64, Error> {
     }
     match reply {
         Reply::Get(get) if get.found => Ok(1),
-        Reply::Get(_) => Err(Error::new(crate::model::Code::NotFound, "a record of the bench is gone")),
+        Reply::Get(_) => Err(Error::new(Code::NotFound, "a record of the bench is gone")),
         Reply::Write(_) => Ok(1),
         Reply::Scan(scan) => Ok(scan.records.len() as u64),
         Reply::Batch(batch) => {

@@ -23,6 +23,22 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
     }
 }
 
+/// Writes the reply to a get that found `record`, whose document is encoded already: nothing of it is decoded
+/// on the way. `record.value` is not looked at.
+pub fn encode_hit(record: &Record, document: Bytes) -> Vec<u8> {
+    let record = wire::Record { value: document, ..to_head(record) };
+    wire::GetReply { found: true, record: Some(record), ..wire::GetReply::default() }.encode_to_vec()
+}
+
+/// Whether the reply to a get found a record, for readers who do not look into it; an error is one.
+pub fn decode_found(payload: &Bytes) -> Result<bool> {
+    let reply: wire::GetReply = read(payload)?;
+    match reply.error {
+        None => Ok(reply.found),
+        Some(error) => Err(self::error(error)?),
+    }
+}
+
 /// Bytes of a record's message, without the tag and length before it. The document is not written for this.
 pub fn record_len(record: &Record) -> usize {
     let value = record.value.as_ref().map_or(0, |value| value::slice_len(value::encoded_len(value)));
