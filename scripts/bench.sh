@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Throughput of a worker on its embedded store beside an echo responder on the same NATS server, in one run.
 set -euo pipefail
+# Settings of whoever runs this would reach his real parts.
+unset "${!DATASTORE__@}"
 
 binary=target/release/datastore
 scratch="$(mktemp -d)"

@@ -6,68 +6,87 @@ binary=target/release/datastore
 arguments=()
 [ -n "${1:-}" ] && arguments=(--config "$1")
 
-# The URL as the worker will see it: defaults, file and environment together.
+# The URLs and the prefix as the worker will see them: defaults, file and environment together.
 settings="$("$binary" config show "${arguments[@]}")"
-url="$(sed -n 's/^url = "\(nats:[^"]*\)".*/\1/p' <<<"$settings" | head -n 1)"
-first="${url%%,*}"
-address="${first#*://}"
-address="${address##*@}"
-host="${address%%:*}"
-port="${address##*:}"
-[ "$port" = "$host" ] && port=4222
+setting() { sed -n "/^\[$1\]/,/^\[/s/^$2 = \"\(.*\)\".*/\1/p" <<<"$settings" | head -n 1; }
+urls="$(setting nats url)"
+prefix="$(setting nats subject_prefix)"
+listen="$(setting http listen)"
 
 answers() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 
+# Host and port of a URL such as nats://user@host:4222/, nats://[::1]:4222 or tls://host.
+split() {
+    local address="${1#*://}"
+    address="${address%%/*}"
+    address="${address##*@}"
+    case "$address" in
+        \[*) host="${address%%]*}"; host="${host#[}"; port="${address##*]}"; port="${port#:}" ;;
+        *:*) host="${address%:*}"; port="${address##*:}" ;;
+        *) host="$address"; port="" ;;
+    esac
+    port="${port:-4222}"
+}
+
 nats_pid=""
 worker_pid=""
+log=""
 stop() {
     [ -n "$worker_pid" ] && kill -TERM "$worker_pid" 2>/dev/null && wait "$worker_pid" || true
     [ -n "$nats_pid" ] && kill -TERM "$nats_pid" 2>/dev/null && wait "$nats_pid" || true
+    [ -n "$log" ] && rm -f "$log" || true
 }
+trap 'stop; exit 0' INT TERM HUP
 
-if answers "$host" "$port"; then
-    echo "using the NATS server at $first"
+found=""
+IFS=, read -ra each <<<"$urls"
+for url in "${each[@]}"; do
+    split "$url"
+    if answers "$host" "$port"; then found="$url"; break; fi
+done
+if [ -n "$found" ]; then
+    echo "using the NATS server at $found"
 else
-    case "$host" in
-        127.*|localhost) ;;
-        *) echo "no NATS server answers at $first; the worker will join when one does" ;;
-    esac
-    case "$host" in
-        127.*|localhost)
+    split "${each[0]}"
+    case "${each[0]}:$host" in
+        nats:*:127.*|nats:*:localhost|nats:*:::1)
             nats_server="$(command -v nats-server || echo /usr/sbin/nats-server)"
             mkdir -p run
             # A session of its own: Ctrl-C reaches the worker first, which then still answers what it has in hand.
             setsid "$nats_server" --addr "$host" --port "$port" --log run/nats-server.log &
             nats_pid=$!
             for _ in $(seq 100); do answers "$host" "$port" && break; sleep 0.05; done
-            answers "$host" "$port" || { echo "the private nats-server did not start; see run/nats-server.log" >&2; kill "$nats_pid"; exit 1; }
+            answers "$host" "$port" || { echo "the private nats-server did not start; see run/nats-server.log" >&2; stop; exit 1; }
             echo "started a private nats-server at $host:$port (log: run/nats-server.log)"
             ;;
+        *) echo "no NATS server answers at $urls; the worker joins when one does" ;;
     esac
 fi
-trap 'stop; exit 0' INT TERM
 
-# In the background, and so deaf to the terminal's Ctrl-C: `stop` passes it on as SIGTERM.
-"$binary" serve "${arguments[@]}" &
+# The worker's own lines are shown and kept, so that this waits for this worker and no other. It runs in the
+# background, and so is deaf to the terminal's Ctrl-C: `stop` passes it on as SIGTERM.
+log="$(mktemp)"
+"$binary" serve "${arguments[@]}" 2> >(tee "$log" >&2) &
 worker_pid=$!
 
-listen="$(sed -n 's/^listen = "\([^"]*\)".*/\1/p' <<<"$settings" | head -n 1)"
-ready() {
-    [ -z "$listen" ] && return 0
-    exec 3<>"/dev/tcp/${listen%:*}/${listen##*:}" || return 1
-    printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3
-    head -n 1 <&3 | grep -q ' 200 '
-}
-for _ in $(seq 200); do
+how="$binary"
+[ "$prefix" = ds ] || how="$how --subject-prefix $prefix"
+if [ "$urls" != "nats://127.0.0.1:4222" ] && [ -z "${DATASTORE__NATS__URL:-}" ]; then
+    case "$urls" in
+        *@*) how="DATASTORE__NATS__URL=... $how" ;;
+        *) how="$how --nats $urls" ;;
+    esac
+fi
+for _ in $(seq 300); do
     kill -0 "$worker_pid" 2>/dev/null || break
-    if (ready) 2>/dev/null; then
+    if grep -q 'ready: answering' "$log"; then
         cat <<TRY
 
-serving at $first${listen:+, health at http://$listen/readyz}. In another terminal, try:
+serving at ${found:-${each[0]}}${listen:+, health at http://$listen/readyz}. In another terminal, try:
 
-  $binary put demo user:1 '{"name": "Ada", "logins": 1}'
-  $binary update demo user:1 --increment logins=1 --return
-  $binary scan demo
+  $how put demo user:1 '{"name": "Ada", "logins": 1}'
+  $how update demo user:1 --increment logins=1 --return
+  $how scan demo
 
 Ctrl-C stops.
 TRY

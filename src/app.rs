@@ -1,6 +1,7 @@
 //! From settings to a running worker: one list to start, one list to stop.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +28,8 @@ use crate::telemetry;
 pub async fn serve(loaded: Loaded) -> ExitCode {
     let settings = loaded.settings;
     if let Err(fault) = telemetry::start(&settings.log) {
-        tracing::error!("{fault}");
+        // There is no log to say it in.
+        drop(writeln!(std::io::stderr(), "error: log.level: {fault}"));
         return ExitCode::FAILURE;
     }
     let stop = CancellationToken::new();

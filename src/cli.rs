@@ -87,7 +87,7 @@ pub(crate) struct Session {
 
 impl Session {
     async fn client(&self) -> Result<Client, Fault> {
-        let nats = settings::load(None, &self.connection)?.settings.nats;
+        let nats = settings::client(&self.connection)?.settings.nats;
         Ok(Client::connect_within(&nats, self.connection.timeout).await?)
     }
 

@@ -20,12 +20,27 @@ pub struct Settings {
     pub level: String,
 }
 
+/// The filter of a level. The error says what is wrong with it.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let known = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+    for part in level.split(',').map(str::trim).filter(|part| !part.contains('[')) {
+        // A lone word that is no level would be taken as the name of a part, and say nothing.
+        let word = part.rsplit('=').next().unwrap_or(part);
+        if !known(word) {
+            return Err(format!("{word:?} is no level; there are {}", LEVELS.join(", ")));
+        }
+    }
+    // What libraries have to say below a warning is for those who ask for it by name. The NATS connector is
+    // kept quiet for all: it prints passwords, and each failed attempt to connect.
+    let whole = format!("async_nats=warn,fjall=warn,lsm_tree=warn,{level},async_nats::connector=off");
+    EnvFilter::try_new(whole).map_err(|error| error.to_string())
+}
+
 /// Starts logging. A second call changes nothing. The error says what is wrong with the filter.
 pub fn start(settings: &Settings) -> Result<(), String> {
     use std::io::IsTerminal;
-    // What libraries have to say below a warning is for those who ask for it by name.
-    let level = format!("async_nats=warn,fjall=warn,lsm_tree=warn,{}", settings.level);
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level: {error}"))?;
+    let filter = filter(&settings.level)?;
     let logs =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A second call means that a program around this one logs already.

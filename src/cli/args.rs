@@ -9,7 +9,7 @@ use crate::model::request::{Consistency, PreconditionRequest};
 
 /// One storage API on a NATS bus: the worker, and commands that talk to workers.
 #[derive(Debug, Parser)]
-#[command(name = "datastore", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "datastore", version, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 success; 1 the operation failed (also get of a missing key); 2 wrong usage.
 NATS authentication comes from the environment: DATASTORE__NATS__CREDENTIALS_FILE, __USER, __PASSWORD, __TOKEN, ..."
@@ -41,6 +41,9 @@ pub(crate) struct Connection {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a worker until SIGTERM or Ctrl-C
+    #[command(
+        after_help = "Examples:\n  datastore serve\n  datastore serve --config worker.toml\n  DATASTORE__LOG__LEVEL=debug datastore serve --config worker.toml"
+    )]
     Serve(Serve),
     /// Print a record's value as JSON
     #[command(
@@ -107,10 +110,13 @@ Example:
     )]
     Export(Transfer),
     /// Check or show settings
+    #[command(
+        after_help = "Examples:\n  datastore config check worker.toml\n  datastore config show --config worker.toml"
+    )]
     Config(Config),
     /// Measure throughput and latency
     #[command(
-        after_help = "Writes keys of its own into the namespace. With --rate latency counts from the intended start of each request.
+        after_help = "Writes into the namespace: keys of its own, or with --data those of the file. With --rate latency counts from the intended start of each request.
 
 Examples:
   datastore bench --workload get --concurrency 64 --duration 10s --echo
@@ -353,11 +359,17 @@ pub(crate) struct Config {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Say `ok`, or everything that is wrong with a file
+    #[command(
+        after_help = "Environment and flags are left out.\n\nExample:\n  datastore config check worker.toml"
+    )]
     Check {
         /// Settings
         file: PathBuf,
     },
     /// Print the settings that hold: defaults, file, environment and flags together, without secrets
+    #[command(
+        after_help = "Examples:\n  datastore config show\n  datastore config show --config worker.toml"
+    )]
     Show {
         /// Settings
         #[arg(long, value_name = "FILE")]

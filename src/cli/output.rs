@@ -40,11 +40,7 @@ pub(super) fn end(ended: Ended) -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(fault) => {
-            match &fault {
-                Fault::Failed(error) => tell(&format!("error: {}", error_line(error))),
-                Fault::Told(message, _) => tell(&format!("error: {message}")),
-                Fault::Unread => {}
-            }
+            fault.tell();
             fault.exit_code()
         }
     }
@@ -149,6 +145,15 @@ impl Fault {
     /// Something about the command line.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self::Told(message.into(), USAGE)
+    }
+
+    /// Tells it on standard error.
+    pub(super) fn tell(&self) {
+        match self {
+            Self::Failed(error) => tell(&format!("error: {}", error_line(error))),
+            Self::Told(message, _) => tell(&format!("error: {message}")),
+            Self::Unread => {}
+        }
     }
 
     fn exit_code(&self) -> ExitCode {

@@ -23,6 +23,8 @@ use super::output::{Ended, Fault, INTERRUPTED, Output, tell};
 use super::record_file::{Lines, shown};
 use chunk::{Chunk, Tally};
 
+use crate::model::Retry;
+
 pub(super) use export::export;
 
 /// Chunks whose requests are in flight.
@@ -64,6 +66,11 @@ pub(super) async fn import(session: &Session, output: &mut Output, transfer: &Tr
             biased;
             () = &mut interrupt, if !interrupted => {
                 interrupted = true;
+                tell("stopping after the requests in hand; Ctrl-C again stops at once");
+                tokio::spawn(async {
+                    self::interrupt().await;
+                    std::process::exit(i32::from(INTERRUPTED));
+                });
                 more = false;
                 held = None;
             }
@@ -95,8 +102,12 @@ pub(super) async fn import(session: &Session, output: &mut Output, transfer: &Tr
     output.flush()?;
     match fault {
         Some(fault) => {
-            if matches!(fault, Fault::Failed(_)) {
+            if matches!(&fault, Fault::Failed(error) if error.retry() != Retry::Final) {
                 tell("import stopped; running it again continues");
+            }
+            if interrupted {
+                fault.tell();
+                return Ok(ExitCode::from(INTERRUPTED));
             }
             Err(fault)
         }

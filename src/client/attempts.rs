@@ -147,7 +147,7 @@ fn finish(came_to: Attempt, request: &Request, subject: &str, unknown: bool) -> 
             Some(error) if unknown && !tells_of_earlier(error.code) => Err(Error::indeterminate(format!(
                 "an attempt got no answer on {subject} and may have taken effect; the last one: {error}"
             ))),
-            _ => Ok(with_existed(reply, request)),
+            _ => Ok(with_existed(if unknown { unsettled(reply) } else { reply }, request)),
         },
         Attempt::Failed(Unanswered::NothingHappened(error)) if unknown => Err(Error::indeterminate(format!(
             "an attempt got no answer on {subject} and may have taken effect; the last one: {error}"
@@ -158,6 +158,22 @@ fn finish(came_to: Attempt, request: &Request, subject: &str, unknown: bool) -> 
         }
         Attempt::Failed(unanswered @ Unanswered::Unknown) => Err(unanswered.into_error(subject)),
     }
+}
+
+/// A batch's reply after an attempt that may have taken effect: a write that this attempt refused may have been
+/// applied by that one.
+fn unsettled(mut reply: Reply) -> Reply {
+    if let Reply::Batch(batch) = &mut reply {
+        for result in &mut batch.results {
+            if let BatchResult::Write(write) = result
+                && let Some(error) = write.error.as_ref().filter(|error| !tells_of_earlier(error.code))
+            {
+                let message = format!("an earlier attempt may have taken effect; the last one: {error}");
+                *write = Error::indeterminate(message).into();
+            }
+        }
+    }
+    reply
 }
 
 /// The reply to an operation, named as in subjects, that says nothing but this error.
@@ -269,6 +285,28 @@ mod tests {
             end(answered(Code::Indeterminate), true).unwrap().error().unwrap().code,
             Code::Indeterminate
         );
+    }
+
+    #[test]
+    fn a_write_of_a_batch_whose_attempt_got_lost_is_indeterminate_too() {
+        let refused = |code| BatchResult::Write(Error::new(code, "x").into());
+        let results = vec![refused(Code::Unavailable), refused(Code::Conflict)];
+        let answered = || {
+            let reply = crate::model::reply::BatchReply { error: None, results: results.clone() };
+            Attempt::Answered(Reply::Batch(reply))
+        };
+        let codes = |unknown| {
+            let Ok(Reply::Batch(batch)) = finish(answered(), &batch(), "s", unknown) else {
+                panic!("a batch")
+            };
+            let code = |result: &BatchResult| match result {
+                BatchResult::Write(write) => write.error.as_ref().map(|error| error.code),
+                BatchResult::Get(_) => None,
+            };
+            batch.results.iter().map(code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(false), [Some(Code::Unavailable), Some(Code::Conflict)]);
+        assert_eq!(codes(true), [Some(Code::Indeterminate), Some(Code::Conflict)]);
     }
 
     #[test]

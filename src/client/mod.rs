@@ -70,7 +70,7 @@ pub struct RequestOptions {
     pub timeout: Duration,
     /// For one attempt; `None` = half of `timeout`, so that there is time for a second one.
     pub attempt_timeout: Option<Duration>,
-    /// Most attempts, at least 1.
+    /// Most attempts, at least 1. By default the time and the budget of retries decide alone.
     pub attempts_max: u32,
 }
 
@@ -87,7 +87,7 @@ struct Shared {
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(5), attempt_timeout: None, attempts_max: 10 }
+        Self { timeout: Duration::from_secs(5), attempt_timeout: None, attempts_max: u32::MAX }
     }
 }
 

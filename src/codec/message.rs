@@ -37,7 +37,23 @@ pub fn decode_request(op: &str, payload: &Bytes) -> Result<Request> {
 }
 
 /// Writes a request. A document that is at fault is written as one that is absent.
+///
+/// A message of nothing but defaults has no bytes, and an empty payload would be an empty JSON object: such
+/// a request says one of its defaults.
 pub fn encode_request(request: &Request) -> Vec<u8> {
+    /// Field 1, a text or message of length 0.
+    const EMPTY_FIRST_FIELD: [u8; 2] = [1 << 3 | 2, 0];
+    /// Field 2 of a batch: `atomic` is false. Its field 1 would be an operation of no kind.
+    const NOT_ATOMIC: [u8; 2] = [2 << 3, 0];
+    let bytes = encode_fields(request);
+    match request {
+        _ if !bytes.is_empty() => bytes,
+        Request::Batch(_) => NOT_ATOMIC.to_vec(),
+        _ => EMPTY_FIRST_FIELD.to_vec(),
+    }
+}
+
+fn encode_fields(request: &Request) -> Vec<u8> {
     match request {
         Request::Get(get) => request::to_get(get).encode_to_vec(),
         Request::Put(put) => request::to_put(put).encode_to_vec(),

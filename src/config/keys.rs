@@ -101,7 +101,7 @@ pub(super) const KEYS: &[Key] = &[
     key("http.listen", Holds::Text(units::listen)),
     key("http.token", ANY).hides(Hides::All),
     key("log.format", Holds::Word(&FORMATS)),
-    key("log.level", FILLED),
+    key("log.level", Holds::Text(units::log_level)),
     key("queue.kind", Holds::Word(&QUEUES)),
     key("queue.url", ANY).hides(Hides::UrlLogin),
     key("cache.memory_bytes", Holds::Bytes { min: 0 }),

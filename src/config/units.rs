@@ -53,6 +53,12 @@ pub(super) fn filled(text: &str) -> Result<(), String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(()) }
 }
 
+/// A filter of the log.
+pub(super) fn log_level(text: &str) -> Result<(), String> {
+    filled(text)?;
+    crate::telemetry::filter(text).map(drop)
+}
+
 /// A part that does not exist yet: only "" is right.
 pub(super) fn not_built(text: &str) -> Result<(), String> {
     if text.is_empty() {

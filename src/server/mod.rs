@@ -76,7 +76,10 @@ struct Shared {
     serving: watch::Sender<Serving>,
     /// Set when the connection came up anew: others may have come meanwhile.
     reconnected: tokio::sync::Notify,
+    /// Whether the burst that was dropped has been told of.
     slow: AtomicBool,
+    /// Whether it has been told that NATS cannot be reached.
+    away: AtomicBool,
     id: String,
     handlers: TaskTracker,
 }
@@ -113,6 +116,7 @@ impl Server {
             serving: watch::Sender::new(Serving::Starting),
             reconnected: tokio::sync::Notify::new(),
             slow: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             id,
             handlers: TaskTracker::new(),
         });
@@ -178,6 +182,7 @@ impl Shared {
         match event {
             async_nats::Event::Connected => {
                 self.slow.store(false, Ordering::Relaxed);
+                self.away.store(false, Ordering::Relaxed);
                 tracing::info!("connected to NATS");
                 self.reconnected.notify_waiters();
             }
@@ -186,8 +191,14 @@ impl Shared {
                     tracing::error!("requests were dropped: more than {SUBSCRIPTION_CAPACITY} came at once");
                 }
             }
-            // Each failed attempt to connect again is one of these: told once, by the disconnect.
-            async_nats::Event::ClientError(error) => tracing::debug!("NATS: {error}"),
+            // Each failed attempt to connect is one of these: the first is told, the rest are the same.
+            async_nats::Event::ClientError(error) if self.away.swap(true, Ordering::Relaxed) => {
+                tracing::debug!("NATS: {error}");
+            }
+            async_nats::Event::ClientError(error) => {
+                let url = crate::client::connect::redact_url(&self.settings.nats.url);
+                tracing::warn!("cannot connect to NATS at {url} yet: {error}; trying on");
+            }
             other => tracing::warn!("NATS: {other}"),
         }
     }

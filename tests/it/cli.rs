@@ -1,6 +1,7 @@
 //! The command line as a user meets it: what is printed where, and the exit codes.
 
 use crate::support::nats::Nats;
+use crate::support::process::own_environment;
 use crate::support::worker::{Backend, Worker};
 use serde_json::Value as Json;
 use std::io::Write;
@@ -17,7 +18,7 @@ pub(crate) struct Run {
 /// A command that talks to a worker; its output is piped.
 pub(crate) fn command(worker: &Worker, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_datastore"));
-    command
+    own_environment(&mut command)
         .args(arguments)
         .env("DATASTORE__NATS__URL", &worker.setup().nats_url)
         .env("DATASTORE__NATS__SUBJECT_PREFIX", worker.prefix())
@@ -164,7 +165,8 @@ fn help_shows_examples() {
     ] {
         let help = datastore(worker(), &[command, "--help"]);
         assert_eq!(help.code, 0);
-        assert!(help.stdout.contains("datastore "), "{command}: {}", help.stdout);
+        let examples = help.stdout.split("Example").nth(1).unwrap_or_default();
+        assert!(examples.contains(&format!("datastore {command}")), "{command}: {}", help.stdout);
     }
 }
 
@@ -173,7 +175,7 @@ fn without_a_worker_the_error_says_so() {
     let nats = Nats::shared();
     let mut command = Command::new(env!("CARGO_BIN_EXE_datastore"));
     let run = ended(
-        command
+        own_environment(&mut command)
             .args(["get", "n", "k", "--timeout", "1s", "--nats", &nats.url(), "--subject-prefix", "nobody"])
             .output()
             .unwrap(),
@@ -182,7 +184,7 @@ fn without_a_worker_the_error_says_so() {
     assert!(run.stderr.contains("unavailable") && run.stderr.contains("no worker"), "{run:?}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_datastore"));
     let run = ended(
-        command
+        own_environment(&mut command)
             .args(["get", "n", "k", "--timeout", "1s", "--nats", "nats://user:hush@127.0.0.1:9"])
             .output()
             .unwrap(),

@@ -2,6 +2,7 @@
 //! real worker, and where a `text` block follows, that is what they print.
 
 use crate::support::nats::Nats;
+use crate::support::process::own_environment;
 use crate::support::worker::{Backend, Setup, Worker};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,7 +82,7 @@ fn run(block: &Block, folder: &Path, url: &str) -> String {
     } else {
         block.text.clone()
     };
-    let output = Command::new(program)
+    let output = own_environment(&mut Command::new(program))
         .args([flag, &text])
         .current_dir(folder)
         .env("PATH", path)
@@ -90,7 +91,7 @@ fn run(block: &Block, folder: &Path, url: &str) -> String {
         .env("NODE_PATH", clients().join("node_modules"))
         .output()
         .unwrap_or_else(|error| {
-            panic!("README line {}: {}: {error}; run `make deps-test`", block.line, program.display())
+            panic!("README line {}: {}: {error}; run make deps-test", block.line, program.display())
         });
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let told = String::from_utf8_lossy(&output.stderr);

@@ -80,10 +80,11 @@ async fn page(namespace: NamespaceClient, cursor: String) -> Result<ScanReply, F
     }
 }
 
-/// Where an export goes: standard output, or a file under another name until it is complete. Left early, that
-/// file is removed.
+/// Where an export goes: standard output, something that is no regular file (a pipe, a device), or a file under
+/// another name until it is complete. Left early, that file is removed.
 enum Target {
     Out,
+    Stream(File),
     File { partial: Option<PathBuf>, path: PathBuf, file: File },
 }
 
@@ -92,7 +93,17 @@ impl Target {
         if name == "-" {
             return Ok(Self::Out);
         }
-        let path = PathBuf::from(name);
+        let failed = |error: io::Error| Fault::input(format!("cannot write {name}: {error}"));
+        // A link is followed: what it points to is replaced, not the link.
+        let path = std::fs::canonicalize(name).unwrap_or_else(|_| PathBuf::from(name));
+        if let Ok(found) = std::fs::metadata(&path) {
+            if found.is_dir() {
+                return Err(Fault::input(format!("cannot write {name}: it is a directory")));
+            }
+            if !found.is_file() {
+                return File::options().write(true).open(&path).map(Self::Stream).map_err(failed);
+            }
+        }
         let mut partial = path.clone().into_os_string();
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = PathBuf::from(partial);
@@ -105,6 +116,7 @@ impl Target {
     fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
         Ok(match self {
             Self::Out => Box::new(io::stdout()),
+            Self::Stream(file) => Box::new(file.try_clone()?),
             Self::File { file, .. } => Box::new(file.try_clone()?),
         })
     }
@@ -126,6 +138,7 @@ impl Target {
     fn keep(mut self) -> String {
         match &mut self {
             Self::Out => "standard output".to_owned(),
+            Self::Stream(_) => "the stream".to_owned(),
             Self::File { partial, .. } => partial.take().unwrap_or_default().display().to_string(),
         }
     }

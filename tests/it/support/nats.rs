@@ -112,7 +112,7 @@ fn binary() -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').chain(["/usr/sbin", "/usr/bin", "/usr/local/bin"]);
     let found = folders.map(|folder| Path::new(folder).join("nats-server")).find(|file| file.is_file());
-    found.expect("nats-server is not installed: run `make test-deps`").display().to_string()
+    found.expect("nats-server is not installed: run `make deps-test`").display().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,16 @@ scratch=$1; shift
 exec "$@" 3<&- </dev/null
 "#;
 
+/// Takes the settings of whoever runs the tests from a command's environment: they would reach his real parts.
+pub(crate) fn own_environment(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().to_uppercase().starts_with("DATASTORE__") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// A running (or ended) child with everything it printed.
 pub(crate) struct Process {
     child: Child,
@@ -30,7 +40,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program` with `args`; `scratch` is removed should this process die without dropping the child.
     pub(crate) fn spawn(program: &str, args: &[String], scratch: Option<&Path>) -> Process {
-        let mut child = Command::new("sh")
+        let mut child = own_environment(&mut Command::new("sh"))
             .args(["-c", WATCHDOG, "watchdog"])
             .arg(scratch.map(|path| path.display().to_string()).unwrap_or_default())
             .arg(program)
