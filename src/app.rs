@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -23,6 +24,9 @@ use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
 use crate::store::Store;
 use crate::telemetry;
+
+/// How long a stop waits for health answers on their way.
+const LAST_TASKS_WAIT: Duration = Duration::from_millis(300);
 
 /// Serves until SIGTERM or SIGINT. Exit code 0 after an orderly stop, 1 when it cannot start.
 pub async fn serve(loaded: Loaded) -> ExitCode {
@@ -79,8 +83,9 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     for backend in backends.values() {
         backend.close().await;
     }
-    // Both end by the token; a panic in them has been reported by then.
-    drop(tokio::join!(http, sweeps));
+    // Both end by the token, but a connection that somebody holds open would keep HTTP for as long as he likes.
+    let ended = async { drop(tokio::join!(http, sweeps)) };
+    drop(tokio::time::timeout(LAST_TASKS_WAIT, ended).await);
     tracing::info!("stopped");
     Ok(())
 }
@@ -166,7 +171,7 @@ impl Running {
             (connected, if connected { "connected" } else { "not connected" }.to_owned()),
         );
         let word = match &serving {
-            Serving::Starting => "starting".to_owned(),
+            Serving::Starting | Serving::Allowed => "starting".to_owned(),
             Serving::Yes => "taking requests".to_owned(),
             Serving::Refused(reason) => reason.clone(),
             Serving::Stopping => "stopping".to_owned(),

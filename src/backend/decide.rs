@@ -29,9 +29,9 @@ pub(super) struct Now {
 pub(super) fn write(present: Option<&Row>, write: &Write, now: Now) -> Result<(Option<Row>, Written)> {
     if let Some(op) = write.op {
         if let Some(fingerprint) = present.and_then(|row| row.ring.find(op.id)) {
-            let version =
-                present.map(|row| row.version).filter(|version| version.fingerprint() == fingerprint);
-            return Ok((None, Written::Duplicate { version }));
+            let same = present.filter(|row| row.version.fingerprint() == fingerprint);
+            let (version, existed) = (same.map(|row| row.version), same.is_some_and(|row| row.was));
+            return Ok((None, Written::Duplicate { version, existed }));
         }
         if op.lookback_ms.is_some_and(|lookback| may_be_forgotten(present, lookback, now)) {
             return Ok((None, Written::Forgotten));
@@ -59,7 +59,7 @@ pub(super) fn write(present: Option<&Row>, write: &Write, now: Now) -> Result<(O
     }
     let existed = live.is_some();
     let live = body.clone().map(|body| Live { body, expires_at_ms });
-    let row = Row { version, slot: write.at.slot, body, expires_at_ms, ring };
+    let row = Row { version, slot: write.at.slot, body, expires_at_ms, ring, was: existed };
     Ok((Some(row), Written::Applied { version, existed, live }))
 }
 

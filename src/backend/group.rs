@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::model::{Error, Result};
+use crate::model::op::Expiry;
+use crate::model::{Code, Error, Result, Version};
 
 use super::decide::{self, Now};
-use super::{Applied, Entry, Row, RowKey, Write, Written};
+use super::{Action, Applied, Entry, Row, RowKey, Write, Written};
 
 /// What lies under a group: the rows of a store.
 pub(super) trait Table {
@@ -33,6 +34,8 @@ pub(super) struct Group<'t, T: Table> {
     table: &'t T,
     changes: Changes,
     wall_ms: i64,
+    /// Bytes of the rows it wrote.
+    bytes: usize,
 }
 
 /// What a sweep did with a row.
@@ -51,13 +54,19 @@ const BURY_DELAY_MS: i64 = crate::model::limits::CLOCK_EPSILON_MS;
 
 impl<'t, T: Table> Group<'t, T> {
     pub(super) fn new(table: &'t T, wall_ms: i64) -> Self {
-        Self { table, changes: Changes::default(), wall_ms }
+        Self { table, changes: Changes::default(), wall_ms, bytes: 0 }
     }
 
     /// Decides one write and keeps its change.
     pub(super) fn write(&mut self, write: &Write) -> Result<Written> {
         let stored_key = stored_key(&write.at);
-        let present = self.present(&stored_key)?;
+        let present = match self.present(&stored_key) {
+            Err(error) if error.code == Code::Corrupt && replaces(write) => {
+                tracing::error!("{}; a write that needs nothing of it replaces it", error.message);
+                None
+            }
+            present => present?,
+        };
         let (row, written) = decide::write(present.as_deref(), write, self.now(write.at.slot))?;
         self.keep(stored_key, row);
         Ok(written)
@@ -65,10 +74,28 @@ impl<'t, T: Table> Group<'t, T> {
 
     /// Decides writes that stand or fall together. On a failure nothing of them is kept.
     ///
-    /// A retry whose operation ids are all known is a duplicate as a whole; one of which only some are
-    /// known cannot be told apart from a different batch and is `indeterminate`.
+    /// A retry whose operation ids were all known before is a duplicate as a whole, the writes without an id
+    /// among it included; one of which only some were known cannot be told apart from another batch and is
+    /// `indeterminate`.
     pub(super) fn write_atomic(&mut self, writes: &[Write]) -> Result<Vec<Written>, (usize, Error)> {
-        let mut scratch = Group { table: &*self, changes: Changes::default(), wall_ms: self.wall_ms };
+        let (mut known, mut unknown) = (Vec::new(), 0_usize);
+        for (at, write) in writes.iter().enumerate() {
+            let Some(op) = write.op else { continue };
+            let present = self.present(&stored_key(&write.at)).map_err(|error| (at, error))?;
+            match present.is_some_and(|row| row.ring.find(op.id).is_some()) {
+                true => known.push(at),
+                false => unknown += 1,
+            }
+        }
+        match (known.first(), unknown) {
+            (None, _) => {}
+            (Some(at), 1..) => {
+                let message = "some operations of this atomic batch took effect before and some did not";
+                return Err((*at, Error::indeterminate(message)));
+            }
+            (Some(_), 0) => return Ok(writes.iter().map(|write| self.duplicate(write)).collect()),
+        }
+        let mut scratch = Group::new(&*self, self.wall_ms);
         let mut written = Vec::with_capacity(writes.len());
         for (at, write) in writes.iter().enumerate() {
             let one = scratch.write(write).map_err(|error| (at, error))?;
@@ -78,19 +105,23 @@ impl<'t, T: Table> Group<'t, T> {
                 Written::Applied { .. } | Written::Duplicate { .. } => written.push(one),
             }
         }
-        let duplicates = written.iter().filter(|one| matches!(one, Written::Duplicate { .. })).count();
-        if duplicates != 0 && duplicates != written.len() {
-            let at = written.iter().position(|one| matches!(one, Written::Duplicate { .. })).unwrap_or(0);
-            return Err((
-                at,
-                Error::indeterminate(
-                    "some operations of this atomic batch took effect before and some did not",
-                ),
-            ));
-        }
-        let changes = scratch.changes;
+        let (changes, bytes) = (scratch.changes, scratch.bytes);
+        self.bytes += bytes;
         self.changes.rows.extend(changes.rows);
         Ok(written)
+    }
+
+    /// What a write of a batch that took effect before is answered.
+    fn duplicate(&self, write: &Write) -> Written {
+        let nothing_known = Written::Duplicate { version: None, existed: false };
+        let present = self.present(&stored_key(&write.at)).ok().flatten();
+        match (present, write.op) {
+            (Some(row), Some(_)) => match decide::write(Some(&row), write, self.now(write.at.slot)) {
+                Ok((_, duplicate @ Written::Duplicate { .. })) => duplicate,
+                _ => nothing_known,
+            },
+            _ => nothing_known,
+        }
     }
 
     /// Merges one row that carries its version.
@@ -103,8 +134,8 @@ impl<'t, T: Table> Group<'t, T> {
     }
 
     /// Buries an expired record or removes an old tombstone: only the row that the walk saw.
-    pub(super) fn bury(&mut self, stored_key: &[u8], seen: &Row, floor: u64) -> Result<Buried> {
-        let Some(present) = self.present(stored_key)?.filter(|row| row.version == seen.version) else {
+    pub(super) fn bury(&mut self, stored_key: &[u8], seen: Version, floor: u64) -> Result<Buried> {
+        let Some(present) = self.present(stored_key)?.filter(|row| row.version == seen) else {
             return Ok(Buried::Kept);
         };
         match dead(&present, self.wall_ms, floor) {
@@ -123,6 +154,11 @@ impl<'t, T: Table> Group<'t, T> {
         }
     }
 
+    /// Bytes of the rows written so far.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// What the group changed.
     pub(super) fn into_changes(self) -> Changes {
         self.changes
@@ -137,6 +173,7 @@ impl<'t, T: Table> Group<'t, T> {
 
     fn keep(&mut self, stored_key: Vec<u8>, row: Option<Row>) {
         if let Some(row) = row {
+            self.bytes += stored_key.len() + row.body.as_ref().map_or(0, bytes::Bytes::len);
             self.changes.rows.insert(stored_key, Some(Arc::new(row)));
         }
     }
@@ -178,6 +215,18 @@ pub(super) fn stored_key(at: &RowKey) -> Vec<u8> {
     bytes.push(0);
     bytes.extend_from_slice(key.as_bytes());
     bytes
+}
+
+/// Whether a write needs nothing of what stands there: the way to mend a damaged row. Its version then starts
+/// from the proposed one alone, which the worker's clock keeps above what it was.
+fn replaces(write: &Write) -> bool {
+    let whole = match &write.action {
+        Action::Put { expiry, .. } => matches!(expiry, Expiry::New(_)),
+        Action::Delete => true,
+        Action::Change(_) => false,
+    };
+    let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
+    whole && write.precondition.is_none() && first_attempt
 }
 
 /// The error of a failed precondition.

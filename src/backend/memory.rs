@@ -157,7 +157,7 @@ impl Rows {
                 swept.resume = Some(key.clone());
                 break;
             }
-            swept.count(group.bury(key, row, floor)?);
+            swept.count(group.bury(key, row.version, floor)?);
         }
         let changes = group.into_changes();
         self.keep(changes);

@@ -87,6 +87,8 @@ pub struct Row {
     pub expires_at_ms: i64,
     /// Operations remembered.
     pub ring: OpRing,
+    /// Whether the write that made it found a live record: what a repeated delete must answer.
+    pub was: bool,
 }
 
 /// What a read finds under a key that has a row.
@@ -171,6 +173,8 @@ pub enum Written {
     Duplicate {
         /// The version that attempt got, unless the record was overwritten since.
         version: Option<Version>,
+        /// Whether that attempt found a live record; false where nobody knows any more.
+        existed: bool,
     },
     /// The precondition failed.
     Conflict {

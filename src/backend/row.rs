@@ -7,7 +7,7 @@
 //!      2    1  kind: 0 live, 1 tombstone
 //!      3    1  n, entries of the op ring, at most 4
 //!      4    2  slot                                    numbers are little-endian
-//!      6    2  0
+//!      6    2  flags: bit 0 = the write that made it found a live record
 //!      8    8  version: hlc
 //!     16    8  version: origin
 //!     24    8  end of life, Unix milliseconds, 0 = never
@@ -46,7 +46,7 @@ pub(super) fn encode(stored_key: &[u8], row: &Row) -> Vec<u8> {
         ring_entries,
     ]);
     bytes.extend_from_slice(&row.slot.to_le_bytes());
-    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&u16::from(row.was).to_le_bytes());
     bytes.extend_from_slice(&row.version.hlc.to_le_bytes());
     bytes.extend_from_slice(&row.version.origin.to_le_bytes());
     bytes.extend_from_slice(&row.expires_at_ms.to_le_bytes());
@@ -78,6 +78,9 @@ pub(super) fn decode(stored_key: &[u8], bytes: &Bytes) -> Result<Row, String> {
             bytes[0], bytes[1], bytes[2]
         ));
     }
+    if bytes[6] > 1 || bytes[7] != 0 {
+        return Err(format!("row flags {:#04x}{:02x} are not known to this version", bytes[7], bytes[6]));
+    }
     let ring_entries = usize::from(bytes[3]);
     if ring_entries > OP_RING_ENTRIES || ring_entries * ENTRY_BYTES > rest {
         return Err(format!("an op ring of {ring_entries} entries"));
@@ -89,6 +92,7 @@ pub(super) fn decode(stored_key: &[u8], bytes: &Bytes) -> Result<Row, String> {
         .collect();
     let body_at = HEADER_BYTES + ring_entries * ENTRY_BYTES;
     Ok(Row {
+        was: bytes[6] & 1 == 1,
         version: Version { hlc: number(8), origin: number(16) },
         slot: u16::from_le_bytes([bytes[4], bytes[5]]),
         body: (bytes[2] == LIVE).then(|| bytes.slice(body_at..covered.len())),
@@ -107,6 +111,7 @@ mod tests {
 
     fn row(ring_entries: u64, body: Option<&'static [u8]>) -> Row {
         Row {
+            was: ring_entries == 2,
             version: Version { hlc: 7 << 16 | 3, origin: 99 },
             slot: 4095,
             body: body.map(Bytes::from_static),

@@ -46,8 +46,14 @@ fn delete(key: &str) -> Write {
 
 fn entry(key: &str, body: Option<&str>, hlc: u64) -> Entry {
     let body = body.map(|body| Bytes::from(body.to_owned()));
-    let row =
-        Row { version: Version { hlc, origin: 9 }, slot: 7, body, expires_at_ms: 0, ring: OpRing::default() };
+    let row = Row {
+        version: Version { hlc, origin: 9 },
+        slot: 7,
+        body,
+        expires_at_ms: 0,
+        ring: OpRing::default(),
+        was: false,
+    };
     Entry { at: at(key), row }
 }
 

@@ -31,7 +31,7 @@ async fn sweep(name: &str, backend: &dyn DynBackend) {
     let grace_ms = i64::try_from(GRACE.as_millis()).expect("a week fits");
     let mut resume = None;
     loop {
-        let pause = match backend.sweep(resume.take(), grace_ms).await {
+        let pause = match backend.sweep(resume.clone(), grace_ms).await {
             Ok(swept) => {
                 if swept.expired + swept.removed > 0 {
                     tracing::debug!(
@@ -45,7 +45,7 @@ async fn sweep(name: &str, backend: &dyn DynBackend) {
                 if resume.is_some() { STEP_PAUSE } else { WALK_PAUSE }
             }
             Err(error) => {
-                tracing::warn!(backend = name, %error, "a sweep step failed; it starts over");
+                tracing::warn!(backend = name, %error, "a sweep step failed; it is tried again");
                 WALK_PAUSE
             }
         };

@@ -48,6 +48,8 @@ pub mod limits {
     /// What a reply needs beside its document: headers, key, version, times. A document is limited to
     /// the server's `max_payload` less this, so that whatever was written can be read back.
     pub const REPLY_ROOM_BYTES: usize = 8 * 1024;
+    /// The part of [`REPLY_ROOM_BYTES`] that a reply's headers may take.
+    pub const HEADER_ROOM_BYTES: usize = 1024;
     /// Room that each result of a batch is promised, whatever its neighbours take: enough for an error.
     pub const BATCH_RESULT_BYTES_MIN: usize = 640;
     /// Longest error message inside a batch result, in bytes.
@@ -68,7 +70,7 @@ pub mod limits {
     const _: () = {
         // The longest key, escaped as JSON (`\u00XX` for each byte), a content type whose every byte is
         // escaped, and the fixed part of a reply fit beside the document.
-        assert!(KEY_BYTES_MAX * 6 + CONTENT_TYPE_BYTES_MAX * 2 + 1024 <= REPLY_ROOM_BYTES);
+        assert!(KEY_BYTES_MAX * 6 + CONTENT_TYPE_BYTES_MAX * 2 + 512 + HEADER_ROOM_BYTES <= REPLY_ROOM_BYTES);
         // A message escaped as JSON, and the fixed part of an error.
         assert!(BATCH_MESSAGE_BYTES_MAX * 2 + 256 < BATCH_RESULT_BYTES_MIN);
         assert!(TIMEOUT_MS_MIN < TIMEOUT_MS_DEFAULT && TIMEOUT_MS_DEFAULT < TIMEOUT_MS_MAX);

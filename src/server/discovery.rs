@@ -50,10 +50,10 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let asked = async {
         let mut subscriptions = Vec::new();
         for subject in subjects {
-            subscriptions.push(subscribe(&shared, subject, None).await);
+            subscriptions.push(subscribe(&shared.client, subject, None).await);
         }
         let commands = format!("{}.ctl.*", shared.prefix());
-        subscriptions.push(subscribe(&shared, commands, Some(shared.prefix().to_owned())).await);
+        subscriptions.push(subscribe(&shared.client, commands, Some(shared.prefix().to_owned())).await);
         let mut asked = select_all(subscriptions);
         while let Some(message) = asked.next().await {
             answer(&shared, message).await;
@@ -67,16 +67,14 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// Subscribes, however long NATS is away.
 pub(super) async fn subscribe(
-    shared: &Shared,
+    client: &async_nats::Client,
     subject: String,
     group: Option<String>,
 ) -> async_nats::Subscriber {
     loop {
         let subscribed = match &group {
-            Some(group) => {
-                bounded("subscribe", shared.client.queue_subscribe(subject.clone(), group.clone())).await
-            }
-            None => bounded("subscribe", shared.client.subscribe(subject.clone())).await,
+            Some(group) => bounded("subscribe", client.queue_subscribe(subject.clone(), group.clone())).await,
+            None => bounded("subscribe", client.subscribe(subject.clone())).await,
         };
         match subscribed {
             Ok(subscriber) => return subscriber,

@@ -1,9 +1,11 @@
 //! One request: message in, reply out.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
-use tokio::time::{Instant, timeout_at};
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{Encoding, json, message};
 use crate::model::clock::wall_ms;
@@ -18,6 +20,10 @@ use super::{Shared, reply, validate};
 
 /// How long beyond its deadline a request may take to say what happened before it is given up.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// Answers larger than this are followed until they have left.
+const LARGE_BYTES: usize = 64 * 1024;
+/// How long a reply may wait for the network.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a caller is told to wait when the worker is full.
 const OVERLOADED_RETRY_MS: i64 = 50;
 
@@ -30,12 +36,26 @@ pub(super) async fn request(shared: &Shared, message: Message, received: Instant
     let (namespace, op) = (namespace.to_owned(), op.to_owned());
     let headers = Headers::parse(message.headers.as_ref());
     let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
+    let trace = headers.as_ref().ok().and_then(|headers| headers.trace.clone());
+    // Held until the answer has left: what reads may bring into memory together is bounded by this.
+    let room = match op.as_str() {
+        "get" | "scan" | "batch" => shared.large_answers.acquire().await.ok(),
+        _ => None,
+    };
     let answer = match headers {
-        Ok(headers) => perform(shared, &namespace, &op, &message, encoding, headers, received).await,
+        Ok(headers) => {
+            let work = perform(shared, &namespace, &op, &message, encoding, headers, received);
+            let defect = |_| empty(&op, Error::internal("a defect in the worker; its log says more")).into();
+            AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(defect)
+        }
         Err(error) => empty(&op, error).into(),
     };
     shared.stats.count(&op, answer.error(), received.elapsed());
+    if let Some(error) = answer.error() {
+        reply::log(error, &namespace, &op, trace.as_deref());
+    }
     respond(shared, message.reply, answer, encoding).await;
+    drop(room);
 }
 
 /// Answers a request for which there is no room, without looking into it.
@@ -87,7 +107,11 @@ async fn perform(
         Err(error) => return empty(op, error).into(),
     };
     let give_up = call.deadline + ANSWER_GRACE;
-    let is_write = !matches!(request, Request::Get(_) | Request::Scan(_));
+    let is_write = match &request {
+        Request::Get(_) | Request::Scan(_) => false,
+        Request::Batch(batch) => batch.ops.iter().any(|op| !matches!(op, Request::Get(_))),
+        _ => true,
+    };
     match timeout_at(give_up, work(shared, &call, request)).await {
         Ok(answer) => answer,
         Err(_) if is_write => {
@@ -206,9 +230,6 @@ fn empty(op: &str, error: Error) -> Reply {
 
 /// Publishes a reply. A request without a reply subject was done all the same.
 async fn respond(shared: &Shared, to: Option<async_nats::Subject>, answer: Answer, encoding: Encoding) {
-    if let Some(error) = answer.error() {
-        reply::log(error);
-    }
     let Some(to) = to else {
         return;
     };
@@ -218,8 +239,19 @@ async fn respond(shared: &Shared, to: Option<async_nats::Subject>, answer: Answe
         Answer::Encoded(body) => reply::check(body, shared.reply_bytes_max(), &mut headers),
         Answer::Reply(reply) => reply::encode(&reply, encoding, shared.reply_bytes_max(), &mut headers),
     };
-    let publishing = shared.client.publish_with_headers(to, headers, body.into());
-    if let Err(error) = super::bounded("reply", publishing).await {
-        tracing::warn!(%error, "a reply could not be sent");
+    let large = body.len() > LARGE_BYTES;
+    let sending = async {
+        shared
+            .client
+            .publish_with_headers(to, headers, body.into())
+            .await
+            .map_err(|error| error.to_string())?;
+        // A large answer counts until it has left: the connection's buffer is no place to gather them.
+        if large { shared.client.flush().await.map_err(|error| error.to_string()) } else { Ok(()) }
+    };
+    match timeout(SEND_TIMEOUT, sending).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error, "a reply could not be sent"),
+        Err(_) => tracing::warn!("a reply could not be sent in {SEND_TIMEOUT:?}"),
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Headers {
     pub(super) clock: Option<u64>,
     /// Replies mark numbers that a reader of doubles would change.
     pub(super) exact: bool,
+    /// The trace that the request belongs to, for the log.
+    pub(super) trace: Option<String>,
 }
 
 const PRIORITY_MAX: i64 = 9;
@@ -25,7 +27,8 @@ const CLOCK_DIGITS: usize = 16;
 
 impl Headers {
     pub(super) fn parse(headers: Option<&HeaderMap>) -> Result<Self> {
-        let mut parsed = Self { timeout_ms: TIMEOUT_MS_DEFAULT, sent_at_ms: None, clock: None, exact: false };
+        let mut parsed =
+            Self { timeout_ms: TIMEOUT_MS_DEFAULT, sent_at_ms: None, clock: None, exact: false, trace: None };
         let Some(headers) = headers else {
             return Ok(parsed);
         };
@@ -55,6 +58,7 @@ impl Headers {
         {
             return Err(malformed(name, text, "a W3C trace context, version-trace-parent-flags"));
         }
+        parsed.trace = value("traceparent").and_then(|(_, text)| text.split('-').nth(1).map(str::to_owned));
         Ok(parsed)
     }
 }

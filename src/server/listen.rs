@@ -6,16 +6,28 @@
 
 use std::sync::Arc;
 
+use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::model::{Error, Result};
+
 use super::{NATS_CALL_TIMEOUT, Serving, Shared, bounded, handle};
 
 /// Between two tries to subscribe.
 const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How many more messages the server is told to send before it ends the subscription: more than can be on
+/// their way at that moment.
+const LAST_MESSAGES: u64 = 1024;
+/// Own messages sent at a time to make that number full.
+const FILLERS: usize = 128;
+/// Operation of those messages. It is none, so any worker that gets one has nothing to do.
+const FILLER_OP: &str = "drain";
 
 /// Serves while this worker may serve, until it is stopped.
 ///
@@ -25,21 +37,46 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, draining: 
     let mut serving = shared.serving.subscribe();
     loop {
         // The guard that `wait_for` gives is dropped at once: it must not be held while waiting.
-        let allowed = async { serving.wait_for(|serving| *serving == Serving::Yes).await.map(drop) };
+        let allowed = async { serving.wait_for(|serving| *serving == Serving::Allowed).await.map(drop) };
         tokio::select! {
             () = stop.cancelled() => return,
             changed = allowed => if changed.is_err() { return },
         }
-        let subject = format!("{}.v1.*.*", shared.prefix());
-        let subscribing = shared.client.queue_subscribe(subject, shared.prefix().to_owned());
-        match bounded("subscribe", subscribing).await {
-            Ok(mut requests) => serve(&shared, &mut requests, &mut serving, &stop).await,
+        match subscribe(&shared).await {
+            Ok(mut requests) => {
+                shift(&shared, Serving::Allowed, Serving::Yes);
+                serve(&shared, &mut requests, &mut serving, &stop).await;
+                shift(&shared, Serving::Yes, Serving::Allowed);
+            }
             Err(error) => {
-                tracing::warn!(%error, "cannot take requests yet");
+                tracing::debug!(%error, "cannot take requests yet");
                 tokio::time::sleep(SUBSCRIBE_PAUSE).await;
             }
         }
     }
+}
+
+/// The subscription, known to the server.
+async fn subscribe(shared: &Shared) -> Result<Subscriber> {
+    if shared.client.connection_state() != State::Connected {
+        return Err(Error::unavailable("not connected to NATS", 0));
+    }
+    let subject = format!("{}.v1.*.*", shared.prefix());
+    let requests =
+        bounded("subscribe", shared.client.queue_subscribe(subject, shared.prefix().to_owned())).await?;
+    bounded("flush", shared.client.flush()).await?;
+    Ok(requests)
+}
+
+/// Changes the state, unless another part has meanwhile.
+fn shift(shared: &Shared, from: Serving, to: Serving) {
+    shared.serving.send_if_modified(|serving| {
+        let still = *serving == from;
+        if still {
+            *serving = to;
+        }
+        still
+    });
 }
 
 async fn serve(
@@ -50,12 +87,16 @@ async fn serve(
 ) {
     let refused = async { serving.wait_for(|serving| *serving != Serving::Yes).await.map(drop) };
     tokio::pin!(refused);
+    let mut taken = 0;
     let ended = loop {
         tokio::select! {
             // Taking a message comes first: it costs nothing to stop a moment later.
             biased;
             message = requests.next() => match message {
-                Some(message) => take(shared, message).await,
+                Some(message) => {
+                    taken += 1;
+                    take(shared, message).await;
+                }
                 None => break false,
             },
             () = stop.cancelled() => break true,
@@ -63,22 +104,46 @@ async fn serve(
         }
     };
     if ended {
-        drain(shared, requests).await;
+        drain(shared, requests, taken).await;
     }
 }
 
-/// Unsubscribes and answers what NATS has sent already. Bounded: without a connection there is nothing to come.
-async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber) {
-    if bounded("drain", requests.drain()).await.is_err() {
+/// Ends the subscription and answers everything that NATS sent on it.
+///
+/// The library's own drain forgets the subscription before the server knows of it, and with it what is on its
+/// way. So the server is told to end it after a number of messages that cannot have been sent yet, and own
+/// messages make that number full: then both sides agree on which one was the last. Bounded: without a
+/// connection there is nothing to come.
+async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
+    if bounded("unsubscribe", requests.unsubscribe_after(taken + LAST_MESSAGES)).await.is_err() {
         return;
     }
+    let filler = format!("{}.v1.-.{FILLER_OP}", shared.prefix());
     let rest = async {
-        while let Some(message) = requests.next().await {
-            take(shared, message).await;
+        loop {
+            for _ in 0..FILLERS {
+                if bounded("drain", shared.client.publish(filler.clone(), Bytes::new())).await.is_err() {
+                    return;
+                }
+            }
+            // Whatever comes until the server has seen the fillers is taken before more are sent.
+            let flushed = bounded("flush", shared.client.flush());
+            tokio::pin!(flushed);
+            loop {
+                tokio::select! {
+                    biased;
+                    message = requests.next() => match message {
+                        Some(message) if message.reply.is_none() && message.subject.as_str() == filler => {}
+                        Some(message) => take(shared, message).await,
+                        None => return,
+                    },
+                    _ = &mut flushed => break,
+                }
+            }
         }
     };
     if tokio::time::timeout(NATS_CALL_TIMEOUT, rest).await.is_err() {
-        tracing::warn!("NATS did not confirm the end of the subscription in time");
+        tracing::warn!("NATS did not end the subscription in time");
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,17 +40,22 @@ pub struct Settings {
 /// many times `max_in_flight` is answered, not dropped.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 /// Commands that wait for the connection, replies among them.
-const CLIENT_CAPACITY: usize = 16_384;
+const CLIENT_CAPACITY: usize = 2048;
+/// Requests whose answers may be large and are on their way from the store to the network at a time; each may
+/// take `max_payload`. More wait, inside their deadlines, before they read.
+const LARGE_ANSWERS_MAX: usize = 256;
 /// Bound on any single call on the NATS client: with no server there it can wait for ever.
 const NATS_CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for requests in hand when stopping.
-const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why this worker does not take requests, or that it does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Serving {
     /// Not yet.
     Starting,
+    /// It may, and is about to subscribe.
+    Allowed,
     /// It takes requests.
     Yes,
     /// It refuses to: another worker has an embedded store under the same prefix.
@@ -74,14 +79,14 @@ struct Shared {
     stats: discovery::Stats,
     admission: admit::Admission,
     serving: watch::Sender<Serving>,
-    /// Set when the connection came up anew: others may have come meanwhile.
-    reconnected: tokio::sync::Notify,
     /// Whether the burst that was dropped has been told of.
     slow: AtomicBool,
     /// Whether it has been told that NATS cannot be reached.
     away: AtomicBool,
     id: String,
     handlers: TaskTracker,
+    /// See [`LARGE_ANSWERS_MAX`].
+    large_answers: Semaphore,
 }
 
 impl Server {
@@ -114,11 +119,11 @@ impl Server {
             store,
             stats: discovery::Stats::new(),
             serving: watch::Sender::new(Serving::Starting),
-            reconnected: tokio::sync::Notify::new(),
             slow: AtomicBool::new(false),
             away: AtomicBool::new(false),
             id,
             handlers: TaskTracker::new(),
+            large_answers: Semaphore::new(LARGE_ANSWERS_MAX),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let watched = shared.clone();
@@ -128,7 +133,7 @@ impl Server {
             }
         });
         tasks.spawn(discovery::run(shared.clone(), stop.clone()));
-        tasks.spawn(presence::run(shared.clone(), claims, stop.clone()));
+        presence::spawn(shared.clone(), claims, stop.clone())?;
         tasks.spawn(listen::run(shared.clone(), stop.clone(), shared.handlers.token()));
         Ok(Self { shared, stop, tasks })
     }
@@ -184,7 +189,6 @@ impl Shared {
                 self.slow.store(false, Ordering::Relaxed);
                 self.away.store(false, Ordering::Relaxed);
                 tracing::info!("connected to NATS");
-                self.reconnected.notify_waiters();
             }
             async_nats::Event::SlowConsumer(_) => {
                 if !self.slow.swap(true, Ordering::Relaxed) {

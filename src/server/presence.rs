@@ -12,20 +12,25 @@ use std::time::Duration;
 use async_nats::Message;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::clock::wall_ms;
+use crate::model::{Error, Result};
 
 use super::{Serving, Shared, bounded, discovery};
 
 /// The operator command under which claims are made.
 pub(super) const COMMAND: &str = "local";
-/// How long a worker listens for others before it serves. Answers on a local network take a millisecond.
-const ASK_WAIT: Duration = Duration::from_millis(60);
+/// How often a worker asks for others before it serves, and how long it listens after each. Answers on a local
+/// network take a millisecond.
+const ASKS: u32 = 3;
+/// See [`ASKS`].
+const ASK_WAIT: Duration = Duration::from_millis(30);
 /// Between two claims of a serving worker.
 const CLAIM_INTERVAL: Duration = Duration::from_secs(2);
-/// Between two looks for a connection.
-const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two tries to make a connection.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// An embedded store that this worker holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,32 +51,47 @@ struct Announcement {
 }
 
 /// Decides whether this worker serves, now and later. One that holds no embedded store always does.
-pub(super) async fn run(shared: Arc<Shared>, claims: Vec<Claim>, stop: CancellationToken) {
-    let stopped = stop.clone();
-    tokio::select! {
-        () = stopped.cancelled() => {}
-        () = decide(&shared, claims) => {}
+///
+/// It runs on a thread and a connection of its own: a worker that is busy, or whose replies wait for a slow
+/// network, must still be heard by one that asks.
+pub(super) fn spawn(shared: Arc<Shared>, claims: Vec<Claim>, stop: CancellationToken) -> Result<()> {
+    if claims.is_empty() {
+        shared.serving.send_replace(Serving::Allowed);
+        return Ok(());
     }
+    let failed =
+        |error: std::io::Error| Error::internal(format!("cannot start the presence thread: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let decided = async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = decide(&shared, claims) => {}
+        }
+    };
+    let thread = std::thread::Builder::new().name("presence".to_owned());
+    thread.spawn(move || runtime.block_on(decided)).map(drop).map_err(failed)
+}
+
+/// The voice of this worker among others.
+struct Voice {
+    client: async_nats::Client,
+    subject: String,
+    connected: Arc<Notify>,
 }
 
 async fn decide(shared: &Shared, claims: Vec<Claim>) {
-    if claims.is_empty() {
-        shared.serving.send_replace(Serving::Yes);
-        return;
-    }
-    let subject = format!("{}.ctl.{COMMAND}", shared.prefix());
-    let mut others = discovery::subscribe(shared, subject.clone(), None).await;
+    let voice = loop {
+        match Voice::connect(shared).await {
+            Ok(voice) => break voice,
+            Err(error) => tracing::warn!(%error, "cannot look for other workers yet"),
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    };
+    let mut others = discovery::subscribe(&voice.client, voice.subject.clone(), None).await;
     let mut own =
         Announcement { worker: shared.id.clone(), serving: false, since_ms: wall_ms(), stores: claims };
-    while shared.client.connection_state() != async_nats::connection::State::Connected {
-        tokio::time::sleep(CONNECT_PAUSE).await;
-    }
-    // The subscription stands before the question goes out, so no answer is missed.
-    if let Err(error) = bounded("flush", shared.client.flush()).await {
-        tracing::debug!(%error, "asking for other workers");
-    }
-    announce(shared, &subject, &own).await;
-    let mut next = Box::pin(tokio::time::sleep(ASK_WAIT));
+    let mut asked = 0;
+    let mut next = Box::pin(tokio::time::sleep(Duration::ZERO));
     loop {
         tokio::select! {
             message = others.next() => {
@@ -81,27 +101,60 @@ async fn decide(shared: &Shared, claims: Vec<Claim>) {
                         return refuse(shared, &own, &other);
                     }
                     // The other is to learn of this one, at once.
-                    announce(shared, &subject, &own).await;
+                    voice.announce(&own).await;
                 }
             }
             () = &mut next => {
-                if !own.serving {
+                if asked == ASKS && !own.serving {
                     own.serving = true;
                     own.since_ms = wall_ms();
-                    shared.serving.send_replace(Serving::Yes);
+                    shared.serving.send_replace(Serving::Allowed);
                 }
-                announce(shared, &subject, &own).await;
-                next = Box::pin(tokio::time::sleep(CLAIM_INTERVAL));
+                // The subscription stands on the server, and the question has left: else asking starts over.
+                asked = if voice.announce(&own).await { (asked + 1).min(ASKS) } else { 0 };
+                let wait = if own.serving { CLAIM_INTERVAL } else { ASK_WAIT };
+                next = Box::pin(tokio::time::sleep(wait));
             }
-            () = shared.reconnected.notified() => announce(shared, &subject, &own).await,
+            () = voice.connected.notified() => drop(voice.announce(&own).await),
         }
     }
 }
 
-async fn announce(shared: &Shared, subject: &str, own: &Announcement) {
-    let body = serde_json::to_vec(own).expect("an announcement is plain data");
-    if let Err(error) = bounded("announce", shared.client.publish(subject.to_owned(), body.into())).await {
-        tracing::debug!(%error, "cannot announce the embedded store yet");
+impl Voice {
+    async fn connect(shared: &Shared) -> Result<Self> {
+        let connected = Arc::new(Notify::new());
+        let told = connected.clone();
+        let nats = &shared.settings.nats;
+        let unusable = |error: String| Error::unavailable(error, 0);
+        let options = nats.options().await.map_err(|error| unusable(error.to_string()))?;
+        let client = options
+            .name(format!("datastore {} presence", shared.id))
+            .retry_on_initial_connect()
+            .event_callback(move |event| {
+                if matches!(event, async_nats::Event::Connected) {
+                    told.notify_one();
+                }
+                async {}
+            })
+            .connect(nats.servers())
+            .await
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { client, subject: format!("{}.ctl.{COMMAND}", shared.prefix()), connected })
+    }
+
+    /// Says what this worker holds. Whether it has left.
+    async fn announce(&self, own: &Announcement) -> bool {
+        if self.client.connection_state() != async_nats::connection::State::Connected {
+            return false;
+        }
+        let body = serde_json::to_vec(own).expect("an announcement is plain data");
+        let said = async {
+            bounded("announce", self.client.publish(self.subject.clone(), body.into())).await?;
+            bounded("flush", self.client.flush()).await
+        };
+        said.await
+            .inspect_err(|error| tracing::debug!(%error, "cannot announce the embedded store yet"))
+            .is_ok()
     }
 }
 

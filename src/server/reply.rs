@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 
 use crate::codec::{Encoding, json, message};
-use crate::model::limits::REPLY_ROOM_BYTES;
+use crate::model::limits::{HEADER_ROOM_BYTES, REPLY_ROOM_BYTES};
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::{Code, Error};
 
@@ -39,11 +39,9 @@ pub(super) fn check(body: Vec<u8>, reply_bytes_max: usize, headers: &mut HeaderM
 
 /// Most bytes of a body. What stands beside the document has its own room; see REPLY_ROOM_BYTES.
 fn limit(reply_bytes_max: usize) -> usize {
-    reply_bytes_max + REPLY_ROOM_BYTES - HEADER_BYTES_MAX
+    reply_bytes_max + REPLY_ROOM_BYTES - HEADER_ROOM_BYTES
 }
 
-/// What the headers of a reply take at most.
-const HEADER_BYTES_MAX: usize = 1024;
 /// Longest text of the error header.
 const HEADER_MESSAGE_BYTES_MAX: usize = 512;
 
@@ -87,10 +85,15 @@ fn shortened(reply: &Reply, bytes: usize, limit: usize) -> Reply {
 }
 
 /// Errors that look at the operator, not the caller, are logged.
-pub(super) fn log(error: &Error) {
+pub(super) fn log(error: &Error, namespace: &str, op: &str, trace: Option<&str>) {
+    let trace = trace.unwrap_or("-");
     match error.code {
-        Code::Internal | Code::Corrupt => tracing::error!(code = %error.code, "{}", error.message),
-        Code::Indeterminate | Code::Unavailable => tracing::warn!(code = %error.code, "{}", error.message),
+        Code::Internal | Code::Corrupt => {
+            tracing::error!(code = %error.code, namespace, op, trace, "{}", error.message);
+        }
+        Code::Indeterminate | Code::Unavailable => {
+            tracing::warn!(code = %error.code, namespace, op, trace, "{}", error.message);
+        }
         Code::InvalidArgument
         | Code::PermissionDenied
         | Code::UnknownNamespace
@@ -101,6 +104,8 @@ pub(super) fn log(error: &Error) {
         | Code::TooLarge
         | Code::Overloaded
         | Code::Unsupported
-        | Code::DeadlineExceeded => tracing::debug!(code = %error.code, "{}", error.message),
+        | Code::DeadlineExceeded => {
+            tracing::debug!(code = %error.code, namespace, op, trace, "{}", error.message)
+        }
     }
 }

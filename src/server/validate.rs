@@ -54,8 +54,7 @@ pub(super) fn write(call: &Call, request: Request) -> Result<Write> {
 pub(super) fn batch(call: &Call, request: BatchRequest) -> Result<Batch> {
     if request.ops.len() > BATCH_OPS_MAX {
         return Err(Error::too_large(format!(
-            "a batch of {} operations, the limit is {BATCH_OPS_MAX}",
-            request.ops.len()
+            "the batch has more than {BATCH_OPS_MAX} operations, which is the limit"
         )));
     }
     let op = |request: Request| match request {

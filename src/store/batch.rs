@@ -89,7 +89,9 @@ impl Store {
         }
         let written = call.policy.backend.write(prepared, call.deadline).await;
         for ((at, asked), written) in asked.into_iter().zip(written) {
-            replies.push((at, self.reply(call, asked, written.map_err(brief)).await));
+            let mut reply = self.reply(call, asked, written).await;
+            reply.error = reply.error.map(brief);
+            replies.push((at, reply));
         }
         replies
     }

@@ -1,5 +1,7 @@
 //! Reading and changing a document by paths.
 
+use std::collections::HashMap;
+
 use crate::model::op::{Change, Path};
 use crate::model::request::ChangeKind;
 use crate::model::value::Map;
@@ -18,33 +20,34 @@ fn select(value: Value, paths: &[&[String]]) -> Option<Value> {
     if paths.iter().any(|path| path.is_empty()) {
         return Some(value);
     }
-    // The rest of every path that goes through this key or index.
-    let below = |step: &str| -> Vec<&[String]> {
-        paths.iter().filter(|path| path[0] == step).map(|path| &path[1..]).collect()
-    };
     match value {
         Value::Map(map) => {
+            // The rest of every path, by the key it goes through: each entry and each path is looked at once.
+            let mut below: HashMap<&str, Vec<&[String]>> = HashMap::new();
+            for path in paths {
+                below.entry(&path[0]).or_default().push(&path[1..]);
+            }
             let kept: Vec<(String, Value)> = map
                 .into_iter()
                 .filter_map(|(key, value)| {
-                    let rest = below(&key);
-                    if rest.is_empty() { None } else { select(value, &rest).map(|value| (key, value)) }
+                    let selected = select(value, below.get(key.as_str())?)?;
+                    Some((key, selected))
                 })
                 .collect();
             let map = Map::from_entries(kept).expect("keys of one map stay distinct when some are left out");
             (!map.is_empty()).then_some(Value::Map(map))
         }
         Value::List(items) => {
-            let asked: Vec<(usize, &[String])> =
-                paths.iter().filter_map(|path| Some((index(&path[0])?, &path[1..]))).collect();
+            let mut below: HashMap<usize, Vec<&[String]>> = HashMap::new();
+            for path in paths {
+                if let Some(at) = index(&path[0]) {
+                    below.entry(at).or_default().push(&path[1..]);
+                }
+            }
             let kept: Vec<Value> = items
                 .into_iter()
                 .enumerate()
-                .filter_map(|(at, item)| {
-                    let rest: Vec<&[String]> =
-                        asked.iter().filter(|(wanted, _)| *wanted == at).map(|(_, rest)| *rest).collect();
-                    if rest.is_empty() { None } else { select(item, &rest) }
-                })
+                .filter_map(|(at, item)| select(item, below.get(&at)?))
                 .collect();
             (!kept.is_empty()).then_some(Value::List(kept))
         }
@@ -52,13 +55,39 @@ fn select(value: Value, paths: &[&[String]]) -> Option<Value> {
     }
 }
 
+/// How many list elements the changes of one update may look at or move together. It is far above what any
+/// document needs, and keeps one small request from holding up every other write.
+pub(super) const ELEMENTS_MAX: usize = 16_000_000;
+
+/// What an update has left of [`ELEMENTS_MAX`].
+pub(super) struct Work(usize);
+
+impl Work {
+    pub(super) fn new() -> Self {
+        Self(ELEMENTS_MAX)
+    }
+
+    fn on(&mut self, items: usize) -> Result<()> {
+        match self.0.checked_sub(items) {
+            Some(left) => self.0 = left,
+            None => {
+                let message = format!(
+                    "the changes go through more than {ELEMENTS_MAX} list elements; split the update"
+                );
+                return Err(Error::too_large(message));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Makes one change. On an error the document may be half changed: the caller drops it.
-pub(super) fn change(document: &mut Value, change: &Change) -> Result<()> {
+pub(super) fn change(document: &mut Value, change: &Change, work: &mut Work) -> Result<()> {
     let steps = change.path.steps();
     let fault = |fault: Error| fault.at(&format!("{} at {:?}", change.kind.word(), change.path.to_string()));
     match &change.kind {
         ChangeKind::Set(value) => *make(document, steps, || Value::Null).map_err(fault)? = value.clone(),
-        ChangeKind::Unset => unset(document, steps),
+        ChangeKind::Unset => unset(document, steps, work)?,
         ChangeKind::Increment(operand) => {
             let place = make(document, steps, || Value::Int(0)).map_err(fault)?;
             *place = sum(place, operand).map_err(fault)?;
@@ -71,13 +100,16 @@ pub(super) fn change(document: &mut Value, change: &Change) -> Result<()> {
         ChangeKind::AddToSet(value) => {
             let items =
                 list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?).map_err(fault)?;
+            work.on(items.len())?;
             if !items.contains(value) {
                 items.push(value.clone());
             }
         }
         ChangeKind::RemoveFromSet(value) => {
             if let Some(place) = find(document, steps) {
-                list(place).map_err(fault)?.retain(|item| item != value);
+                let items = list(place).map_err(fault)?;
+                work.on(items.len())?;
+                items.retain(|item| item != value);
             }
         }
         ChangeKind::Min(operand) => {
@@ -122,20 +154,25 @@ fn find<'v>(value: &'v mut Value, steps: &[String]) -> Option<&'v mut Value> {
     })
 }
 
-fn unset(document: &mut Value, steps: &[String]) {
+fn unset(document: &mut Value, steps: &[String], work: &mut Work) -> Result<()> {
     let Some((last, way)) = steps.split_last() else {
         *document = Value::Null;
-        return;
+        return Ok(());
     };
     match find(document, way) {
-        Some(Value::Map(map)) => drop(map.remove(last)),
+        Some(Value::Map(map)) => {
+            work.on(map.len())?;
+            map.remove(last);
+        }
         Some(Value::List(items)) => {
+            work.on(items.len())?;
             if let Some(at) = index(last).filter(|at| *at < items.len()) {
                 items.remove(at);
             }
         }
         _ => {}
     }
+    Ok(())
 }
 
 fn keep(document: &mut Value, steps: &[String], operand: &Value, wanted: std::cmp::Ordering) -> Result<()> {
@@ -220,7 +257,7 @@ mod tests {
 
     fn changed(before: &str, path: &str, kind: ChangeKind) -> Result<String> {
         let mut document = parse_value(before.as_bytes()).unwrap();
-        change(&mut document, &Change { path: Path::parse(path).unwrap(), kind })?;
+        change(&mut document, &Change { path: Path::parse(path).unwrap(), kind }, &mut Work::new())?;
         Ok(value_to_string(&document, false))
     }
 
@@ -283,6 +320,17 @@ mod tests {
             let error = changed(before, path, kind.clone()).unwrap_err();
             assert_eq!(error.code, crate::model::Code::InvalidArgument, "{before} {path} {kind:?}");
         }
+    }
+
+    #[test]
+    fn an_update_cannot_go_through_lists_without_end() {
+        let mut document = Value::List(vec![Value::Int(0); ELEMENTS_MAX / 4]);
+        let unset = Change { path: Path::parse("0").unwrap(), kind: ChangeKind::Unset };
+        let mut work = Work::new();
+        for _ in 0..4 {
+            change(&mut document, &unset, &mut work).unwrap();
+        }
+        assert_eq!(change(&mut document, &unset, &mut work).unwrap_err().code, crate::model::Code::TooLarge);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::{Found, Range};
 use crate::model::key::shorten;
+use crate::model::limits::{HEADER_ROOM_BYTES, REPLY_ROOM_BYTES};
 use crate::model::op::Scan;
 use crate::model::reply::ScanReply;
 use crate::model::{Error, Key, Record, Result};
@@ -67,10 +68,10 @@ impl Store {
         if scan.keys_only {
             record.value = None;
         }
-        // REPLY_ROOM_BYTES beside it holds everything of the reply but the document.
-        let bytes = record.value.as_ref().map_or(0, |value| call.encoding.value_len(value));
-        if bytes > call.reply_bytes_max {
-            let (key, limit) = (shorten(key.as_str()), call.reply_bytes_max);
+        let bytes = ENVELOPE_BYTES + call.encoding.record_len(&record) + cursor_len(&key);
+        let limit = call.reply_bytes_max + REPLY_ROOM_BYTES - HEADER_ROOM_BYTES;
+        if bytes > limit {
+            let key = shorten(key.as_str());
             return Err(Error::too_large(format!(
                 "record {key:?} takes {bytes} bytes in this encoding, a page holds {limit}"
             )));

@@ -34,8 +34,9 @@ impl Change for Update {
             None if self.create => empty(),
             None => return Err(not_found(&self.key)),
         };
+        let mut work = paths::Work::new();
         for (at, change) in self.changes.iter().enumerate() {
-            paths::change(&mut document.value, change)
+            paths::change(&mut document.value, change, &mut work)
                 .map_err(|error| error.at(&format!("changes[{at}]")))?;
         }
         document.value.check_depth()?;

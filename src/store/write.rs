@@ -83,8 +83,9 @@ impl Store {
                 }
                 reply
             }
-            Ok(Written::Duplicate { version }) => {
+            Ok(Written::Duplicate { version, existed }) => {
                 let mut reply = applied(version, true);
+                reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = self.present(call, &asked.key).await;
                 }

@@ -227,3 +227,61 @@ async fn a_port_in_use_for_http_does_not_stop_nats() {
     }
     assert!(second.log().contains("cannot listen at"), "{}", second.log());
 }
+
+/// Requests keep coming while the worker stops: each that NATS took is answered, or nobody was there for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_under_load_loses_no_request() {
+    let nats = Nats::start();
+    for round in 0..if soak() { 10 } else { 2 } {
+        let mut worker = Worker::start(Setup::new(&nats, Backend::Memory));
+        let get = format!("{}.v1.n.get", worker.prefix());
+        let client = nats.client().await;
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let callers: Vec<_> = (0..32)
+            .map(|_| {
+                let (client, get, stop) = (client.clone(), get.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let (mut answered, mut nobody) = (0, 0);
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        match client.request(get.clone(), "{\"key\":\"k\"}".into()).await {
+                            Ok(_) => answered += 1,
+                            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+                                nobody += 1;
+                                tokio::time::sleep(Duration::from_millis(1)).await;
+                            }
+                            Err(error) => panic!("a request that was sent got no answer: {error}"),
+                        }
+                    }
+                    (answered, nobody)
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(300 + 10 * round)).await;
+        assert_eq!(worker.terminate(), 0);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (mut answered, mut nobody) = (0, 0);
+        for caller in callers {
+            let (some, none) = caller.await.unwrap();
+            answered += some;
+            nobody += none;
+        }
+        assert!(
+            answered > 0 && nobody > 0,
+            "it stopped in the middle: {answered} answered, {nobody} after it"
+        );
+        row("SIGTERM under load: requests taken by NATS and not answered", "0", &format!("0 of {answered}"));
+    }
+}
+
+/// A connection that somebody holds open on the health port does not hold up the stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_http_clients() {
+    use std::io::Write;
+    let nats = Nats::start();
+    let mut worker = Worker::start(Setup::new(&nats, Backend::Memory));
+    let mut half = std::net::TcpStream::connect(("127.0.0.1", worker.http_port())).unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\n").unwrap();
+    let begun = Instant::now();
+    assert_eq!(worker.terminate(), 0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

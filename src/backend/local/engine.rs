@@ -4,8 +4,9 @@
 //! (number of the last group of writes), `floor` + slot (big-endian) -> the floor of forgotten deletes.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
@@ -15,7 +16,7 @@ use crate::backend::pages::{self, Collector};
 use crate::backend::{Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, row};
 use crate::model::clock::hlc_at;
 use crate::model::key::shorten;
-use crate::model::{Code, Error, Result};
+use crate::model::{Code, Error, Result, Version};
 
 use super::{RETRY_AFTER_MS, shown};
 
@@ -23,6 +24,9 @@ use super::{RETRY_AFTER_MS, shown};
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 /// Blocks kept in memory.
 const BLOCK_CACHE_BYTES: u64 = 64 << 20;
+
+/// Bytes that one sweep step reads.
+const SWEEP_BYTES_MAX: usize = 16 << 20;
 
 const STORE_ID: &str = "store_id";
 const GROUP: &str = "group";
@@ -41,15 +45,26 @@ pub(super) struct Engine {
 /// What one step of a sweep saw.
 pub(super) struct Walked {
     pub(super) examined: usize,
-    pub(super) dead: Vec<(Vec<u8>, Row)>,
+    pub(super) dead: Vec<(Vec<u8>, Version)>,
     pub(super) floor: u64,
     pub(super) resume: Option<Vec<u8>>,
 }
 
 impl Engine {
+    /// Opens the engine in a directory, never a new one.
+    pub(super) fn open_existing(directory: &Path) -> Result<Self> {
+        if !store_path(directory).is_dir() {
+            return Err(Error::unavailable(
+                format!("there is no store in {}", shown(directory)),
+                RETRY_AFTER_MS,
+            ));
+        }
+        Self::open(directory)
+    }
+
     /// Opens or makes the engine in a directory. The error says what is wrong with it.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        let path = directory.join("store");
+        let path = store_path(directory);
         let failed = |error: fjall::Error| {
             Error::unavailable(
                 format!("cannot open the store in {}: {}", shown(directory), told(&error)),
@@ -69,6 +84,8 @@ impl Engine {
                 let id = format!("{:016x}", fastrand::u64(..));
                 meta.insert(STORE_ID, id.as_bytes()).map_err(failed)?;
                 db.persist(PersistMode::SyncAll).map_err(failed)?;
+                // The engine syncs its own folder; that it is there at all is written in the folders above.
+                sync_folders(directory).map_err(|error| failed(error.into()))?;
                 id
             }
         };
@@ -153,18 +170,20 @@ impl Engine {
         let floor = hlc_at(now_ms.saturating_sub(grace_ms));
         let mut walked = Walked { examined: 0, dead: Vec::new(), floor, resume: None };
         let start = resume.map_or(Bound::Unbounded, Bound::Included);
+        let mut bytes = 0;
         for guard in self.db.snapshot().range(&self.rows, (start, Bound::Unbounded)) {
             let (key, value) = guard.into_inner().map_err(|error| unreadable(&error))?;
-            if walked.examined == SWEEP_ROWS_MAX {
+            if walked.examined == SWEEP_ROWS_MAX || bytes > SWEEP_BYTES_MAX {
                 walked.resume = Some(key.to_vec());
                 break;
             }
             walked.examined += 1;
+            bytes += value.len();
             // A damaged row is left for its reader to be told of.
             if let Ok(row) = decode(&key, value)
                 && dead(&row, now_ms, floor) != Buried::Kept
             {
-                walked.dead.push((key.to_vec(), row));
+                walked.dead.push((key.to_vec(), row.version));
             }
         }
         Ok(walked)
@@ -177,6 +196,23 @@ impl Engine {
             Err(error) => Err(unreadable(&error)),
         }
     }
+}
+
+fn store_path(directory: &Path) -> PathBuf {
+    directory.join("store")
+}
+
+/// Syncs a folder's entries, and those of every folder above it that can be opened.
+fn sync_folders(directory: &Path) -> std::io::Result<()> {
+    let whole = std::path::absolute(directory)?;
+    File::open(&whole)?.sync_all()?;
+    for above in whole.ancestors().skip(1) {
+        // One that belongs to somebody else was not made by us.
+        if let Ok(folder) = File::open(above) {
+            drop(folder.sync_all());
+        }
+    }
+    Ok(())
 }
 
 impl Table for Engine {

@@ -155,6 +155,9 @@ impl Backend for Local {
     }
 
     fn health(&self) -> Result<()> {
+        if self.commands.is_closed() {
+            return Err(Error::unavailable("the writer has stopped", RETRY_AFTER_MS));
+        }
         self.shared.engine().map(drop)
     }
 

@@ -7,6 +7,7 @@
 //! If the disk fails a commit, the group is `indeterminate` (it may be in the journal), the engine is closed
 //! and opened again until that succeeds; meanwhile everything is `unavailable`.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::backend::group::{Buried, Group};
-use crate::backend::{Applied, Entry, Row, Swept, Write, Written, late};
+use crate::backend::{Applied, Entry, Swept, Write, Written, late};
 use crate::model::clock::wall_ms;
-use crate::model::{Error, Result};
+use crate::model::{Error, Result, Version};
 
 use super::acknowledged::Acknowledged;
 use super::engine::{Engine, told};
@@ -25,8 +26,12 @@ use super::{RETRY_AFTER_MS, Shared};
 
 /// Writes of one group; more than these wait for the next.
 const GROUP_WRITES_MAX: usize = 4096;
+/// Bytes of new rows of one group; a single command may exceed it.
+const GROUP_BYTES_MAX: usize = 64 << 20;
 /// Bound on one step of a sweep.
 pub(super) const SWEEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long closing waits for reads that hold the engine.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Between two tries to open the engine after a fault.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// How long reads in hand may hold the engine that is to be closed.
@@ -37,7 +42,7 @@ pub(super) enum Command {
     Write { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<Vec<Result<Written>>> },
     WriteAtomic { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<AtomicAnswer> },
     Apply { entries: Vec<Entry>, answer: oneshot::Sender<Vec<Result<Applied>>> },
-    Bury { dead: Vec<(Vec<u8>, Row)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
+    Bury { dead: Vec<(Vec<u8>, Version)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
     Close { answer: oneshot::Sender<()> },
 }
 
@@ -57,8 +62,12 @@ pub(super) struct Writer {
     lock: DirectoryLock,
     acknowledged: Acknowledged,
     commands: mpsc::Receiver<Command>,
-    /// Number of the last group.
+    /// Number of the last group that was acknowledged.
     group: u64,
+    /// The store's own id.
+    store_id: String,
+    /// Commands taken and left for the next group, because this one is full.
+    left: VecDeque<Command>,
 }
 
 impl Writer {
@@ -73,7 +82,8 @@ impl Writer {
                 0,
             )
         })?;
-        let held = shared.engine()?.last_group()?;
+        let engine = shared.engine()?;
+        let (held, store_id) = (engine.last_group()?, engine.store_id.clone());
         let told = acknowledged.read().unwrap_or(0);
         if told > held {
             tracing::error!(
@@ -83,22 +93,29 @@ impl Writer {
                 told - held
             );
         }
-        Ok(Self { shared, lock, acknowledged, commands, group: held.max(told) })
+        let (group, left) = (held.max(told), VecDeque::new());
+        Ok(Self { shared, lock, acknowledged, commands, group, store_id, left })
     }
 
     /// Serves until it is closed.
     pub(super) fn run(mut self) {
-        while let Some(first) = self.commands.blocking_recv() {
-            let mut commands = vec![first];
-            let mut writes = commands[0].writes();
+        while let Some(first) = self.left.pop_front().or_else(|| self.commands.blocking_recv()) {
+            let mut commands = VecDeque::from([first]);
+            commands.append(&mut self.left);
+            let mut writes: usize = commands.iter().map(Command::writes).sum();
             while writes < GROUP_WRITES_MAX
                 && let Ok(next) = self.commands.try_recv()
             {
                 writes += next.writes();
-                commands.push(next);
+                commands.push_back(next);
             }
             if let Some(closed) = self.serve(commands) {
                 self.commands.close();
+                let error = Error::unavailable("the store is closing", RETRY_AFTER_MS);
+                refuse(std::mem::take(&mut self.left), &error);
+                while let Ok(command) = self.commands.try_recv() {
+                    refuse([command], &error);
+                }
                 self.close_engine("the store is closed");
                 // Nobody may be left to hear it.
                 let _ = closed.send(());
@@ -108,7 +125,7 @@ impl Writer {
     }
 
     /// Decides, commits and answers one group. Gives back who asked to close, if anyone did.
-    fn serve(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
+    fn serve(&mut self, mut commands: VecDeque<Command>) -> Option<oneshot::Sender<()>> {
         let engine = match self.shared.engine() {
             Ok(engine) => engine,
             Err(error) => return refuse(commands, &error),
@@ -116,12 +133,16 @@ impl Writer {
         let mut closing = None;
         let mut group = Group::new(&*engine, wall_ms());
         let mut answers = Vec::with_capacity(commands.len());
-        for command in commands {
+        // Small requests can change large records: the group is full by bytes as well.
+        while group.bytes() < GROUP_BYTES_MAX
+            && let Some(command) = commands.pop_front()
+        {
             match decide(&mut group, command) {
                 Ok(answer) => answers.push(answer),
                 Err(close) => closing = Some(close),
             }
         }
+        self.left = commands;
         let changes = group.into_changes();
         if !changes.rows.is_empty() || !changes.gc_floors.is_empty() {
             let number = self.group + 1;
@@ -130,10 +151,7 @@ impl Writer {
                 drop(engine);
                 let unknown = Error::indeterminate(format!("the local store failed while writing: {reason}"));
                 answers.into_iter().for_each(|answer| answer.fail(&unknown));
-                if closing.is_none() {
-                    self.reopen(&reason);
-                }
-                return closing;
+                return closing.or_else(|| self.reopen(&reason));
             }
             self.group = number;
             if let Err(error) = self.acknowledged.write(number) {
@@ -145,40 +163,63 @@ impl Writer {
         closing
     }
 
-    /// Closes the engine after a fault and opens it again, however long that takes.
-    fn reopen(&mut self, reason: &str) {
-        tracing::error!(path = %self.lock.directory().display(), reason, "the local store failed while writing; opening it again");
+    /// Closes the engine after a fault and opens it again, however long that takes. Gives back who asked to
+    /// close meanwhile, if anyone did.
+    ///
+    /// Only the store that was open is taken back: the same id, and at least every group that was acknowledged.
+    /// An empty directory where a disk is missing must not be served as the truth.
+    fn reopen(&mut self, reason: &str) -> Option<oneshot::Sender<()>> {
+        let path = self.lock.directory().display().to_string();
+        tracing::error!(path, reason, "the local store failed while writing; opening it again");
         self.close_engine(&format!("the local store failed ({reason}) and is being opened again"));
+        let mut told = None;
         loop {
             std::thread::sleep(REOPEN_PAUSE);
             while let Ok(command) = self.commands.try_recv() {
                 let error = Error::unavailable(format!("the local store failed: {reason}"), RETRY_AFTER_MS);
                 if let Some(close) = refuse(vec![command], &error) {
-                    // Closing is done when the store is: it is closed now.
-                    let _ = close.send(());
-                    return;
+                    return Some(close);
                 }
             }
-            let opened =
-                Engine::open(self.lock.directory()).and_then(|engine| Ok((engine.last_group()?, engine)));
-            match opened {
-                Ok((held, engine)) => {
-                    self.group = self.group.max(held);
+            match self.open_again() {
+                Ok(engine) => {
                     *self.shared.engine.write().unwrap_or_else(PoisonError::into_inner) =
                         Some(Arc::new(engine));
-                    tracing::info!(path = %self.lock.directory().display(), "the local store is open again");
-                    return;
+                    tracing::info!(path, "the local store is open again");
+                    return None;
                 }
-                Err(error) => tracing::warn!(%error, "the local store cannot be opened yet"),
+                // Told once as long as it stays the same.
+                Err(error) if told.as_ref() != Some(&error.message) => {
+                    tracing::warn!(path, %error, "the local store cannot be opened yet");
+                    told = Some(error.message);
+                }
+                Err(_) => {}
             }
         }
+    }
+
+    fn open_again(&mut self) -> Result<Engine> {
+        let engine = Engine::open_existing(self.lock.directory())?;
+        if engine.store_id != self.store_id {
+            let message =
+                format!("another store ({}) lies there now, not {}", engine.store_id, self.store_id);
+            return Err(Error::unavailable(message, RETRY_AFTER_MS));
+        }
+        let held = engine.last_group()?;
+        if held < self.group {
+            let message =
+                format!("acknowledged writes are missing: it ends at group {held} of {}", self.group);
+            return Err(Error::unavailable(message, RETRY_AFTER_MS));
+        }
+        self.group = held;
+        Ok(engine)
     }
 
     /// Takes the engine from its readers and drops it, which flushes what it holds.
     fn close_engine(&self, reason: &str) {
         *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         let engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner).take();
-        let give_up = Instant::now() + SWEEP_TIMEOUT;
+        let give_up = Instant::now() + RELEASE_WAIT;
         if let Some(engine) = engine {
             while Arc::strong_count(&engine) > 1 && Instant::now() < give_up {
                 std::thread::sleep(RELEASE_PAUSE);
@@ -208,7 +249,7 @@ fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, one
         Command::Bury { dead, floor, answer } => {
             let mut swept = Swept::default();
             let buried = dead.iter().try_for_each(|(key, seen)| {
-                group.bury(key, seen, floor).map(|buried: Buried| swept.count(buried))
+                group.bury(key, *seen, floor).map(|buried: Buried| swept.count(buried))
             });
             Answer::Bury(buried.map(|()| swept), answer)
         }
@@ -217,7 +258,7 @@ fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, one
 }
 
 /// Answers commands that nothing was done for. Gives back who asked to close, if anyone did.
-fn refuse(commands: Vec<Command>, error: &Error) -> Option<oneshot::Sender<()>> {
+fn refuse(commands: impl IntoIterator<Item = Command>, error: &Error) -> Option<oneshot::Sender<()>> {
     let mut closing = None;
     for command in commands {
         // Whoever stopped waiting has been answered by the deadline.

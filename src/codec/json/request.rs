@@ -30,7 +30,8 @@ pub(super) fn single(op: &str, node: Node<'_>) -> Option<Result<Request>> {
     })
 }
 
-/// Operations beyond the limit are checked for their shape, but not kept.
+/// All operations are checked for their shape; of those beyond the limit one is kept, so that the check of
+/// limits, which comes later, finds it.
 pub(super) fn batch(node: Node<'_>) -> Result<BatchRequest> {
     let mut batch = BatchRequest::default();
     let mut ops_found = 0;
@@ -39,7 +40,7 @@ pub(super) fn batch(node: Node<'_>) -> Result<BatchRequest> {
             "ops" => {
                 for node in list("ops", node)? {
                     let op = op(node, Some(ops_found))?;
-                    if ops_found < BATCH_OPS_MAX {
+                    if ops_found <= BATCH_OPS_MAX {
                         batch.ops.push(op);
                     }
                     ops_found += 1;
@@ -48,9 +49,6 @@ pub(super) fn batch(node: Node<'_>) -> Result<BatchRequest> {
             "atomic" => batch.atomic = flag(&name, node)?,
             _ => return Err(unknown("batch", &name)),
         }
-    }
-    if ops_found > BATCH_OPS_MAX {
-        return Err(Error::too_large(format!("the batch has {ops_found} ops, the limit is {BATCH_OPS_MAX}")));
     }
     Ok(batch)
 }
@@ -613,7 +611,13 @@ mod tests {
         let batch =
             |ops: usize, last: &str| format!(r#"{{"ops":[{}{last}]}}"#, r#"{"get":{}},"#.repeat(ops - 1));
         assert!(decode_request("batch", batch(BATCH_OPS_MAX, r#"{"get":{}}"#).as_bytes()).is_ok());
-        assert_eq!(fails("batch", &batch(BATCH_OPS_MAX + 1, r#"{"get":{}}"#)).code, Code::TooLarge);
+        for more in [BATCH_OPS_MAX + 1, BATCH_OPS_MAX + 5] {
+            let Ok(Request::Batch(kept)) = decode_request("batch", batch(more, r#"{"get":{}}"#).as_bytes())
+            else {
+                panic!("the number of operations is judged later")
+            };
+            assert_eq!(kept.ops.len(), BATCH_OPS_MAX + 1, "one beyond the limit is kept, to be found");
+        }
         let error = fails("batch", &batch(BATCH_OPS_MAX + 2, "{}"));
         assert!(error.message.starts_with("ops[1001]: "), "shape is judged first: {error}");
     }

@@ -92,7 +92,7 @@ pub(super) fn batch(payload: &Bytes) -> Result<BatchRequest> {
         match (number, field) {
             (BATCH_OPS, Field::Slice(range)) => {
                 let op = op(&payload.slice(range)).map_err(|error| error.at(&format!("ops[{ops_found}]")))?;
-                if ops_found < BATCH_OPS_MAX {
+                if ops_found <= BATCH_OPS_MAX {
                     batch.ops.push(op);
                 }
                 ops_found += 1;
@@ -101,9 +101,6 @@ pub(super) fn batch(payload: &Bytes) -> Result<BatchRequest> {
             (BATCH_OPS | BATCH_ATOMIC, _) => return Err(fields.wrong_type(number)),
             _ => {}
         }
-    }
-    if ops_found > BATCH_OPS_MAX {
-        return Err(Error::too_large(format!("the batch has {ops_found} ops, the limit is {BATCH_OPS_MAX}")));
     }
     Ok(batch)
 }
