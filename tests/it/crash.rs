@@ -221,6 +221,84 @@ async fn every_put_that_waits_for_the_one_before_is_synced() {
     row("fsync/fdatasync calls during 200 puts one after another", ">= 200", &syncs.to_string());
 }
 
+/// 64 MiB: what the engine sets aside for a journal when it makes one.
+const FILE_BLOCKS_MAX: u32 = 64 * 2048;
+
+/// The largest file the worker may write, as `ulimit -f` counts: 512-byte blocks.
+fn with_small_files(setup: &Setup, blocks: u32) -> Setup {
+    let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    setup.clone().wrapped(&["sh".to_owned(), "-c".to_owned(), limited, "limited".to_owned()])
+}
+
+/// Puts until the disk takes no more. Gives the keys of the writes that were applied.
+async fn fill(client: &async_nats::Client, prefix: &str) -> Vec<String> {
+    let mut applied = Vec::new();
+    for n in 0..2000 {
+        let value: String = std::iter::repeat_with(fastrand::alphanumeric).take(400_000).collect();
+        let body = json!({"key": format!("k{n}"), "value": value});
+        let reply = ask(client, format!("{prefix}.v1.crash.put"), body, ANSWERED_WITHIN).await.unwrap();
+        match reply["outcome"].as_str().unwrap() {
+            "applied" => applied.push(format!("k{n}")),
+            "indeterminate" => return applied,
+            other => panic!("{other}: {reply}"),
+        }
+    }
+    panic!("the disk took everything");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_nothing_and_the_worker_still_stops() {
+    let nats = Nats::start();
+    let client = nats.client().await;
+    let setup = Setup::new(&nats, Backend::Local);
+    let mut worker = Worker::start(with_small_files(&setup, FILE_BLOCKS_MAX));
+    let applied = fill(&client, worker.prefix()).await;
+    assert!(applied.len() > 10, "{} writes were applied before", applied.len());
+    // It opens the store again by itself, and reads go on.
+    worker.wait_ready();
+    let found = values(&client, worker.prefix(), vec![applied[0].clone()]).await;
+    assert_eq!(found[&applied[0]].as_str().unwrap().len(), 400_000);
+    let begun = std::time::Instant::now();
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    // With room again, every applied write is there.
+    let worker = Worker::start(setup);
+    for key in &applied {
+        let get = json!({"key": key, "head_only": true});
+        let reply = ask(&client, format!("{}.v1.crash.get", worker.prefix()), get, ANSWERED_WITHIN).await;
+        assert_eq!(reply.unwrap()["found"], true, "{key} was applied and is lost");
+    }
+    row(
+        "a disk that takes no more: applied writes lost, exit code of SIGTERM",
+        "0, 0",
+        &format!("0 of {}, 0", applied.len()),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_gone_is_not_served_as_empty() {
+    let nats = Nats::start();
+    let client = nats.client().await;
+    let setup = Setup::new(&nats, Backend::Local);
+    let mut worker = Worker::start(with_small_files(&setup, FILE_BLOCKS_MAX));
+    let applied = fill(&client, worker.prefix()).await;
+    // What a lost mount looks like: the directory is there, the store is not.
+    let (store, away) = (setup.data().join("store"), setup.data().join("away"));
+    std::fs::rename(&store, &away).unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let get = json!({"key": applied[0]});
+    let reply = ask(&client, format!("{}.v1.crash.get", worker.prefix()), get.clone(), ANSWERED_WITHIN)
+        .await
+        .unwrap();
+    assert_eq!(reply["error"]["code"], "unavailable", "{reply}");
+    assert_eq!(worker.http_get("/readyz").unwrap().0, 503);
+    std::fs::rename(&away, &store).unwrap();
+    worker.wait_ready();
+    let reply =
+        ask(&client, format!("{}.v1.crash.get", worker.prefix()), get, ANSWERED_WITHIN).await.unwrap();
+    assert_eq!(reply["found"], true, "{reply}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn increments_add_up_through_restarts_of_nats_and_the_worker() {
     let rounds = if soak() { 5 } else { 1 };
