@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 use crate::model::clock::{hlc_at, wall_ms};
-use crate::model::{Error, Result};
+use crate::model::{Error, Namespace, Result};
 
 use super::group::{Changes, Group, Table, stored_key};
 use super::pages::{self, Collector};
@@ -29,6 +29,7 @@ pub struct Memory {
 struct Rows {
     by_key: BTreeMap<Vec<u8>, Arc<Row>>,
     gc_floors: HashMap<u16, u64>,
+    partitionings: HashMap<Namespace, String>,
 }
 
 impl Memory {
@@ -121,6 +122,14 @@ impl Backend for Memory {
     async fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Result<Swept> {
         let mut rows = self.rows_mut();
         rows.sweep(resume, grace_ms, wall_ms())
+    }
+
+    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
+        let mut rows = self.rows_mut();
+        if let Some(first) = first {
+            rows.partitionings.entry(namespace.clone()).or_insert(first);
+        }
+        Ok(rows.partitionings.get(namespace).cloned())
     }
 
     fn health(&self) -> Result<()> {

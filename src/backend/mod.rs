@@ -297,6 +297,15 @@ pub trait Backend: Send + Sync + 'static {
     /// One bounded step of removing expired records and old tombstones, from `resume` on.
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> impl Future<Output = Result<Swept>> + Send;
 
+    /// How a namespace's keys are partitioned, as its first writer said: every later one must say the same,
+    /// because the slot that lies beside each row follows from it. `first` notes it where nothing is noted yet;
+    /// gives what stands.
+    fn partitioning(
+        &self,
+        namespace: &Namespace,
+        first: Option<String>,
+    ) -> impl Future<Output = Result<Option<String>>> + Send;
+
     /// Whether it can answer now, and why not.
     fn health(&self) -> Result<()>;
 
@@ -324,6 +333,11 @@ pub trait DynBackend: Send + Sync + 'static {
     fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
     fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>>;
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>>;
+    fn partitioning<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        first: Option<String>,
+    ) -> Boxed<'a, Result<Option<String>>>;
     fn health(&self) -> Result<()>;
     fn store_id(&self) -> Option<String>;
     fn close(&self) -> Boxed<'_, ()>;
@@ -354,6 +368,13 @@ impl<B: Backend> DynBackend for B {
     }
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>> {
         Box::pin(Backend::sweep(self, resume, grace_ms))
+    }
+    fn partitioning<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        first: Option<String>,
+    ) -> Boxed<'a, Result<Option<String>>> {
+        Box::pin(Backend::partitioning(self, namespace, first))
     }
     fn health(&self) -> Result<()> {
         Backend::health(self)

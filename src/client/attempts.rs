@@ -32,6 +32,12 @@ enum Attempt {
     Failed(Unanswered),
 }
 
+/// A worker that answers a repeated write with `indeterminate` so often has forgotten its op id, and will not
+/// remember: asking on says nothing new.
+const UNKNOWN_ANSWERS_MAX: u32 = 3;
+/// No attempt is begun with less time than this: it would say nothing but that it was late.
+const ATTEMPT_MIN: Duration = Duration::from_millis(20);
+
 impl Client {
     /// Sends a request until it is answered for good, the time is over, or repeating makes no sense.
     ///
@@ -49,6 +55,8 @@ impl Client {
         let deadline = started + options.timeout;
         let mut age_ms = 0;
         let mut may_have_happened = false;
+        let mut answered = None;
+        let mut unknown_answers = 0;
         let mut attempt = 1;
         loop {
             let came_to = self.attempt(&subject, &request, deadline, options).await;
@@ -59,11 +67,22 @@ impl Client {
             }
             may_have_happened |= writes && happened_maybe(&came_to);
 
+            unknown_answers += u32::from(
+                attempt > 1 && matches!(&came_to, Attempt::Answered(_)) && happened_maybe(&came_to),
+            );
             attempt += 1;
             let pause = retry::pause(attempt, retry_after_ms);
-            let time = Instant::now() + pause < deadline;
-            if !time || attempt > options.attempts_max || !self.shared.budget.take() {
-                return finish(came_to, &request, &subject, may_have_happened);
+            let time = Instant::now() + pause + ATTEMPT_MIN < deadline;
+            let hopeless = unknown_answers >= UNKNOWN_ANSWERS_MAX;
+            if !time || hopeless || attempt > options.attempts_max || !self.shared.budget.take() {
+                // A read whose last attempt got no answer is told what the one before it was.
+                return match (answered, &came_to) {
+                    (Some(reply), Attempt::Failed(_)) if !writes => Ok(reply),
+                    _ => finish(came_to, &request, &subject, may_have_happened),
+                };
+            }
+            if let Attempt::Answered(reply) = came_to {
+                answered = Some(reply);
             }
             tokio::time::sleep(pause).await;
 

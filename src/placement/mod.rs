@@ -28,6 +28,15 @@ pub struct Partitioning {
 }
 
 impl Partitioning {
+    /// In words that are stored and compared: `prefix /`, `key`, `namespace`.
+    pub fn noted(&self) -> String {
+        match self.by {
+            PartitionBy::Prefix => format!("prefix {}", self.delimiter),
+            PartitionBy::Key => "key".to_owned(),
+            PartitionBy::Namespace => "namespace".to_owned(),
+        }
+    }
+
     /// The part of a key that decides its slot. Keys that share it can be in one atomic batch.
     pub fn partition<'k>(&self, key: &'k str) -> &'k str {
         match self.by {

@@ -41,6 +41,8 @@ impl Store {
             return self.atomic(call, batch.ops, &mut room).await;
         }
         call.check_deadline()?;
+        let writes = batch.ops.iter().any(|op| matches!(op, BatchOp::Write(Ok(_))));
+        self.check_partitioning(call, writes).await?;
         let mut results: Vec<Option<BatchResult>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
         for round in rounds(batch.ops, &mut results) {
@@ -124,6 +126,7 @@ impl Store {
         if writes.is_empty() {
             return Ok(BatchReply::default());
         }
+        self.check_partitioning(call, true).await?;
         let (mut asked, mut prepared) = (Vec::new(), Vec::new());
         for (at, write) in writes.into_iter().enumerate() {
             let (one, write) = self.prepare(call, write).map_err(|error| failed(at, error))?;

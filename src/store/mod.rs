@@ -13,8 +13,8 @@ pub use read::Got;
 pub use update::check_size;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::time::Instant;
 
@@ -34,7 +34,12 @@ pub struct Store {
     clock: Arc<HybridClock>,
     /// Drawn when the process started: no two workers mint the same version.
     origin: u64,
+    /// Namespaces whose partitioning is known to be the one that was noted at their first write.
+    agreed: RwLock<HashSet<Namespace>>,
 }
+
+/// Names kept in [`Store::agreed`]; the rest are looked up each time.
+const AGREED_MAX: usize = 65_536;
 
 /// What one request brings along to every step.
 #[derive(Clone)]
@@ -62,7 +67,13 @@ impl Store {
         backends: &BTreeMap<String, Arc<dyn DynBackend>>,
         clock: Arc<HybridClock>,
     ) -> Result<Self> {
-        let mut store = Self { named: HashMap::new(), any: None, clock, origin: Version::draw_origin() };
+        let mut store = Self {
+            named: HashMap::new(),
+            any: None,
+            clock,
+            origin: Version::draw_origin(),
+            agreed: RwLock::default(),
+        };
         for (name, settings) in policies {
             let backend = backends
                 .get(&settings.backend)
@@ -82,6 +93,33 @@ impl Store {
         self.named.get(namespace).or(self.any.as_ref()).cloned().ok_or_else(|| {
             Error::new(Code::UnknownNamespace, format!("no policy for namespace {:?}", namespace.as_str()))
         })
+    }
+
+    /// Refuses a namespace whose rows were written under another `partition_by` or delimiter: the slots beside
+    /// them would not be those that its keys have now. The first write notes it.
+    async fn check_partitioning(&self, call: &Call, writes: bool) -> Result<()> {
+        if self.agreed.read().unwrap_or_else(PoisonError::into_inner).contains(&call.namespace) {
+            return Ok(());
+        }
+        let configured = call.policy.partitioning.noted();
+        let noted =
+            call.policy.backend.partitioning(&call.namespace, writes.then(|| configured.clone())).await?;
+        match noted {
+            // Nothing was ever written there.
+            None => Ok(()),
+            Some(noted) if noted == configured => {
+                let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);
+                if agreed.len() < AGREED_MAX {
+                    agreed.insert(call.namespace.clone());
+                }
+                Ok(())
+            }
+            Some(noted) => Err(Error::unsupported(format!(
+                "namespace {:?} was written with partition_by {noted:?}, and is configured with {configured:?}; \
+                 changing it takes a migration to another namespace",
+                call.namespace.as_str()
+            ))),
+        }
     }
 
     /// The clock that stamps versions.

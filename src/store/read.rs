@@ -23,6 +23,7 @@ impl Store {
     pub async fn get(&self, call: &Call, get: Get) -> Result<Got> {
         call.check_level(get.consistency, get.max_staleness_ms)?;
         call.check_deadline()?;
+        self.check_partitioning(call, false).await?;
         let read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
         let found =
             read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")))?;

@@ -25,6 +25,7 @@ impl Store {
             return Err(call.unsupported("scans"));
         }
         call.check_deadline()?;
+        self.check_partitioning(call, false).await?;
         let Some(range) = range(call, &scan, after) else {
             return Ok(ScanReply::default());
         };

@@ -26,6 +26,9 @@ impl Store {
             Ok(prepared) => prepared,
             Err(error) => return error.into(),
         };
+        if let Err(error) = self.check_partitioning(call, true).await {
+            return error.into();
+        }
         let written = call.policy.backend.write(vec![write], call.deadline).await;
         let written =
             written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));

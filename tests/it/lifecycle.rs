@@ -285,3 +285,30 @@ async fn a_stop_does_not_wait_for_http_clients() {
     assert_eq!(worker.terminate(), 0);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
+
+/// A namespace written under one `partition_by` is refused under another, after a restart too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_partition_by_is_refused() {
+    let nats = Nats::start();
+    let client = nats.client().await;
+    let policy = |by: &str| format!("[namespaces.\"*\"]\npartition_by = \"{by}\"\n");
+    let setup = Setup::new(&nats, Backend::Local).rest(&policy("prefix"));
+    let mut worker = Worker::start(setup.clone());
+    let (put, get) = (format!("{}.v1.n.put", worker.prefix()), format!("{}.v1.n.get", worker.prefix()));
+    ask(&client, put.clone(), json!({"key": "a/b", "value": 1}), SOON).await.unwrap();
+    assert_eq!(worker.terminate(), 0);
+    let mut other = Worker::start(setup.clone().rest(&policy("key")));
+    for (subject, body) in [(put, json!({"key": "a/c", "value": 1})), (get.clone(), json!({"key": "a/b"}))] {
+        let reply = ask(&client, subject, body, SOON).await.unwrap();
+        assert_eq!(reply["error"]["code"], "unsupported", "{reply}");
+        assert!(reply["error"]["message"].as_str().unwrap().contains("partition_by"), "{reply}");
+    }
+    let fresh = format!("{}.v1.fresh.put", other.prefix());
+    assert_eq!(
+        ask(&client, fresh, json!({"key": "k", "value": 1}), SOON).await.unwrap()["outcome"],
+        "applied"
+    );
+    assert_eq!(other.terminate(), 0);
+    let _again = Worker::start(setup);
+    assert_eq!(ask(&client, get, json!({"key": "a/b"}), SOON).await.unwrap()["record"]["value"], 1);
+}

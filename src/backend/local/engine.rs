@@ -1,7 +1,8 @@
 //! The engine's keyspaces and how rows lie in them.
 //!
 //! `rows`: namespace, NUL, key -> the row of `backend/row.rs`. `meta`: `store_id` (16 hex digits), `group`
-//! (number of the last group of writes), `floor` + slot (big-endian) -> the floor of forgotten deletes.
+//! (number of the last group of writes), `floor` + slot (big-endian) -> the floor of forgotten deletes,
+//! `partition ` + namespace -> how its keys are partitioned.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +17,7 @@ use crate::backend::pages::{self, Collector};
 use crate::backend::{Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, row};
 use crate::model::clock::hlc_at;
 use crate::model::key::shorten;
-use crate::model::{Code, Error, Result, Version};
+use crate::model::{Code, Error, Namespace, Result, Version};
 
 use super::{RETRY_AFTER_MS, shown};
 
@@ -31,6 +32,7 @@ const SWEEP_BYTES_MAX: usize = 16 << 20;
 const STORE_ID: &str = "store_id";
 const GROUP: &str = "group";
 const FLOOR: &str = "floor";
+const PARTITION: &str = "partition ";
 
 /// An open engine.
 pub(super) struct Engine {
@@ -105,6 +107,23 @@ impl Engine {
     pub(super) fn last_group(&self) -> Result<u64> {
         let bytes = self.meta.get(GROUP).map_err(|error| unreadable(&error))?;
         Ok(bytes.and_then(|bytes| bytes.as_ref().try_into().ok()).map_or(0, u64::from_le_bytes))
+    }
+
+    /// How a namespace's keys are partitioned, if that is noted.
+    pub(super) fn partitioning(&self, namespace: &Namespace) -> Result<Option<String>> {
+        let noted = self.meta.get(partition_key(namespace)).map_err(|error| unreadable(&error))?;
+        Ok(noted.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Notes how a namespace's keys are partitioned, durably.
+    pub(super) fn note_partitioning(
+        &self,
+        namespace: &Namespace,
+        partitioning: &str,
+    ) -> Result<(), fjall::Error> {
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
+        batch.insert(&self.meta, partition_key(namespace), partitioning);
+        batch.commit()
     }
 
     /// Makes a group's changes durable, all or none: one batch, one sync.
@@ -196,6 +215,10 @@ impl Engine {
             Err(error) => Err(unreadable(&error)),
         }
     }
+}
+
+fn partition_key(namespace: &Namespace) -> Vec<u8> {
+    [PARTITION.as_bytes(), namespace.as_str().as_bytes()].concat()
 }
 
 fn store_path(directory: &Path) -> PathBuf {

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::model::clock::wall_ms;
-use crate::model::{Error, Result};
+use crate::model::{Error, Namespace, Result};
 
 use super::{Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
 use engine::Engine;
@@ -152,6 +152,16 @@ impl Backend for Local {
             (swept.expired, swept.removed) = (buried.expired, buried.removed);
         }
         Ok(swept)
+    }
+
+    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
+        let noted = self.shared.engine()?.partitioning(namespace)?;
+        let (None, Some(first)) = (&noted, first) else {
+            return Ok(noted);
+        };
+        let deadline = Instant::now() + writer::SWEEP_TIMEOUT;
+        let namespace = namespace.clone();
+        self.ask(deadline, |answer| Command::Partition { namespace, first, answer }).await?.map(Some)
     }
 
     fn health(&self) -> Result<()> {

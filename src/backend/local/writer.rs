@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::backend::group::{Buried, Group};
 use crate::backend::{Applied, Entry, Swept, Write, Written, late};
 use crate::model::clock::wall_ms;
-use crate::model::{Error, Result, Version};
+use crate::model::{Error, Namespace, Result, Version};
 
 use super::acknowledged::Acknowledged;
 use super::engine::{Engine, told};
@@ -43,6 +43,7 @@ pub(super) enum Command {
     WriteAtomic { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<AtomicAnswer> },
     Apply { entries: Vec<Entry>, answer: oneshot::Sender<Vec<Result<Applied>>> },
     Bury { dead: Vec<(Vec<u8>, Version)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
+    Partition { namespace: Namespace, first: String, answer: oneshot::Sender<Result<String>> },
     Close { answer: oneshot::Sender<()> },
 }
 
@@ -54,6 +55,7 @@ enum Answer {
     WriteAtomic(AtomicAnswer, oneshot::Sender<AtomicAnswer>),
     Apply(Vec<Result<Applied>>, oneshot::Sender<Vec<Result<Applied>>>),
     Bury(Result<Swept>, oneshot::Sender<Result<Swept>>),
+    Partition(Result<String>, oneshot::Sender<Result<String>>),
 }
 
 /// See the module.
@@ -137,7 +139,7 @@ impl Writer {
         while group.bytes() < GROUP_BYTES_MAX
             && let Some(command) = commands.pop_front()
         {
-            match decide(&mut group, command) {
+            match decide(&engine, &mut group, command) {
                 Ok(answer) => answers.push(answer),
                 Err(close) => closing = Some(close),
             }
@@ -229,7 +231,11 @@ impl Writer {
 }
 
 /// Decides a command's writes inside the group. A request to close is handed back.
-fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, oneshot::Sender<()>> {
+fn decide(
+    engine: &Engine,
+    group: &mut Group<'_, Engine>,
+    command: Command,
+) -> Result<Answer, oneshot::Sender<()>> {
     Ok(match command {
         Command::Write { writes, deadline, answer } => {
             let written = writes
@@ -253,6 +259,20 @@ fn decide(group: &mut Group<'_, Engine>, command: Command) -> Result<Answer, one
             });
             Answer::Bury(buried.map(|()| swept), answer)
         }
+        // So rare that it needs no place in the group: it is durable by itself.
+        Command::Partition { namespace, first, answer } => {
+            let noted = engine.partitioning(&namespace).and_then(|noted| match noted {
+                Some(noted) => Ok(noted),
+                None => match engine.note_partitioning(&namespace, &first) {
+                    Ok(()) => Ok(first),
+                    Err(error) => Err(Error::unavailable(
+                        format!("the local store failed while writing: {}", told(&error)),
+                        RETRY_AFTER_MS,
+                    )),
+                },
+            });
+            Answer::Partition(noted, answer)
+        }
         Command::Close { answer } => return Err(answer),
     })
 }
@@ -269,6 +289,7 @@ fn refuse(commands: impl IntoIterator<Item = Command>, error: &Error) -> Option<
             Command::WriteAtomic { answer, .. } => drop(answer.send(Err((0, error.clone())))),
             Command::Apply { entries, answer } => drop(answer.send(vec![Err(error.clone()); entries.len()])),
             Command::Bury { answer, .. } => drop(answer.send(Err(error.clone()))),
+            Command::Partition { answer, .. } => drop(answer.send(Err(error.clone()))),
             Command::Close { answer } => closing = Some(answer),
         }
     }
@@ -283,7 +304,7 @@ impl Command {
             Self::Write { writes, .. } | Self::WriteAtomic { writes, .. } => writes.len(),
             Self::Apply { entries, .. } => entries.len(),
             Self::Bury { dead, .. } => dead.len(),
-            Self::Close { .. } => 0,
+            Self::Partition { .. } | Self::Close { .. } => 0,
         }
     }
 }
@@ -298,6 +319,7 @@ impl Answer {
             Self::WriteAtomic(written, answer) => drop(answer.send(written)),
             Self::Apply(applied, answer) => drop(answer.send(applied)),
             Self::Bury(swept, answer) => drop(answer.send(swept)),
+            Self::Partition(noted, answer) => drop(answer.send(noted)),
         }
     }
 
@@ -313,6 +335,7 @@ impl Answer {
                 drop(answer.send(applied.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));
             }
             Self::Bury(swept, answer) => drop(answer.send(swept.and(Err(unknown.clone())))),
+            Self::Partition(noted, answer) => drop(answer.send(noted)),
         }
     }
 }
