@@ -25,6 +25,8 @@ use crate::server::{self, Server, Serving};
 use crate::store::Store;
 use crate::telemetry;
 
+/// How long a stop waits for each store: a disk may hang for ever.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// How long a stop waits for health answers on their way.
 const LAST_TASKS_WAIT: Duration = Duration::from_millis(300);
 
@@ -80,8 +82,13 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     server.stop().await;
     tracing::info!("requests in hand are answered; closing the stores");
     stop.cancel();
-    for backend in backends.values() {
-        backend.close().await;
+    for (name, backend) in &backends {
+        if tokio::time::timeout(CLOSE_WAIT, backend.close()).await.is_err() {
+            tracing::warn!(
+                backend = name,
+                "the store did not close in time; what it acknowledged is on disk"
+            );
+        }
     }
     // Both end by the token, but a connection that somebody holds open would keep HTTP for as long as he likes.
     let ended = async { drop(tokio::join!(http, sweeps)) };

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::model::op::Expiry;
-use crate::model::{Code, Error, Result, Version};
+use crate::model::{Code, Error, Namespace, Result, Version};
 
 use super::decide::{self, Now};
 use super::{Action, Applied, Entry, Row, RowKey, Write, Written};
@@ -27,6 +27,15 @@ pub(super) struct Changes {
     pub(super) rows: HashMap<Vec<u8>, Option<Arc<Row>>>,
     /// Floors raised, by slot.
     pub(super) gc_floors: HashMap<u16, u64>,
+    /// How namespaces written for the first time are partitioned.
+    pub(super) notes: HashMap<Namespace, String>,
+}
+
+impl Changes {
+    /// Whether there is nothing to keep.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.gc_floors.is_empty() && self.notes.is_empty()
+    }
 }
 
 /// A group under way.
@@ -81,7 +90,10 @@ impl<'t, T: Table> Group<'t, T> {
         let (mut known, mut unknown) = (Vec::new(), 0_usize);
         for (at, write) in writes.iter().enumerate() {
             let Some(op) = write.op else { continue };
-            let present = self.present(&stored_key(&write.at)).map_err(|error| (at, error))?;
+            let present = match self.present(&stored_key(&write.at)) {
+                Err(error) if error.code == Code::Corrupt && replaces(write) => None,
+                present => present.map_err(|error| (at, error))?,
+            };
             match present.is_some_and(|row| row.ring.find(op.id).is_some()) {
                 true => known.push(at),
                 false => unknown += 1,
@@ -152,6 +164,11 @@ impl<'t, T: Table> Group<'t, T> {
                 Ok(Buried::Removed)
             }
         }
+    }
+
+    /// Notes how a namespace is partitioned, unless this group has already; gives what stands.
+    pub(super) fn note(&mut self, namespace: Namespace, first: String) -> String {
+        self.changes.notes.entry(namespace).or_insert(first).clone()
     }
 
     /// Bytes of the rows written so far.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{Encoding, json, message};
 use crate::model::clock::wall_ms;
-use crate::model::limits::CLOCK_EPSILON_MS;
+use crate::model::limits::{CLOCK_EPSILON_MS, TIMEOUT_MS_DEFAULT};
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::request::Request;
 use crate::model::{Error, Namespace, Result};
@@ -38,11 +38,24 @@ pub(super) async fn request(shared: &Shared, message: Message, received: Instant
     let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
     let trace = headers.as_ref().ok().and_then(|headers| headers.trace.clone());
     // Held until the answer has left: what reads may bring into memory together is bounded by this.
-    let room = match op.as_str() {
-        "get" | "scan" | "batch" => shared.large_answers.acquire().await.ok(),
+    let places = match op.as_str() {
+        "get" | "scan" => Some(&shared.large_answers),
+        "batch" => Some(&shared.large_batches),
         _ => None,
     };
+    let timeout_ms = headers.as_ref().map_or(TIMEOUT_MS_DEFAULT, |headers| headers.timeout_ms);
+    let give_up = received + Duration::from_millis(timeout_ms.unsigned_abs());
+    let room = match places {
+        None => Ok(None),
+        Some(places) => timeout_at(give_up, places.acquire()).await.map(Result::ok),
+    };
     let answer = match headers {
+        Ok(_) if room.is_err() => {
+            let error = Error::deadline(
+                "the deadline passed while other answers were on their way; nothing was done",
+            );
+            empty(&op, error).into()
+        }
         Ok(headers) => {
             let work = perform(shared, &namespace, &op, &message, encoding, headers, received);
             let defect = |_| empty(&op, Error::internal("a defect in the worker; its log says more")).into();

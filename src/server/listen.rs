@@ -9,25 +9,27 @@ use std::sync::Arc;
 use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::model::{Error, Result};
 
-use super::{NATS_CALL_TIMEOUT, Serving, Shared, bounded, handle};
+use super::{Serving, Shared, bounded, handle};
 
 /// Between two tries to subscribe.
-const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// How many more messages the server is told to send before it ends the subscription: more than can be on
 /// their way at that moment.
 const LAST_MESSAGES: u64 = 1024;
 /// Own messages sent at a time to make that number full.
 const FILLERS: usize = 128;
-/// Operation of those messages. It is none, so any worker that gets one has nothing to do.
-const FILLER_OP: &str = "drain";
+/// Bound on all of that.
+const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+/// What their subjects end with: no namespace and no operation, so any worker that gets one has nothing to do.
+const FILLER_END: &str = ".v1.-.drain";
 
 /// Serves while this worker may serve, until it is stopped.
 ///
@@ -39,13 +41,16 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, draining: 
         // The guard that `wait_for` gives is dropped at once: it must not be held while waiting.
         let allowed = async { serving.wait_for(|serving| *serving == Serving::Allowed).await.map(drop) };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = allowed => if changed.is_err() { return },
         }
+        let mut disconnects = shared.disconnects.subscribe();
         match subscribe(&shared).await {
             Ok(mut requests) => {
                 shift(&shared, Serving::Allowed, Serving::Yes);
-                serve(&shared, &mut requests, &mut serving, &stop).await;
+                let lost = async { disconnects.changed().await };
+                serve(&shared, &mut requests, &mut serving, lost, &stop).await;
                 shift(&shared, Serving::Yes, Serving::Allowed);
             }
             Err(error) => {
@@ -69,7 +74,7 @@ async fn subscribe(shared: &Shared) -> Result<Subscriber> {
 }
 
 /// Changes the state, unless another part has meanwhile.
-fn shift(shared: &Shared, from: Serving, to: Serving) {
+pub(super) fn shift(shared: &Shared, from: Serving, to: Serving) {
     shared.serving.send_if_modified(|serving| {
         let still = *serving == from;
         if still {
@@ -79,14 +84,17 @@ fn shift(shared: &Shared, from: Serving, to: Serving) {
     });
 }
 
-async fn serve(
+/// Takes requests until this worker must not, or the connection is lost: after that the server counts anew, so
+/// the subscription is made anew too.
+async fn serve<L>(
     shared: &Arc<Shared>,
     requests: &mut Subscriber,
     serving: &mut tokio::sync::watch::Receiver<Serving>,
+    lost: impl Future<Output = L>,
     stop: &CancellationToken,
 ) {
     let refused = async { serving.wait_for(|serving| *serving != Serving::Yes).await.map(drop) };
-    tokio::pin!(refused);
+    tokio::pin!(refused, lost);
     let mut taken = 0;
     let ended = loop {
         tokio::select! {
@@ -101,6 +109,7 @@ async fn serve(
             },
             () = stop.cancelled() => break true,
             _ = &mut refused => break true,
+            _ = &mut lost => break false,
         }
     };
     if ended {
@@ -118,7 +127,7 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
     if bounded("unsubscribe", requests.unsubscribe_after(taken + LAST_MESSAGES)).await.is_err() {
         return;
     }
-    let filler = format!("{}.v1.-.{FILLER_OP}", shared.prefix());
+    let filler = format!("{}{FILLER_END}", shared.prefix());
     let rest = async {
         loop {
             for _ in 0..FILLERS {
@@ -133,7 +142,6 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
                 tokio::select! {
                     biased;
                     message = requests.next() => match message {
-                        Some(message) if message.reply.is_none() && message.subject.as_str() == filler => {}
                         Some(message) => take(shared, message).await,
                         None => return,
                     },
@@ -142,12 +150,19 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
             }
         }
     };
-    if tokio::time::timeout(NATS_CALL_TIMEOUT, rest).await.is_err() {
-        tracing::warn!("NATS did not end the subscription in time");
+    if tokio::time::timeout(DRAIN_TIMEOUT, rest).await.is_err() {
+        tracing::warn!("NATS did not end the subscription in time; may this worker publish to {filler}?");
+        drop(bounded("unsubscribe", requests.unsubscribe()).await);
+        while let Some(Some(message)) = requests.next().now_or_never() {
+            take(shared, message).await;
+        }
     }
 }
 
 async fn take(shared: &Arc<Shared>, message: Message) {
+    if message.reply.is_none() && message.subject.as_str().ends_with(FILLER_END) {
+        return;
+    }
     let received = Instant::now();
     match shared.admission.admit(message.payload.len()) {
         Some(permit) => {

@@ -87,6 +87,10 @@ struct Shared {
     handlers: TaskTracker,
     /// See [`LARGE_ANSWERS_MAX`].
     large_answers: Semaphore,
+    /// The same for batches, which may wait for the disk: they must not keep reads waiting.
+    large_batches: Semaphore,
+    /// Counts lost connections: a subscription counts its messages on one of them alone.
+    disconnects: watch::Sender<u64>,
 }
 
 impl Server {
@@ -124,6 +128,8 @@ impl Server {
             id,
             handlers: TaskTracker::new(),
             large_answers: Semaphore::new(LARGE_ANSWERS_MAX),
+            large_batches: Semaphore::new(LARGE_ANSWERS_MAX),
+            disconnects: watch::Sender::new(0),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let watched = shared.clone();
@@ -189,6 +195,10 @@ impl Shared {
                 self.slow.store(false, Ordering::Relaxed);
                 self.away.store(false, Ordering::Relaxed);
                 tracing::info!("connected to NATS");
+            }
+            async_nats::Event::Disconnected => {
+                tracing::warn!("NATS: disconnected");
+                self.disconnects.send_modify(|count| *count += 1);
             }
             async_nats::Event::SlowConsumer(_) => {
                 if !self.slow.swap(true, Ordering::Relaxed) {

@@ -18,13 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Result};
 
-use super::{Serving, Shared, bounded, discovery};
+use super::{Serving, Shared, bounded, discovery, listen};
 
 /// The operator command under which claims are made.
 pub(super) const COMMAND: &str = "local";
 /// How often a worker asks for others before it serves, and how long it listens after each. Answers on a local
 /// network take a millisecond.
 const ASKS: u32 = 3;
+/// After so many failed announcements in a row it is told.
+const SILENT_TOLD: u32 = 100;
 /// See [`ASKS`].
 const ASK_WAIT: Duration = Duration::from_millis(30);
 /// Between two claims of a serving worker.
@@ -90,7 +92,7 @@ async fn decide(shared: &Shared, claims: Vec<Claim>) {
     let mut others = discovery::subscribe(&voice.client, voice.subject.clone(), None).await;
     let mut own =
         Announcement { worker: shared.id.clone(), serving: false, since_ms: wall_ms(), stores: claims };
-    let mut asked = 0;
+    let (mut asked, mut silent) = (0, 0);
     let mut next = Box::pin(tokio::time::sleep(Duration::ZERO));
     loop {
         tokio::select! {
@@ -108,10 +110,14 @@ async fn decide(shared: &Shared, claims: Vec<Claim>) {
                 if asked == ASKS && !own.serving {
                     own.serving = true;
                     own.since_ms = wall_ms();
-                    shared.serving.send_replace(Serving::Allowed);
+                    listen::shift(shared, Serving::Starting, Serving::Allowed);
                 }
                 // The subscription stands on the server, and the question has left: else asking starts over.
                 asked = if voice.announce(&own).await { (asked + 1).min(ASKS) } else { 0 };
+                silent = if asked == 0 { silent + 1 } else { 0 };
+                if silent == SILENT_TOLD {
+                    tracing::warn!("not serving yet: the connection to NATS that looks for other workers does not stand");
+                }
                 let wait = if own.serving { CLAIM_INTERVAL } else { ASK_WAIT };
                 next = Box::pin(tokio::time::sleep(wait));
             }

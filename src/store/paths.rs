@@ -55,7 +55,7 @@ fn select(value: Value, paths: &[&[String]]) -> Option<Value> {
     }
 }
 
-/// How many list elements the changes of one update may look at or move together. It is far above what any
+/// How many elements of lists and maps the changes of one update may look at or move together. It is far above what any
 /// document needs, and keeps one small request from holding up every other write.
 pub(super) const ELEMENTS_MAX: usize = 16_000_000;
 
@@ -71,9 +71,8 @@ impl Work {
         match self.0.checked_sub(items) {
             Some(left) => self.0 = left,
             None => {
-                let message = format!(
-                    "the changes go through more than {ELEMENTS_MAX} list elements; split the update"
-                );
+                let message =
+                    format!("the changes go through more than {ELEMENTS_MAX} elements; split the update");
                 return Err(Error::too_large(message));
             }
         }
@@ -86,20 +85,22 @@ pub(super) fn change(document: &mut Value, change: &Change, work: &mut Work) -> 
     let steps = change.path.steps();
     let fault = |fault: Error| fault.at(&format!("{} at {:?}", change.kind.word(), change.path.to_string()));
     match &change.kind {
-        ChangeKind::Set(value) => *make(document, steps, || Value::Null).map_err(fault)? = value.clone(),
+        ChangeKind::Set(value) => {
+            *make(document, steps, work, || Value::Null).map_err(fault)? = value.clone()
+        }
         ChangeKind::Unset => unset(document, steps, work)?,
         ChangeKind::Increment(operand) => {
-            let place = make(document, steps, || Value::Int(0)).map_err(fault)?;
+            let place = make(document, steps, work, || Value::Int(0)).map_err(fault)?;
             *place = sum(place, operand).map_err(fault)?;
         }
         ChangeKind::Append(value) => {
-            list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?)
+            list(make(document, steps, work, || Value::List(Vec::new())).map_err(fault)?)
                 .map_err(fault)?
                 .push(value.clone());
         }
         ChangeKind::AddToSet(value) => {
-            let items =
-                list(make(document, steps, || Value::List(Vec::new())).map_err(fault)?).map_err(fault)?;
+            let items = list(make(document, steps, work, || Value::List(Vec::new())).map_err(fault)?)
+                .map_err(fault)?;
             work.on(items.len())?;
             if !items.contains(value) {
                 items.push(value.clone());
@@ -113,31 +114,38 @@ pub(super) fn change(document: &mut Value, change: &Change, work: &mut Work) -> 
             }
         }
         ChangeKind::Min(operand) => {
-            keep(document, steps, operand, std::cmp::Ordering::Less).map_err(fault)?
+            keep(document, steps, operand, std::cmp::Ordering::Less, work).map_err(fault)?
         }
         ChangeKind::Max(operand) => {
-            keep(document, steps, operand, std::cmp::Ordering::Greater).map_err(fault)?
+            keep(document, steps, operand, std::cmp::Ordering::Greater, work).map_err(fault)?
         }
     }
     Ok(())
 }
 
 /// The place under a path; missing maps on the way are made, a missing key at its end gets `fresh`.
-fn make<'v>(value: &'v mut Value, steps: &[String], fresh: impl FnOnce() -> Value) -> Result<&'v mut Value> {
+fn make<'v>(
+    value: &'v mut Value,
+    steps: &[String],
+    work: &mut Work,
+    fresh: impl FnOnce() -> Value,
+) -> Result<&'v mut Value> {
     let Some((step, rest)) = steps.split_first() else {
         return Ok(value);
     };
     match value {
         Value::Map(map) => {
+            // A key is found by going through the map.
+            work.on(map.len())?;
             if rest.is_empty() {
                 return Ok(map.get_or_insert_with(step, fresh));
             }
-            make(map.get_or_insert_with(step, || Value::Map(Map::new())), rest, fresh)
+            make(map.get_or_insert_with(step, || Value::Map(Map::new())), rest, work, fresh)
         }
         Value::List(items) => {
             let length = items.len();
             let item = index(step).and_then(|at| items.get_mut(at));
-            make(item.ok_or_else(|| no_element(step, length))?, rest, fresh)
+            make(item.ok_or_else(|| no_element(step, length))?, rest, work, fresh)
         }
         scalar => {
             Err(Error::invalid(format!("step {step:?} leads into a value of type {}", scalar.type_name())))
@@ -175,8 +183,14 @@ fn unset(document: &mut Value, steps: &[String], work: &mut Work) -> Result<()> 
     Ok(())
 }
 
-fn keep(document: &mut Value, steps: &[String], operand: &Value, wanted: std::cmp::Ordering) -> Result<()> {
-    let place = make(document, steps, || operand.clone())?;
+fn keep(
+    document: &mut Value,
+    steps: &[String],
+    operand: &Value,
+    wanted: std::cmp::Ordering,
+    work: &mut Work,
+) -> Result<()> {
+    let place = make(document, steps, work, || operand.clone())?;
     if compare(operand, place)? == wanted {
         *place = operand.clone();
     }

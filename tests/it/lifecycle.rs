@@ -231,10 +231,29 @@ async fn a_port_in_use_for_http_does_not_stop_nats() {
 /// Requests keep coming while the worker stops: each that NATS took is answered, or nobody was there for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_under_load_loses_no_request() {
-    let nats = Nats::start();
+    stop_under_load(false).await;
+}
+
+/// The same after NATS was restarted: the server counts anew then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_under_load_after_a_reconnect_loses_no_request() {
+    stop_under_load(true).await;
+}
+
+async fn stop_under_load(reconnect: bool) {
+    let mut nats = Nats::start();
     for round in 0..if soak() { 10 } else { 2 } {
         let mut worker = Worker::start(Setup::new(&nats, Backend::Memory));
         let get = format!("{}.v1.n.get", worker.prefix());
+        if reconnect {
+            let client = nats.client().await;
+            for _ in 0..1500 {
+                ask(&client, get.clone(), json!({"key": "k"}), SOON).await.unwrap();
+            }
+            nats.restart();
+            until("the worker sees it", SOON, || worker.log().contains("disconnected").then_some(()));
+            worker.wait_ready();
+        }
         let client = nats.client().await;
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let callers: Vec<_> = (0..32)

@@ -115,17 +115,6 @@ impl Engine {
         Ok(noted.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// Notes how a namespace's keys are partitioned, durably.
-    pub(super) fn note_partitioning(
-        &self,
-        namespace: &Namespace,
-        partitioning: &str,
-    ) -> Result<(), fjall::Error> {
-        let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
-        batch.insert(&self.meta, partition_key(namespace), partitioning);
-        batch.commit()
-    }
-
     /// Makes a group's changes durable, all or none: one batch, one sync.
     pub(super) fn commit(&self, changes: &Changes, group: u64) -> Result<(), fjall::Error> {
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
@@ -138,6 +127,9 @@ impl Engine {
         for (slot, floor) in &changes.gc_floors {
             let key = [FLOOR.as_bytes(), &slot.to_be_bytes()].concat();
             batch.insert(&self.meta, key, floor.to_le_bytes().as_slice());
+        }
+        for (namespace, partitioning) in &changes.notes {
+            batch.insert(&self.meta, partition_key(namespace), partitioning.as_str());
         }
         batch.insert(&self.meta, GROUP, group.to_le_bytes().as_slice());
         batch.commit()?;

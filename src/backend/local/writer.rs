@@ -146,7 +146,7 @@ impl Writer {
         }
         self.left = commands;
         let changes = group.into_changes();
-        if !changes.rows.is_empty() || !changes.gc_floors.is_empty() {
+        if !changes.is_empty() {
             let number = self.group + 1;
             if let Err(error) = engine.commit(&changes, number) {
                 let reason = told(&error);
@@ -174,12 +174,15 @@ impl Writer {
         let path = self.lock.directory().display().to_string();
         tracing::error!(path, reason, "the local store failed while writing; opening it again");
         self.close_engine(&format!("the local store failed ({reason}) and is being opened again"));
+        let error = Error::unavailable(format!("the local store failed: {reason}"), RETRY_AFTER_MS);
+        if let Some(close) = refuse(std::mem::take(&mut self.left), &error) {
+            return Some(close);
+        }
         let mut told = None;
         loop {
             std::thread::sleep(REOPEN_PAUSE);
             while let Ok(command) = self.commands.try_recv() {
-                let error = Error::unavailable(format!("the local store failed: {reason}"), RETRY_AFTER_MS);
-                if let Some(close) = refuse(vec![command], &error) {
+                if let Some(close) = refuse([command], &error) {
                     return Some(close);
                 }
             }
@@ -259,19 +262,12 @@ fn decide(
             });
             Answer::Bury(buried.map(|()| swept), answer)
         }
-        // So rare that it needs no place in the group: it is durable by itself.
         Command::Partition { namespace, first, answer } => {
-            let noted = engine.partitioning(&namespace).and_then(|noted| match noted {
-                Some(noted) => Ok(noted),
-                None => match engine.note_partitioning(&namespace, &first) {
-                    Ok(()) => Ok(first),
-                    Err(error) => Err(Error::unavailable(
-                        format!("the local store failed while writing: {}", told(&error)),
-                        RETRY_AFTER_MS,
-                    )),
-                },
-            });
-            Answer::Partition(noted, answer)
+            let noted = engine.partitioning(&namespace);
+            Answer::Partition(
+                noted.map(|noted| noted.unwrap_or_else(|| group.note(namespace, first))),
+                answer,
+            )
         }
         Command::Close { answer } => return Err(answer),
     })
@@ -335,7 +331,11 @@ impl Answer {
                 drop(answer.send(applied.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));
             }
             Self::Bury(swept, answer) => drop(answer.send(swept.and(Err(unknown.clone())))),
-            Self::Partition(noted, answer) => drop(answer.send(noted)),
+            Self::Partition(noted, answer) => {
+                // Nothing hangs on a note: its write has not begun.
+                let failed = Error::unavailable(unknown.message.clone(), RETRY_AFTER_MS);
+                drop(answer.send(noted.and(Err(failed))));
+            }
         }
     }
 }
