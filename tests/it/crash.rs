@@ -3,12 +3,13 @@
 //! The short form runs in `make test`; `DATASTORE_SOAK=1` runs the full rounds and prints a row of the table.
 
 use crate::support::nats::Nats;
+use crate::support::process::until;
 use crate::support::worker::{Backend, Setup, Worker};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) fn soak() -> bool {
@@ -38,6 +39,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 /// Writers that put keys of their own until told to stop; each gives the values that were `applied`.
 async fn write_until(
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     client: async_nats::Client,
     subject: String,
     names: Vec<String>,
@@ -53,7 +55,10 @@ async fn write_until(
                 ask(&client, subject.clone(), json!({"key": key, "value": n}), Duration::from_millis(500))
                     .await;
             match reply {
-                Some(reply) if reply["outcome"] == "applied" => drop(applied.insert(key, n)),
+                Some(reply) if reply["outcome"] == "applied" => {
+                    applied.insert(key, n);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
                 _ => {
                     // Unknown from here on: the last applied value may have been replaced by this one.
                     applied.remove(&key);
@@ -90,11 +95,20 @@ async fn every_applied_write_survives_kill_9() {
     let mut expected: HashMap<String, u64> = HashMap::new();
     let mut applied = 0;
     for round in 0..rounds {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let names = (0..8).map(|writer| format!("r{round}w{writer}")).collect();
-        let writing =
-            tokio::spawn(write_until(stop.clone(), client.clone(), format!("{prefix}.v1.crash.put"), names));
+        let writing = tokio::spawn(write_until(
+            stop.clone(),
+            count.clone(),
+            client.clone(),
+            format!("{prefix}.v1.crash.put"),
+            names,
+        ));
         tokio::time::sleep(Duration::from_millis(300 + 37 * (round % 7))).await;
+        // A slow disk may take its time: the kill comes in the middle of writing, not before it.
+        until("some writes were applied", Duration::from_secs(20), || {
+            (count.load(Ordering::Relaxed) > 20).then_some(())
+        });
         worker.kill9();
         stop.store(true, Ordering::Relaxed);
         let acknowledged = writing.await.unwrap();
