@@ -19,6 +19,7 @@ mod write;
 use crate::model::limits::DEPTH_MAX;
 use crate::model::reply::Reply;
 use crate::model::request::Request;
+use crate::model::value::TIME_US;
 use crate::model::{Error, Record, Result, Value};
 
 pub use reply::{error_len, record_len, result_len};
@@ -40,6 +41,11 @@ pub fn decode_request(op: &str, payload: &[u8]) -> Result<Request> {
 /// Reads one operation of a batch, `{"put": {...}}`, as a line of a file: white space may surround it.
 pub fn decode_op(text: &[u8]) -> Result<Request> {
     request::op(parse::text(text)?, None)
+}
+
+/// A time in microseconds since 1970 as documents write it; `None` beyond the years that they hold.
+pub fn time_text(us: i64) -> Option<String> {
+    TIME_US.contains(&us).then(|| write::to_string(|out| time::write(out, us)))
 }
 
 /// Reads a document, as on a command line: white space may surround it.

@@ -1,7 +1,13 @@
 //! Bytes <-> model: the wire messages in protobuf and JSON, and the stored record.
 
+#[cfg(feature = "server")]
+pub mod body;
+#[cfg(feature = "server")]
+mod compress;
 pub mod json;
 pub mod message;
+#[cfg(feature = "server")]
+pub mod project;
 #[cfg(feature = "server")]
 pub mod stored;
 pub mod value;

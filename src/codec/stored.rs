@@ -1,57 +1,85 @@
-//! The frame of a stored record, and its body in format 1.
+//! The stored record: a frame around a document, the same for every backend and tier that stores bytes.
+//!
+//! Format 2, what is written today. Varints are LEB128, numbers of fixed size little-endian.
 //!
 //! ```text
 //! offset size
 //!      0    1  magic 0xDA
-//!      1    1  format number: 1
-//!      2    2  flags, little-endian: 0 in format 1 (room for compression, kind, dictionary)
-//!      4    4  schema id, little-endian: 0 = none
-//!      8    4  length of the body, little-endian
-//!     12    4  CRC-32C over every other byte of the frame, little-endian
-//!     16    -  body: `datastore.v1.stored.Body` in protobuf
+//!      1    1  format number: 2
+//!      2    1  flags: bits 0-1 packing of the body: 0 none, 1 LZ4 (one block), 2 zstd (one frame)
+//!                     bit 2    a content type follows
+//!                     bit 3    a schema follows
+//!                     bit 4    a dictionary id follows (dictionaries are not built yet: refused by name)
+//!                     bits 5-7 kind: 0 = a document whose maps have their keys (`codec::body`)
+//!      3    4  CRC-32C over every other byte of the frame
+//!      7  1-10 updated at, Unix milliseconds, signed varint
+//!      -  2-10 bit 3: schema id and schema version, varints of at most 32 bits
+//!      -  1-5  bit 4: dictionary id, varint of at most 32 bits
+//!      - 2-256 bit 2: length of the content type, 1 to 255, and the content type
+//!      -  1-5  only where packed: length of the body unpacked, varint, at most 64 MiB
+//!      -  1-5  length of the body as it stands here, varint, at most 64 MiB
+//!      -    -  the body
 //! ```
 //!
-//! Format numbers are never reused and a reader accepts every format ever written. What it does not know
-//! (another magic, format or flag) is an error that names it, never a guess.
+//! Format numbers are never reused and a reader accepts every format ever written: [`first`] is format 1. What a
+//! reader does not know (another magic, format, flag, kind or dictionary) is an error that names it, never a guess.
+//! `docs/record-format.md` says the same for those who read records in another language.
+
+mod explain;
+mod first;
+mod header;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
-use prost::Message;
 
+pub use super::compress::{Compression, Packing, Payoff};
+pub use explain::{Damaged, Explained, Field, explain};
+
+use super::body::{self, Malformed, Writer};
 use super::value::{self, DecodeFault};
-use crate::model::Document;
+use super::{compress, project};
+use crate::model::op::Path;
+use crate::model::{Document, Value};
+use header::Header;
 
-#[expect(unreachable_pub, reason = "generated from proto/datastore/v1/stored.proto")]
-mod wire {
-    include!(concat!(env!("OUT_DIR"), "/datastore.v1.stored.rs"));
-}
-
+/// First byte of every record.
 const MAGIC: u8 = 0xDA;
-const FORMAT: u8 = 1;
-const HEADER_BYTES: usize = 16;
-const CRC_AT: std::ops::Range<usize> = 12..16;
+/// The newest format, which is written.
+pub const FORMAT: u8 = 2;
+/// Most bytes of a body, as it stands and unpacked: the largest payload that NATS takes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Why stored bytes cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Fewer bytes than the frame says.
+    /// Another number of bytes than the frame says.
     #[error("{found} bytes where the frame needs {needed}")]
     Length {
         /// Bytes there are.
         found: usize,
-        /// Bytes there should be.
+        /// Bytes there should be, or at least be.
         needed: usize,
     },
     /// Not a frame.
     #[error("the first byte is {0:#04x}, a record starts with 0xda")]
     Magic(u8),
-    /// A format or flag of a newer version.
-    #[error("record format {format} with flags {flags:#06x} is not known to this version")]
-    Unknown {
+    /// A format of a newer version.
+    #[error("record format {0} is not known to this version, which reads 1 and 2")]
+    Format(u8),
+    /// A flag of a newer version.
+    #[error("{what} in flags {flags:#04x} of record format {format} is not known to this version")]
+    Flags {
         /// Format number.
         format: u8,
         /// Flags.
         flags: u16,
+        /// Which part of them.
+        what: &'static str,
     },
+    /// A dictionary that is not there.
+    #[error("dictionary {0} is not known to this version")]
+    Dictionary(u32),
     /// The bytes changed after they were written.
     #[error("checksum {computed:#010x} where the record says {stored:#010x}")]
     Checksum {
@@ -60,133 +88,139 @@ pub enum Fault {
         /// As written.
         stored: u32,
     },
+    /// A field of the header that makes no sense.
+    #[error("{0}")]
+    Header(&'static str),
+    /// A length above its limit: nothing was allocated for it.
+    #[error("a body of {declared} bytes, the limit is {BODY_BYTES_MAX}")]
+    TooLarge {
+        /// As the header says.
+        declared: u64,
+    },
+    /// The checksum holds but the body does not unpack: a defect of the writer.
+    #[error("the body does not unpack: {0}")]
+    Packed(String),
     /// The checksum holds but the body does not read: a defect of the writer.
-    #[error("the body does not read: {0}")]
-    Body(String),
+    #[error("the document does not read {0}")]
+    Body(#[from] Malformed),
+    /// The same, in format 1.
+    #[error("the document does not read: {0}")]
+    FirstBody(String),
 }
 
-/// Writes a document as one frame.
-pub fn encode(document: &Document) -> Bytes {
-    let body = wire::Body {
-        value: value::encode(&document.value).into(),
-        updated_at_ms: document.updated_at_ms,
-        content_type: document.content_type.clone(),
-        schema: document.schema,
-    };
-    let body_bytes = u32::try_from(body.encoded_len()).expect("a document is bounded far below 4 GiB");
-    let mut frame = Vec::with_capacity(HEADER_BYTES + body.encoded_len());
-    frame.extend_from_slice(&[MAGIC, FORMAT, 0, 0]);
-    frame.extend_from_slice(&document.schema.to_le_bytes());
-    frame.extend_from_slice(&body_bytes.to_le_bytes());
-    frame.extend_from_slice(&[0; 4]);
-    body.encode(&mut frame).expect("a vector grows");
-    let crc = checksum(&frame);
-    frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
-    frame.into()
+/// Writes a document as one frame, in the newest format.
+pub fn encode(document: &Document, compression: Compression<'_>) -> Bytes {
+    Writer::with(|writer| {
+        writer.document(&document.value);
+        let packed = compress::pack(writer.written(), compression);
+        let header =
+            Header::of(document, writer.len(), packed.as_ref().map(|(packing, body)| (*packing, body.len())));
+        if let Some((_, body)) = packed {
+            writer.clear();
+            writer.bytes(&body);
+        }
+        header.write(writer);
+        header::seal(writer.written_mut());
+        Bytes::copy_from_slice(writer.written())
+    })
 }
 
-/// What a frame holds, its document still encoded as `datastore.v1.Value`.
+/// Reads a whole frame back. What of the document is bytes shares `frame`, unless it was packed.
+pub fn decode(frame: &Bytes) -> Result<Document, Fault> {
+    open(frame)?.document()
+}
+
+/// Checks a frame and gives what it holds, its document still as it is stored: the checksum vouches for it.
+pub fn open(frame: &Bytes) -> Result<Stored, Fault> {
+    let [magic, format] = *frame.first_chunk().ok_or(Fault::Length { found: frame.len(), needed: 2 })?;
+    match (magic, format) {
+        (MAGIC, 1) => first::open(frame),
+        (MAGIC, FORMAT) => {
+            // First, so that damage is told as damage, whatever it makes the header say.
+            header::check(frame)?;
+            let (header, body) = Header::read(frame)?;
+            if body.end != frame.len() {
+                return Err(Fault::Length { found: frame.len(), needed: body.end });
+            }
+            let Header { updated_at_ms, schema, content_type, packing, body_bytes, .. } = header;
+            let form = Form::Body { packed: frame.slice(body), packing, body_bytes };
+            Ok(Stored { updated_at_ms, content_type, schema: schema.map_or(0, |(id, _)| id), form })
+        }
+        (MAGIC, format) => Err(Fault::Format(format)),
+        (magic, _) => Err(Fault::Magic(magic)),
+    }
+}
+
+/// A frame that was checked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Encoded {
-    /// The document's bytes, shared with the frame.
-    pub value: Bytes,
+pub struct Stored {
     /// As in [`Document`].
     pub updated_at_ms: i64,
     /// As in [`Document`].
     pub content_type: String,
     /// As in [`Document`].
     pub schema: u32,
+    form: Form,
 }
 
-/// Reads a frame back. The document's bytes are shared with `frame`, not copied.
-pub fn decode(frame: &Bytes) -> Result<Document, Fault> {
-    let Encoded { value, updated_at_ms, content_type, schema } = open(frame)?;
-    let value = value::decode(&value).map_err(|fault| match fault {
-        DecodeFault::Malformed(error) | DecodeFault::Refused(error) => Fault::Body(error.message),
-    })?;
-    Ok(Document { value, content_type, updated_at_ms, schema })
+/// A document as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+enum Form {
+    /// Format 1: `datastore.v1.Value`.
+    Protobuf(Bytes),
+    /// Format 2.
+    Body { packed: Bytes, packing: Packing, body_bytes: usize },
 }
 
-/// Checks a frame and gives what it holds without decoding the document: the checksum vouches for it.
-pub fn open(frame: &Bytes) -> Result<Encoded, Fault> {
-    let body = wire::Body::decode(check(frame)?).map_err(|fault| Fault::Body(fault.to_string()))?;
-    let wire::Body { value, updated_at_ms, content_type, schema } = body;
-    Ok(Encoded { value, updated_at_ms, content_type, schema })
-}
-
-/// Checks header and checksum; gives the body.
-fn check(frame: &Bytes) -> Result<Bytes, Fault> {
-    if frame.len() < HEADER_BYTES {
-        return Err(Fault::Length { found: frame.len(), needed: HEADER_BYTES });
-    }
-    if frame[0] != MAGIC {
-        return Err(Fault::Magic(frame[0]));
-    }
-    let stored = u32::from_le_bytes(frame[CRC_AT].try_into().expect("four bytes"));
-    let computed = checksum(frame);
-    if computed != stored {
-        return Err(Fault::Checksum { computed, stored });
-    }
-    let flags = u16::from_le_bytes([frame[2], frame[3]]);
-    if frame[1] != FORMAT || flags != 0 {
-        return Err(Fault::Unknown { format: frame[1], flags });
-    }
-    let body_bytes = u32::from_le_bytes(frame[8..12].try_into().expect("four bytes"));
-    let needed = HEADER_BYTES + body_bytes as usize;
-    if frame.len() != needed {
-        return Err(Fault::Length { found: frame.len(), needed });
-    }
-    Ok(frame.slice(HEADER_BYTES..))
-}
-
-/// CRC-32C over the frame without the checksum's own place.
-fn checksum(frame: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&frame[..CRC_AT.start]), &frame[CRC_AT.end..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Value;
-
-    fn document() -> Document {
-        Document {
-            value: Value::List(vec![Value::Int(-5), Value::from("text"), Value::Float(f64::NAN)]),
-            content_type: "application/json".to_owned(),
-            updated_at_ms: 1_700_000_000_000,
-            schema: 0,
+impl Stored {
+    /// The document.
+    pub fn value(&self) -> Result<Value, Fault> {
+        match &self.form {
+            Form::Protobuf(bytes) => value::decode(bytes).map_err(|fault| match fault {
+                DecodeFault::Malformed(error) | DecodeFault::Refused(error) => {
+                    Fault::FirstBody(error.message)
+                }
+            }),
+            Form::Body { .. } => Ok(body::decode(&self.body()?)?),
         }
     }
 
-    #[test]
-    fn a_document_survives() {
-        assert_eq!(decode(&encode(&document())).unwrap(), document());
-    }
-
-    #[test]
-    fn any_single_bit_flip_is_detected() {
-        let frame = encode(&document());
-        for bit in 0..frame.len() * 8 {
-            let mut damaged = frame.to_vec();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&damaged.into()).is_err(), "bit {bit}");
+    /// The parts of the document that lie under the paths, as [`project::project`] chooses them. The rest is
+    /// stepped over, not read.
+    pub fn project(&self, fields: &[Path]) -> Result<Value, Fault> {
+        match &self.form {
+            Form::Protobuf(_) => Ok(project::project(self.value()?, fields)),
+            Form::Body { .. } => Ok(body::project(&self.body()?, fields)?),
         }
     }
 
-    #[test]
-    fn a_cut_frame_is_detected_at_every_length() {
-        let frame = encode(&document());
-        for length in 0..frame.len() {
-            assert!(decode(&frame.slice(..length)).is_err(), "length {length}");
+    /// The document as `datastore.v1.Value` in protobuf.
+    pub fn protobuf(&self) -> Result<Bytes, Fault> {
+        match &self.form {
+            Form::Protobuf(bytes) => Ok(bytes.clone()),
+            Form::Body { .. } => Ok(body::to_protobuf(&self.body()?)?.into()),
         }
     }
 
-    #[test]
-    fn an_unknown_format_is_named() {
-        let mut frame = encode(&document()).to_vec();
-        frame[1] = 9;
-        let crc = checksum(&frame);
-        frame[CRC_AT].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode(&frame.into()), Err(Fault::Unknown { format: 9, flags: 0 }));
+    /// Document and head together.
+    pub fn document(self) -> Result<Document, Fault> {
+        let value = self.value()?;
+        let Self { updated_at_ms, content_type, schema, .. } = self;
+        Ok(Document { value, content_type, updated_at_ms, schema })
+    }
+
+    /// Whether offsets in the body are not offsets in the frame.
+    fn is_packed(&self) -> bool {
+        !matches!(self.form, Form::Body { packing: Packing::None, .. })
+    }
+
+    fn body(&self) -> Result<Bytes, Fault> {
+        match &self.form {
+            Form::Protobuf(bytes) => Ok(bytes.clone()),
+            Form::Body { packed, packing: Packing::None, .. } => Ok(packed.clone()),
+            Form::Body { packed, packing, body_bytes } => {
+                compress::unpack(packed, *packing, *body_bytes).map(Bytes::from).map_err(Fault::Packed)
+            }
+        }
     }
 }

@@ -58,25 +58,25 @@ pub fn decode(document: &Bytes) -> Result<Value, DecodeFault> {
 // === writing ===
 
 /// Field numbers of `Value`.
-mod member {
-    pub(super) const NULL: u32 = 1;
-    pub(super) const BOOL: u32 = 2;
-    pub(super) const INT: u32 = 3;
-    pub(super) const FLOAT: u32 = 4;
-    pub(super) const TEXT: u32 = 5;
-    pub(super) const BYTES: u32 = 6;
-    pub(super) const TIME: u32 = 7;
-    pub(super) const LIST: u32 = 8;
-    pub(super) const MAP: u32 = 9;
+pub(super) mod member {
+    pub(in super::super) const NULL: u32 = 1;
+    pub(in super::super) const BOOL: u32 = 2;
+    pub(in super::super) const INT: u32 = 3;
+    pub(in super::super) const FLOAT: u32 = 4;
+    pub(in super::super) const TEXT: u32 = 5;
+    pub(in super::super) const BYTES: u32 = 6;
+    pub(in super::super) const TIME: u32 = 7;
+    pub(in super::super) const LIST: u32 = 8;
+    pub(in super::super) const MAP: u32 = 9;
 }
 
 /// `List.items` and `Map.entries`.
-const ELEMENT: u32 = 1;
-const ENTRY_KEY: u32 = 1;
-const ENTRY_VALUE: u32 = 2;
+pub(super) const ELEMENT: u32 = 1;
+pub(super) const ENTRY_KEY: u32 = 1;
+pub(super) const ENTRY_VALUE: u32 = 2;
 
-const VARINT: u32 = 0;
-const FIXED64: u32 = 1;
+pub(super) const VARINT: u32 = 0;
+pub(super) const FIXED64: u32 = 1;
 const SLICE: u32 = 2;
 const GROUP_START: u32 = 3;
 const GROUP_END: u32 = 4;
@@ -153,19 +153,19 @@ fn write(value: &Value, lengths: &mut std::vec::IntoIter<usize>, out: &mut Vec<u
 }
 
 /// Tag and length of a message, whose length is the next one measured.
-fn put_head(number: u32, lengths: &mut std::vec::IntoIter<usize>, out: &mut Vec<u8>) {
+pub(super) fn put_head(number: u32, lengths: &mut std::vec::IntoIter<usize>, out: &mut Vec<u8>) {
     let length = lengths.next().expect("each message was measured, in this order");
     out.push(tag(number, SLICE));
     put_varint(length as u64, out);
 }
 
-fn put_slice(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn put_slice(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     out.push(tag(number, SLICE));
     put_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(mut number: u64, out: &mut Vec<u8>) {
+pub(super) fn put_varint(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -174,7 +174,7 @@ fn put_varint(mut number: u64, out: &mut Vec<u8>) {
 }
 
 /// The tag of a field whose number is below 16: one byte.
-const fn tag(number: u32, wire_type: u32) -> u8 {
+pub(super) const fn tag(number: u32, wire_type: u32) -> u8 {
     assert!(number < 16);
     (number << 3 | wire_type) as u8
 }
@@ -184,11 +184,11 @@ pub(super) fn slice_len(length: usize) -> usize {
     1 + varint_len(length as u64) + length
 }
 
-fn varint_len(number: u64) -> usize {
+pub(super) fn varint_len(number: u64) -> usize {
     (u64::BITS - (number | 1).leading_zeros()).div_ceil(7) as usize
 }
 
-fn zigzag(number: i64) -> u64 {
+pub(super) fn zigzag(number: i64) -> u64 {
     (number << 1 ^ number >> 63).cast_unsigned()
 }
 

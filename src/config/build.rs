@@ -10,7 +10,7 @@ use crate::backend;
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::model::request::Consistency;
-use crate::store::policy::{PartitionBy, PolicySettings};
+use crate::store::policy::{Packed, PartitionBy, PolicySettings};
 use crate::telemetry;
 use crate::telemetry::LogFormat;
 
@@ -79,6 +79,13 @@ fn policy_settings(policy: &Section<'_>) -> PolicySettings {
         ttl_ms: policy.duration_ms("ttl"),
         cache_ttl_ms: policy.duration_ms("cache_ttl"),
         max_stale_ms: policy.duration_ms("max_stale"),
+        compression: match policy.text("compression").as_str() {
+            "auto" => Packed::Auto,
+            "none" => Packed::None,
+            "lz4" => Packed::Lz4,
+            "zstd" => Packed::Zstd,
+            method => unreachable!("checked: {method} is a method"),
+        },
         max_value_bytes: usize::try_from(policy.bytes("max_value_bytes")).unwrap_or(usize::MAX),
     }
 }

@@ -77,7 +77,7 @@ const DURABILITIES: Words = Words {
 };
 const PARTITIONS: Words = Words { plural: "ways", built: &["prefix", "key", "namespace"], unbuilt: &[] };
 const COMPRESSIONS: Words =
-    Words { plural: "methods", built: &["auto", "none"], unbuilt: &[("lz4", ""), ("zstd", "")] };
+    Words { plural: "methods", built: &["auto", "none", "lz4", "zstd"], unbuilt: &[] };
 
 const MAX_IN_FLIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::keys::{Hides, KEYS};
 use super::*;
 use crate::model::request::Consistency;
-use crate::store::policy::PartitionBy;
+use crate::store::policy::{Packed, PartitionBy};
 use crate::telemetry::LogFormat;
 
 /// A file's own backend and namespace, for what needs them named.
@@ -311,7 +311,11 @@ fn policies_are_checked_key_by_key() {
     assert_eq!((policy.consistency, policy.max_staleness_ms), (Consistency::Bounded, 0));
     assert_eq!((policy.partition_by, policy.partition_delimiter.as_str()), (PartitionBy::Namespace, "::"));
     assert_eq!((policy.ttl_ms, policy.cache_ttl_ms, policy.max_stale_ms), (5_400_000, 250, 0));
-    assert_eq!(policy.max_value_bytes, 1024);
+    assert_eq!((policy.max_value_bytes, policy.compression), (1024, Packed::None));
+    for (word, packed) in [("auto", Packed::Auto), ("lz4", Packed::Lz4), ("zstd", Packed::Zstd)] {
+        let policy = good(&format!("{NAMED}compression = '{word}'"));
+        assert_eq!(policy.namespaces["*"].compression, packed);
+    }
     assert_eq!(good(&format!("{NAMED}partition_by = 'key'")).namespaces["*"].partition_by, PartitionBy::Key);
 }
 
@@ -430,13 +434,6 @@ fn what_is_not_built_yet_says_so() {
     let queue = ["not built yet", "[queue]", "cache.redis_url"];
     refused(&format!("{named}durability = 'outage_queue'"), &format!("{policy}durability"), &queue);
     refused(&format!("{named}durability = 'behind'"), &format!("{policy}durability"), &["not built yet"]);
-    for method in ["lz4", "zstd"] {
-        refused(
-            &format!("{named}compression = '{method}'"),
-            &format!("{policy}compression"),
-            &["not built yet", "auto, none"],
-        );
-    }
     good("[http]\nlisten = ''\n[cache]\nmemory_bytes = 0\n[queue]\nkind = 'none'");
 }
 

@@ -37,8 +37,10 @@ pub struct Map(Vec<(String, Value)>);
 /// The times a document can hold: years 0000 to 9999, in microseconds since 1970.
 pub const TIME_US: std::ops::RangeInclusive<i64> = -62_167_219_200_000_000..=253_402_300_799_999_999;
 
-/// From how many entries on a map looks for repeated keys by hash and not by comparing all pairs.
-const HASHED_FROM: usize = 16;
+/// Up to how many keys repeated ones are found by comparing all pairs.
+const PAIRS_MAX: usize = 8;
+/// Up to how many keys they are found by a bit for each hash; above, by a set.
+const BITS_MAX: usize = 256;
 
 // === impl Value ===
 
@@ -106,6 +108,50 @@ pub fn too_deep() -> Error {
     Error::invalid(format!("the value is nested deeper than {DEPTH_MAX} levels"))
 }
 
+/// The index of the first key that stood before.
+pub(crate) fn repeated<'k>(count: usize, key: impl Fn(usize) -> &'k str) -> Option<usize> {
+    let before = |at: usize| (0..at).any(|other| key(other) == key(at));
+    if count <= PAIRS_MAX {
+        return (1..count).find(|at| before(*at));
+    }
+    if count > BITS_MAX {
+        let mut seen = HashSet::with_capacity(count);
+        return (0..count).find(|at| !seen.insert(key(*at)));
+    }
+    let mut seen = [0_u64; 16];
+    (0..count).find(|at| {
+        let hash = quick_hash(key(*at).as_bytes());
+        let (word, bit) = (&mut seen[hash as usize >> 6 & 15], 1 << (hash & 63));
+        // Two keys may share a bit, so one that is set is only a reason to look.
+        let repeated = *word & bit != 0 && before(*at);
+        *word |= bit;
+        repeated
+    })
+}
+
+/// A hash of a text, from its length and at most 24 of its bytes: quick, and as good as it needs to be, because
+/// texts of one hash are compared.
+#[inline]
+pub(crate) fn quick_hash(text: &[u8]) -> u64 {
+    /// Odd, its bits well mixed: 2^64 divided by the golden ratio.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let eight = |at: usize| u64::from_le_bytes(text[at..at + 8].try_into().expect("eight bytes"));
+    let four = |at: usize| u64::from(u32::from_le_bytes(text[at..at + 4].try_into().expect("four bytes")));
+    let length = text.len();
+    let (first, last) = match length {
+        0 => (0, 0),
+        1..4 => {
+            (u64::from(text[0]) << 16 | u64::from(text[length / 2]) << 8 | u64::from(text[length - 1]), 0)
+        }
+        4..8 => (four(0), four(length - 4)),
+        8..=16 => (eight(0), eight(length - 8)),
+        _ => (eight(0) ^ eight(length / 2 - 4).rotate_left(29), eight(length - 8)),
+    };
+    let mixed = u128::from(first ^ FACTOR)
+        * u128::from(last.rotate_left(32) ^ (length as u64).wrapping_mul(FACTOR) | 1);
+    (mixed as u64 ^ (mixed >> 64) as u64).wrapping_mul(FACTOR) ^ (mixed >> 64) as u64
+}
+
 // === impl Map ===
 
 impl Map {
@@ -116,12 +162,7 @@ impl Map {
 
     /// Takes entries in order; a key that stands twice is `invalid_argument`.
     pub fn from_entries(entries: Vec<(String, Value)>) -> Result<Self> {
-        let repeated = if entries.len() < HASHED_FROM {
-            (1..entries.len()).find(|at| entries[..*at].iter().any(|(key, _)| *key == entries[*at].0))
-        } else {
-            let mut seen = HashSet::with_capacity(entries.len());
-            entries.iter().position(|(key, _)| !seen.insert(key.as_str()))
-        };
+        let repeated = repeated(entries.len(), |at| entries[at].0.as_str());
         match repeated {
             None => Ok(Self(entries)),
             Some(at) => {
@@ -131,8 +172,13 @@ impl Map {
         }
     }
 
+    /// Takes entries in order, whose keys are known to be distinct.
+    pub(crate) const fn from_distinct(entries: Vec<(String, Value)>) -> Self {
+        Self(entries)
+    }
+
     /// Entries in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Value)> + ExactSizeIterator {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
@@ -200,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_key_stands_once_in_small_and_large_maps() {
-        for size in [2, HASHED_FROM - 1, HASHED_FROM, 1000] {
+        for size in [2, PAIRS_MAX, PAIRS_MAX + 1, BITS_MAX, BITS_MAX + 1, 1000] {
             let mut entries: Vec<_> = (0..size).map(|n| (n.to_string(), Value::Null)).collect();
             assert!(Map::from_entries(entries.clone()).is_ok());
             entries.push(("0".into(), Value::Null));

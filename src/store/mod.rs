@@ -19,7 +19,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::time::Instant;
 
 use crate::backend::{DynBackend, Live, RowKey};
-use crate::codec::{Encoding, stored};
+use crate::codec::Encoding;
+use crate::codec::stored::{self, Compression, Stored};
 use crate::model::clock::HybridClock;
 use crate::model::key::shorten;
 use crate::model::request::Consistency;
@@ -176,9 +177,19 @@ impl Call {
         Error::unsupported(format!("backend {:?} cannot promise {what}", self.policy.settings.backend))
     }
 
-    /// Reads a stored document. A damaged one is `corrupt`, naming key and backend.
+    /// How documents of this namespace are packed.
+    fn compression(&self) -> Compression<'_> {
+        self.policy.compression(&self.namespace)
+    }
+
+    /// Checks a stored document. A damaged one is `corrupt`, naming key and backend.
+    fn open(&self, key: &Key, live: &Live) -> Result<Stored> {
+        stored::open(&live.body).map_err(|fault| self.corrupt(key, &fault))
+    }
+
+    /// Reads a stored document.
     fn document(&self, key: &Key, live: &Live) -> Result<Document> {
-        stored::decode(&live.body).map_err(|fault| self.corrupt(key, &fault))
+        self.open(key, live)?.document().map_err(|fault| self.corrupt(key, &fault))
     }
 
     fn corrupt(&self, key: &Key, fault: &stored::Fault) -> Error {

@@ -1,59 +1,10 @@
-//! Reading and changing a document by paths.
+//! Changing a document by paths.
 
-use std::collections::HashMap;
-
-use crate::model::op::{Change, Path};
+use crate::codec::project::index;
+use crate::model::op::Change;
 use crate::model::request::ChangeKind;
 use crate::model::value::Map;
 use crate::model::{Error, Result, Value};
-
-/// The parts of a value that lie under the paths, in the value's own order. What does not exist is left
-/// out; an index keeps that element alone in its list; a scalar of which only parts were asked gives `{}`.
-pub(super) fn project(value: Value, fields: &[Path]) -> Value {
-    let paths: Vec<&[String]> = fields.iter().map(Path::steps).collect();
-    let empty =
-        if matches!(value, Value::List(_)) { Value::List(Vec::new()) } else { Value::Map(Map::new()) };
-    select(value, &paths).unwrap_or(empty)
-}
-
-fn select(value: Value, paths: &[&[String]]) -> Option<Value> {
-    if paths.iter().any(|path| path.is_empty()) {
-        return Some(value);
-    }
-    match value {
-        Value::Map(map) => {
-            // The rest of every path, by the key it goes through: each entry and each path is looked at once.
-            let mut below: HashMap<&str, Vec<&[String]>> = HashMap::new();
-            for path in paths {
-                below.entry(&path[0]).or_default().push(&path[1..]);
-            }
-            let kept: Vec<(String, Value)> = map
-                .into_iter()
-                .filter_map(|(key, value)| {
-                    let selected = select(value, below.get(key.as_str())?)?;
-                    Some((key, selected))
-                })
-                .collect();
-            let map = Map::from_entries(kept).expect("keys of one map stay distinct when some are left out");
-            (!map.is_empty()).then_some(Value::Map(map))
-        }
-        Value::List(items) => {
-            let mut below: HashMap<usize, Vec<&[String]>> = HashMap::new();
-            for path in paths {
-                if let Some(at) = index(&path[0]) {
-                    below.entry(at).or_default().push(&path[1..]);
-                }
-            }
-            let kept: Vec<Value> = items
-                .into_iter()
-                .enumerate()
-                .filter_map(|(at, item)| select(item, below.get(&at)?))
-                .collect();
-            (!kept.is_empty()).then_some(Value::List(kept))
-        }
-        _ => None,
-    }
-}
 
 /// How many elements of lists and maps the changes of one update may look at or move together. It is far above what any
 /// document needs, and keeps one small request from holding up every other write.
@@ -255,11 +206,6 @@ fn compare_mixed(int: i64, float: f64) -> Option<std::cmp::Ordering> {
     Some(int.cmp(&whole).then(0.0_f64.partial_cmp(&float.fract())?))
 }
 
-fn index(step: &str) -> Option<usize> {
-    let digits = !step.is_empty() && step.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| step.parse().ok()).flatten()
-}
-
 fn no_element(step: &str, length: usize) -> Error {
     Error::invalid(format!("step {step:?} is no element of a list of {length}"))
 }
@@ -268,6 +214,7 @@ fn no_element(step: &str, length: usize) -> Error {
 mod tests {
     use super::*;
     use crate::codec::json::{parse_value, value_to_string};
+    use crate::model::op::Path;
 
     fn changed(before: &str, path: &str, kind: ChangeKind) -> Result<String> {
         let mut document = parse_value(before.as_bytes()).unwrap();
@@ -345,27 +292,5 @@ mod tests {
             change(&mut document, &unset, &mut work).unwrap();
         }
         assert_eq!(change(&mut document, &unset, &mut work).unwrap_err().code, crate::model::Code::TooLarge);
-    }
-
-    #[test]
-    fn a_projection_keeps_order_and_leaves_out_what_is_not_there() {
-        for (value, fields, kept) in [
-            (
-                r#"{"a":1,"b":{"c":2,"d":3},"e":[1,{"f":4,"g":5}]}"#,
-                vec!["e.1.f", "b.d", "x"],
-                r#"{"b":{"d":3},"e":[{"f":4}]}"#,
-            ),
-            (r#"{"b":2,"a":1}"#, vec!["a", "b"], r#"{"b":2,"a":1}"#),
-            (r#"{"a":{"b":1}}"#, vec!["a.x"], r#"{}"#),
-            (r#"{"a":1}"#, vec!["a.b"], r#"{}"#),
-            (r#"5"#, vec!["a"], r#"{}"#),
-            (r#"5"#, vec![""], r#"5"#),
-            (r#"[1,2,3]"#, vec!["1"], r#"[2]"#),
-            (r#"{"a":{"b":1,"c":2}}"#, vec!["a.b", "a"], r#"{"a":{"b":1,"c":2}}"#),
-            (r#"{"0":7}"#, vec!["0"], r#"{"0":7}"#),
-        ] {
-            let fields: Vec<Path> = fields.into_iter().map(|path| Path::parse(path).unwrap()).collect();
-            assert_eq!(value_to_string(&project(json(value), &fields), false), kept, "{value}");
-        }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::backend::{Capability, DynBackend};
+use crate::codec::stored::{Compression, Payoff};
+use crate::model::Namespace;
 use crate::model::op::Lifetime;
 use crate::model::request::Consistency;
 pub use crate::placement::PartitionBy;
@@ -17,6 +21,24 @@ pub struct Policy {
     /// What the backend promises.
     pub capability: Capability,
     pub(super) backend: Arc<dyn DynBackend>,
+    /// What `auto` remembers of each namespace; those whose names share a place share the hint.
+    payoffs: Box<[Payoff]>,
+}
+
+/// Namespaces of one policy whose compression is remembered apart: the policy "*" may be that of many.
+const PAYOFFS: usize = 256;
+
+/// How a namespace's documents are packed, as configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// Where it pays.
+    Auto,
+    /// Not.
+    None,
+    /// By LZ4.
+    Lz4,
+    /// By zstd.
+    Zstd,
 }
 
 /// The rules of one namespace, as configured.
@@ -38,6 +60,8 @@ pub struct PolicySettings {
     pub cache_ttl_ms: i64,
     /// How old a fallback answer may be when the backend is down, milliseconds; 0 = never.
     pub max_stale_ms: i64,
+    /// How documents are packed.
+    pub compression: Packed,
     /// Most encoded bytes of a document.
     pub max_value_bytes: usize,
 }
@@ -47,7 +71,21 @@ impl Policy {
     pub fn new(settings: PolicySettings, backend: Arc<dyn DynBackend>) -> Self {
         let partitioning =
             Partitioning { by: settings.partition_by, delimiter: settings.partition_delimiter.clone() };
-        Self { partitioning, capability: backend.capability(), settings, backend }
+        let payoffs = (0..PAYOFFS).map(|_| Payoff::default()).collect();
+        Self { partitioning, capability: backend.capability(), settings, backend, payoffs }
+    }
+
+    /// How the next document of a namespace is packed.
+    pub(super) fn compression(&self, namespace: &Namespace) -> Compression<'_> {
+        match self.settings.compression {
+            Packed::Auto => {
+                let place = xxh3_64(namespace.as_str().as_bytes()) as usize % PAYOFFS;
+                Compression::Auto(&self.payoffs[place])
+            }
+            Packed::None => Compression::None,
+            Packed::Lz4 => Compression::Lz4,
+            Packed::Zstd => Compression::Zstd,
+        }
     }
 
     /// The lifetime of a record whose writer named none.

@@ -1,20 +1,21 @@
 //! Get: one record.
 
 use crate::backend::Found;
-use crate::codec::{Encoding, message, stored};
+use crate::codec::stored::Stored;
+use crate::codec::{Encoding, message};
 use crate::model::key::shorten;
 use crate::model::op::{Get, Shape};
 use crate::model::reply::GetReply;
-use crate::model::{Code, Error, Record, Result, Version};
+use crate::model::{Code, Error, Key, Record, Result, Value, Version};
 
-use super::{Call, Store, paths};
+use super::{Call, Store};
 
 /// The answer to a get.
 pub enum Got {
     /// As a message.
     Reply(GetReply),
-    /// A record that was found, as the bytes of its protobuf reply: stored documents are encoded as the wire
-    /// wants them, so a whole one needs no decoding.
+    /// A record that was found, as the bytes of its protobuf reply: a stored document goes to the wire's form without
+    /// being built in between.
     Encoded(Vec<u8>),
 }
 
@@ -40,17 +41,10 @@ impl Store {
         let Some(Found { version, live: Some(live) }) = found else {
             return Ok(Got::Reply(GetReply::default()));
         };
-        let stored = stored::open(&live.body).map_err(|fault| call.corrupt(&get.key, &fault))?;
-        let head = Record {
-            key: get.key.clone(),
-            value: None,
-            version,
-            updated_at_ms: stored.updated_at_ms,
-            expires_at_ms: live.expires_at_ms,
-            content_type: stored.content_type,
-            schema: stored.schema,
-        };
-        Ok(Got::Encoded(message::encode_hit(&head, stored.value)))
+        let stored = call.open(&get.key, &live)?;
+        let value = stored.protobuf().map_err(|fault| call.corrupt(&get.key, &fault))?;
+        let head = record(get.key.clone(), version, live.expires_at_ms, stored, None);
+        Ok(Got::Encoded(message::encode_hit(&head, value)))
     }
 
     /// The reply to a get, from what the backend found.
@@ -61,15 +55,28 @@ impl Store {
         let Some(Found { version, live: Some(live) }) = found else {
             return Ok(GetReply::default());
         };
-        let document = call.document(&get.key, &live)?;
-        let mut record = Record::new(get.key.clone(), version, live.expires_at_ms, document);
-        match &get.shape {
-            Shape::Whole => {}
-            Shape::Head => record.value = None,
-            Shape::Fields(fields) => record.value = record.value.map(|value| paths::project(value, fields)),
-        }
+        let stored = call.open(&get.key, &live)?;
+        let value = match &get.shape {
+            Shape::Whole => Some(stored.value()),
+            Shape::Head => None,
+            Shape::Fields(fields) => Some(stored.project(fields)),
+        };
+        let value = value.transpose().map_err(|fault| call.corrupt(&get.key, &fault))?;
+        let record = record(get.key.clone(), version, live.expires_at_ms, stored, value);
         Ok(GetReply { found: true, record: Some(record), ..GetReply::default() })
     }
+}
+
+/// A record as its reader sees it, out of what is stored.
+pub(super) fn record(
+    key: Key,
+    version: Version,
+    expires_at_ms: i64,
+    stored: Stored,
+    value: Option<Value>,
+) -> Record {
+    let Stored { updated_at_ms, content_type, schema, .. } = stored;
+    Record { key, value, version, updated_at_ms, expires_at_ms, content_type, schema }
 }
 
 /// `behind`, if what stands there is older than asked. A tombstone as new as asked is an answer: not found.

@@ -11,6 +11,7 @@ use crate::model::op::Scan;
 use crate::model::reply::ScanReply;
 use crate::model::{Error, Key, Record, Result};
 
+use super::read::record;
 use super::{Call, Store};
 
 /// What a page takes beside its records and its cursor, in either encoding.
@@ -64,11 +65,10 @@ impl Store {
     fn record(&self, call: &Call, scan: &Scan, key: Key, found: Result<Found>) -> Result<Record> {
         let found = found?;
         let live = found.live.ok_or_else(|| Error::internal("a page holds a dead record"))?;
-        let document = call.document(&key, &live)?;
-        let mut record = Record::new(key.clone(), found.version, live.expires_at_ms, document);
-        if scan.keys_only {
-            record.value = None;
-        }
+        let stored = call.open(&key, &live)?;
+        let value = (!scan.keys_only).then(|| stored.value()).transpose();
+        let value = value.map_err(|fault| call.corrupt(&key, &fault))?;
+        let record = record(key.clone(), found.version, live.expires_at_ms, stored, value);
         let bytes = ENVELOPE_BYTES + call.encoding.record_len(&record) + cursor_len(&key);
         let limit = call.reply_bytes_max + REPLY_ROOM_BYTES - HEADER_ROOM_BYTES;
         if bytes > limit {

@@ -42,7 +42,7 @@ impl Change for Update {
         document.value.check_depth()?;
         check_size(&self.call, &document.value)?;
         document.updated_at_ms = self.call.now_ms;
-        Ok((stored::encode(&document), self.expiry))
+        Ok((stored::encode(&document, self.call.compression()), self.expiry))
     }
 }
 
@@ -51,7 +51,7 @@ impl Change for Touch {
         let live = present.ok_or_else(|| not_found(&self.key))?;
         let mut document = self.call.document(&self.key, live)?;
         document.updated_at_ms = self.call.now_ms;
-        Ok((stored::encode(&document), Expiry::New(self.lifetime)))
+        Ok((stored::encode(&document, self.call.compression()), Expiry::New(self.lifetime)))
     }
 }
 

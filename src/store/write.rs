@@ -51,7 +51,7 @@ impl Store {
         let action = match action {
             Action::Put { value, content_type, expiry } => {
                 let document = Document { value, content_type, updated_at_ms: call.now_ms, schema: 0 };
-                backend::Action::Put { body: stored::encode(&document), expiry }
+                backend::Action::Put { body: stored::encode(&document, call.compression()), expiry }
             }
             Action::Delete => backend::Action::Delete,
             Action::Update { changes, create, expiry } => {

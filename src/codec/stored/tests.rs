@@ -1,0 +1,160 @@
+//! Tests of frames. Those of old formats' bytes are `tests/it/golden.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::codec::value::tests::any_value;
+
+fn document(value: Value) -> Document {
+    Document {
+        value,
+        content_type: "application/json".to_owned(),
+        updated_at_ms: 1_700_000_000_000,
+        schema: 0,
+    }
+}
+
+fn small() -> Document {
+    document(Value::List(vec![Value::Int(-5), Value::from("text"), Value::Float(f64::NAN)]))
+}
+
+fn words() -> Document {
+    document(Value::from("the same words again and again, ".repeat(100).as_str()))
+}
+
+/// A frame whose checksum is right, whatever else is not.
+fn sealed(mut frame: Vec<u8>) -> Bytes {
+    header::seal(&mut frame);
+    frame.into()
+}
+
+fn any_compression() -> impl Strategy<Value = Compression<'static>> {
+    prop_oneof![Just(Compression::None), Just(Compression::Lz4), Just(Compression::Zstd)]
+}
+
+proptest! {
+    #[test]
+    fn any_document_survives(
+        value in any_value(),
+        updated_at_ms: i64,
+        schema: u32,
+        content_type in "[ -~]{0,255}",
+        compression in any_compression(),
+    ) {
+        let document = Document { value, content_type, updated_at_ms, schema };
+        prop_assert_eq!(decode(&encode(&document, compression)).unwrap(), document);
+    }
+}
+
+#[test]
+fn a_record_of_a_small_document_costs_15_bytes_beside_it() {
+    let document = Document { content_type: String::new(), ..small() };
+    let body = crate::codec::body::encode(&document.value);
+    assert_eq!(encode(&document, Compression::None).len(), body.len() + 14);
+}
+
+#[test]
+fn a_cut_frame_is_detected_at_every_length_and_a_longer_one_too() {
+    for frame in [encode(&small(), Compression::None), encode(&words(), Compression::Zstd)] {
+        for length in 0..frame.len() {
+            assert!(decode(&frame.slice(..length)).is_err(), "length {length}");
+        }
+        let longer = [&frame[..], &[0]].concat();
+        assert!(matches!(decode(&longer.clone().into()), Err(Fault::Checksum { .. })));
+        assert_eq!(
+            decode(&sealed(longer)),
+            Err(Fault::Length { found: frame.len() + 1, needed: frame.len() })
+        );
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_named() {
+    let frame = encode(&small(), Compression::None).to_vec();
+    let with = |at: usize, byte: u8| {
+        let mut frame = frame.clone();
+        frame[at] = byte;
+        decode(&sealed(frame)).unwrap_err().to_string()
+    };
+    assert_eq!(with(0, 0xD5), "the first byte is 0xd5, a record starts with 0xda");
+    assert_eq!(with(1, 3), "record format 3 is not known to this version, which reads 1 and 2");
+    assert_eq!(with(2, 0x07), "packing 3 in flags 0x07 of record format 2 is not known to this version");
+    assert_eq!(with(2, 0x24), "the kind in flags 0x24 of record format 2 is not known to this version");
+    // The dictionary's id is read where the content type's length stood: 16.
+    assert_eq!(with(2, 0x14), "dictionary 16 is not known to this version");
+}
+
+#[test]
+fn a_declared_length_above_the_limit_costs_no_memory() {
+    for (flags, lengths, declared) in [
+        (0, &[0x81, 0x80, 0x80, 0x20][..], BODY_BYTES_MAX as u64 + 1),
+        (2, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], u64::MAX),
+    ] {
+        let frame = [&[0xDA, 2, flags, 0, 0, 0, 0, 0], lengths, &[0; 40]].concat();
+        assert_eq!(decode(&sealed(frame)), Err(Fault::TooLarge { declared }));
+    }
+}
+
+#[test]
+fn a_packed_body_of_another_length_than_declared_is_refused() {
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        let frame = encode(&words(), compression);
+        let (header, body) = Header::read(&frame).unwrap();
+        assert_ne!(header.packing, Packing::None);
+        for length in [header.body_bytes - 1, header.body_bytes + 1] {
+            let mut frame = frame.to_vec();
+            let at = body.start - if body.len() < 128 { 3 } else { 4 };
+            frame[at..at + 2].copy_from_slice(&[length as u8 | 0x80, (length >> 7) as u8]);
+            assert!(matches!(decode(&sealed(frame)), Err(Fault::Packed(_))), "{compression:?} {length}");
+        }
+    }
+}
+
+#[test]
+fn the_head_is_read_without_the_document() {
+    let mut frame = encode(&small(), Compression::None).to_vec();
+    // A tag that nobody knows, with a right checksum.
+    let body = Header::read(&frame).unwrap().1;
+    frame[body.start] = 0xff;
+    let stored = open(&sealed(frame)).unwrap();
+    assert_eq!((stored.updated_at_ms, stored.content_type.as_str()), (1_700_000_000_000, "application/json"));
+    assert!(matches!(stored.value(), Err(Fault::Body(_))));
+}
+
+#[test]
+fn explaining_covers_every_byte_once_and_goes_on_behind_a_frame() {
+    for compression in [Compression::None, Compression::Lz4] {
+        let document = Document { schema: 7, ..words() };
+        let frame = encode(&document, compression);
+        let two = Bytes::from([&frame[..], &frame[..]].concat());
+        let explained = explain(&two).unwrap();
+        assert_eq!(explained.frame_bytes, frame.len());
+        assert_eq!(explained.value, document.value);
+        let mut fields = explained.fields;
+        fields.sort_by_key(|field| field.range.start);
+        let mut at = 0;
+        for field in fields {
+            assert_eq!(field.range.start, at, "{field:?}");
+            at = field.range.end;
+        }
+        assert_eq!(at, frame.len());
+    }
+}
+
+#[test]
+fn what_does_not_read_is_explained_up_to_its_fault() {
+    let frame = encode(&small(), Compression::None);
+    for length in 0..frame.len() {
+        let damaged = explain(&frame.slice(..length)).unwrap_err();
+        assert_eq!(damaged.at, length, "{damaged:?}");
+    }
+    let mut flipped = frame.to_vec();
+    let last = flipped.len() - 1;
+    flipped[last] ^= 1;
+    let damaged = explain(&flipped.clone().into()).unwrap_err();
+    assert!(matches!(damaged.fault, Fault::Checksum { .. }) && damaged.at == 3, "{damaged:?}");
+    let body = Header::read(&frame).unwrap().1;
+    flipped[body.start + 1] = 0xff;
+    let damaged = explain(&sealed(flipped)).unwrap_err();
+    assert_eq!(damaged.at, body.start + 1, "{damaged:?}");
+}
