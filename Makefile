@@ -3,7 +3,7 @@
 CONFIG ?=
 CARGO ?= cargo
 
-.PHONY: run test check soak bench build deps-run deps-test clean
+.PHONY: run test check soak bench sizes build deps-run deps-test clean
 
 ## run: a worker on this machine, with a private nats-server when none answers; CONFIG=file to use your own settings
 run: deps-run
@@ -29,6 +29,10 @@ soak: deps-test
 bench: deps-run
 	$(CARGO) build --release --locked
 	scripts/bench.sh
+
+## sizes: the stored record beside MessagePack, CBOR, JSON and protobuf: size, speed, reading one field, in one run
+sizes:
+	$(CARGO) bench --locked --bench sizes
 
 build:
 	$(CARGO) build --release --locked
