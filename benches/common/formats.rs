@@ -75,11 +75,12 @@ pub(crate) fn body(set: &Set) -> Format<'_> {
 }
 
 /// Our whole record.
-pub(crate) fn frame(set: &Set, compression: Compression) -> Format<'_> {
+pub(crate) fn frame<'s>(set: &'s Set, compression: Compression<'static>) -> Format<'s> {
     let name = match compression {
         Compression::None => "ours: frame",
         Compression::Lz4 => "ours: frame, lz4",
         Compression::Zstd => "ours: frame, zstd",
+        Compression::Auto(_) => "ours: frame, auto",
     };
     let encode = move |document: &Document| ours::encode(document, compression);
     format(set, name, Keeps::Everything, encode, ours::decode)

@@ -173,6 +173,7 @@ impl Map {
     }
 
     /// Takes entries in order, whose keys are known to be distinct.
+    #[cfg(feature = "server")]
     pub(crate) const fn from_distinct(entries: Vec<(String, Value)>) -> Self {
         Self(entries)
     }
