@@ -144,12 +144,11 @@ pub(crate) fn quick_hash(text: &[u8]) -> u64 {
             (u64::from(text[0]) << 16 | u64::from(text[length / 2]) << 8 | u64::from(text[length - 1]), 0)
         }
         4..8 => (four(0), four(length - 4)),
-        8..=16 => (eight(0), eight(length - 8)),
         _ => (eight(0) ^ eight(length / 2 - 4).rotate_left(29), eight(length - 8)),
     };
     let mixed = u128::from(first ^ FACTOR)
         * u128::from(last.rotate_left(32) ^ (length as u64).wrapping_mul(FACTOR) | 1);
-    (mixed as u64 ^ (mixed >> 64) as u64).wrapping_mul(FACTOR) ^ (mixed >> 64) as u64
+    mixed as u64 ^ (mixed >> 64) as u64
 }
 
 // === impl Map ===

@@ -136,7 +136,7 @@ impl<'b> Reader<'b> {
     }
 
     /// What stands at `at`, inside what ends at `end`; `at` moves behind it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn head(&self, at: &mut usize, end: usize) -> Result<Head> {
         let start = *at;
         let tag = self.take(at, end, 1)?[0];

@@ -8,14 +8,12 @@ const PROBES: usize = 4;
 /// A text that was written.
 #[derive(Clone, Copy, Default)]
 struct Slot {
+    /// High half of its hash, and its bytes.
+    text: u64,
     /// The document it belongs to, so that nothing needs clearing between two.
     document: u32,
-    /// High half of its hash.
-    hash: u32,
     /// Bytes from the body's end to its tag, with the tag.
     place: u32,
-    /// Its bytes.
-    length: u32,
 }
 
 /// The texts of one document, in a table of fixed size.
@@ -49,14 +47,14 @@ impl Strings {
     /// Looks a text up. `same` compares it with what was written at a place.
     #[inline]
     pub(super) fn look(&self, hash: u64, length: usize, same: impl Fn(usize) -> bool) -> Looked {
-        let (first, high) = (hash as usize % SLOTS, (hash >> 32) as u32);
+        let (first, looked) = (hash as usize % SLOTS, text(hash, length));
         for probe in 0..PROBES {
             let slot = (first + probe) % SLOTS;
-            let Slot { document, hash, place, length: bytes } = self.slots[slot];
+            let Slot { text, document, place } = self.slots[slot];
             if document != self.document {
                 return Looked::Free { slot };
             }
-            if hash == high && bytes as usize == length && same(place as usize) {
+            if text == looked && same(place as usize) {
                 return Looked::Stands { place: place as usize, slot };
             }
         }
@@ -66,12 +64,10 @@ impl Strings {
     /// Notes a text in a slot that a look-up gave.
     #[inline]
     pub(super) fn note(&mut self, slot: usize, hash: u64, length: usize, place: usize) {
-        let slot = &mut self.slots[slot];
-        *slot = Slot {
-            document: self.document,
-            hash: (hash >> 32) as u32,
-            place: place as u32,
-            length: length as u32,
-        };
+        self.slots[slot] = Slot { text: text(hash, length), document: self.document, place: place as u32 };
     }
+}
+
+fn text(hash: u64, length: usize) -> u64 {
+    hash & !0xffff_ffff | u64::from(length as u32)
 }

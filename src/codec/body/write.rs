@@ -12,6 +12,8 @@ use crate::model::{Map, Value};
 
 /// A buffer that grew beyond this is given back after the document.
 const BUFFER_KEPT_BYTES: usize = 256 * 1024;
+/// Shapes that most records do with.
+const SHAPES_FIRST: usize = 16;
 /// A first buffer, enough for most records.
 const BUFFER_FIRST_BYTES: usize = 8 * 1024;
 /// Shorter texts take no more than the shortest distance does.
@@ -89,7 +91,8 @@ impl<'v> Writer<'_, 'v> {
             }
             Value::Map(map) if !map.is_empty() => {
                 self.values(map);
-                self.shape(map, shape_hash(map));
+                // Nothing is written after it that could have the same.
+                self.new_shape(map);
                 self.byte(tag::MAP_TO_END);
             }
             value => self.value(value),
@@ -139,7 +142,8 @@ impl<'v> Writer<'_, 'v> {
             self.varint(distance as u64);
             self.length(tag::MAP_SHAPED, self.len() - end);
         } else {
-            self.shape(map, hash);
+            self.new_shape(map);
+            self.remember(map, hash);
             self.length(tag::MAP, self.len() - end);
         }
     }
@@ -150,12 +154,19 @@ impl<'v> Writer<'_, 'v> {
         }
     }
 
-    fn shape(&mut self, map: &'v Map, hash: u64) {
+    fn new_shape(&mut self, map: &'v Map) {
         for (key, _) in map.iter().rev() {
             self.plain_text(key);
         }
         self.varint(map.len() as u64);
+    }
+
+    /// Remembers the shape that was just written.
+    fn remember(&mut self, map: &'v Map, hash: u64) {
         let shape = Shape { hash, keys: map, place: self.len() };
+        if self.shapes.capacity() == 0 {
+            self.shapes.reserve(SHAPES_FIRST);
+        }
         if self.shapes.len() < SHAPES_MAX {
             self.shapes.push(shape);
         } else {
@@ -237,9 +248,17 @@ impl<'v> Writer<'_, 'v> {
         self.strings.note(slot, hash, text.len(), self.len());
     }
 
+    #[inline]
     fn new_text(&mut self, text: &[u8]) {
+        /// Of the longest head.
+        const HEAD_BYTES: usize = 5;
         let length = text.len();
-        self.bytes(text);
+        if self.at < length + HEAD_BYTES {
+            self.grow(length + HEAD_BYTES);
+        }
+        let from = self.at - length;
+        self.buffer[from..self.at].copy_from_slice(text);
+        self.at = from;
         if length < TEXT_MEDIUM_FROM {
             self.byte(tag::TEXT + length as u8);
         } else if length < TEXT_LONG_FROM {
@@ -393,8 +412,11 @@ fn digits(text: &str) -> Option<u64> {
     (number <= i64::MAX.cast_unsigned()).then_some(number)
 }
 
+/// A hash of a map's keys, from some of them: shapes of one hash are compared.
 fn shape_hash(map: &Map) -> u64 {
-    map.iter().fold(map.len() as u64, |hash, (key, _)| hash.rotate_left(5) ^ quick_hash(key.as_bytes()))
+    let mut keys = map.iter().map(|(key, _)| key);
+    let (first, last) = (keys.next().unwrap_or_default(), keys.next_back().unwrap_or_default());
+    quick_hash(first.as_bytes()) ^ quick_hash(last.as_bytes()).rotate_left(17) ^ map.len() as u64
 }
 
 fn same_keys(one: &Map, other: &Map) -> bool {
