@@ -117,6 +117,8 @@ impl Aim<'_> {
         };
         if self.set.made_up {
             "not judged, the records are made up".to_owned()
+        } else if common::smoke() {
+            "not judged in a smoke run".to_owned()
         } else if room >= 0.0 {
             format!("aim {bound:.2}: met, {room:.4} to spare")
         } else {
