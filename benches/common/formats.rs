@@ -86,7 +86,7 @@ pub(crate) fn frame<'s>(set: &'s Set, compression: Compression<'static>) -> Form
     format(set, name, Keeps::Everything, encode, ours::decode)
 }
 
-fn message_pack(set: &Set) -> Format<'_> {
+pub(crate) fn message_pack(set: &Set) -> Format<'_> {
     let encode = |document: &Document| {
         let mut out = Vec::with_capacity(ROOM_BYTES);
         rmp_serde::encode::write_named(&mut out, &Peer(&document.value)).expect("a vector grows");

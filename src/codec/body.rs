@@ -127,14 +127,20 @@ const INT_MEDIUM_BIAS: i64 = 2048;
 /// Integers of a count of bytes have at least so many.
 const INT_BYTES_MIN: u8 = 2;
 
-/// Where a body does not read, and why.
+/// Where a body does not read, and why. Boxed, because every step of reading hands it up or the lack of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("at byte {at} of the body: {what}")]
-pub struct Malformed {
+#[error("at byte {} of the body: {}", self.0.0, self.0.1)]
+pub struct Malformed(Box<(usize, String)>);
+
+impl Malformed {
+    fn new(at: usize, what: impl Into<String>) -> Self {
+        Self(Box::new((at, what.into())))
+    }
+
     /// Offset in the body.
-    pub at: usize,
-    /// What is wrong there.
-    pub what: String,
+    pub fn at(&self) -> usize {
+        self.0.0
+    }
 }
 
 type Result<T, E = Malformed> = std::result::Result<T, E>;

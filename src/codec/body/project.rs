@@ -27,7 +27,9 @@ fn select(
     levels_left: usize,
 ) -> Result<Option<Value>> {
     if paths.iter().any(|path| path.is_empty()) {
-        return reader.value(at, end, levels_left).map(Some);
+        let mut value = Value::Null;
+        reader.value(at, end, levels_left, &mut value)?;
+        return Ok(Some(value));
     }
     let start = *at;
     match reader.head(at, end)? {

@@ -12,6 +12,13 @@ use crate::model::limits::DEPTH_MAX;
 use crate::model::value::{TIME_US, repeated};
 use crate::model::{Map, Value};
 
+/// Real records have a shape for so many bytes of body, or fewer: what room is taken for at first.
+const SHAPE_BYTES: usize = 160;
+/// The same for keys.
+const KEY_BYTES: usize = 16;
+/// Keys that room is taken for at first, at most.
+const KEYS_FIRST_MAX: usize = 256;
+
 /// A body being read, and the shapes that were met.
 pub(super) struct Reader<'b> {
     shared: &'b Bytes,
@@ -89,17 +96,25 @@ impl<'b> Reader<'b> {
     /// The whole body as one document.
     pub(super) fn document(&mut self) -> Result<Value> {
         let mut at = 0;
-        let value = self.value(&mut at, self.body.len(), DEPTH_MAX)?;
+        let mut value = Value::Null;
+        self.value(&mut at, self.body.len(), DEPTH_MAX, &mut value)?;
         if at != self.body.len() {
             return Err(malformed(at, "bytes after the document"));
         }
         Ok(value)
     }
 
-    /// The value at `at`, inside what ends at `end`; `at` moves behind it.
-    pub(super) fn value(&mut self, at: &mut usize, end: usize, levels_left: usize) -> Result<Value> {
+    /// The value at `at`, inside what ends at `end`; `at` moves behind it. It is put where it belongs, because moving
+    /// it there afterwards takes as long as reading it.
+    pub(super) fn value(
+        &mut self,
+        at: &mut usize,
+        end: usize,
+        levels_left: usize,
+        place: &mut Value,
+    ) -> Result<()> {
         let start = *at;
-        Ok(match self.head(at, end)? {
+        *place = match self.head(at, end)? {
             Head::Null => Value::Null,
             Head::Bool(flag) => Value::Bool(flag),
             Head::Int(number) => Value::Int(number),
@@ -117,22 +132,25 @@ impl<'b> Reader<'b> {
                 let mut items = Vec::new();
                 let mut at = range.start;
                 while at < range.end {
-                    items.push(self.value(&mut at, range.end, levels_left - 1)?);
+                    items.push(Value::Null);
+                    let place = items.last_mut().expect("one was pushed");
+                    self.value(&mut at, range.end, levels_left - 1, place)?;
                 }
                 Value::List(items)
             }
             Head::Map(layout) => {
                 let (keys, mut at) = self.shape(&layout)?;
                 let end = layout.values.end;
-                let mut entries = Vec::with_capacity(keys.len());
-                for key in keys {
-                    let key = self.keys[key].to_owned();
-                    entries.push((key, self.value(&mut at, end, levels_left - 1)?));
+                let mut entries: Vec<_> =
+                    self.keys[keys].iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
+                for (_, place) in &mut entries {
+                    self.value(&mut at, end, levels_left - 1, place)?;
                 }
                 check_end(at, end)?;
                 Value::Map(Map::from_distinct(entries))
             }
-        })
+        };
+        Ok(())
     }
 
     /// What stands at `at`, inside what ends at `end`; `at` moves behind it.
@@ -222,7 +240,7 @@ impl<'b> Reader<'b> {
                 let shape = shape.ok_or_else(|| malformed(start, "a shape beyond the end"))?;
                 Head::Map(Layout { shape, values: values_at..inside.end, own: false })
             }
-            other => return Err(Malformed { at: start, what: format!("unknown tag {other:#04x}") }),
+            other => return Err(Malformed::new(start, format!("unknown tag {other:#04x}"))),
         })
     }
 
@@ -253,6 +271,10 @@ impl<'b> Reader<'b> {
         let count = usize::try_from(count).ok().filter(|count| (1..=map.values.len()).contains(count));
         let count =
             count.ok_or_else(|| malformed(map.shape, "a shape with more keys than values, or none"))?;
+        if self.shapes.capacity() == 0 {
+            self.shapes.reserve(SHAPES_MAX.min(self.body.len() / SHAPE_BYTES + 1));
+            self.keys.reserve(KEYS_FIRST_MAX.min(self.body.len() / KEY_BYTES));
+        }
         let first = self.keys.len();
         self.keys.reserve(count);
         for _ in 0..count {
@@ -271,7 +293,7 @@ impl<'b> Reader<'b> {
         let keys = first..self.keys.len();
         if let Some(index) = repeated(count, |index| self.keys[first + index]) {
             let what = format!("key {:?} stands twice in one map", self.keys[first + index]);
-            return Err(Malformed { at: map.shape, what });
+            return Err(Malformed::new(map.shape, what));
         }
         let shape = Shape { at: map.shape, end: at, keys };
         if self.shapes.len() < SHAPES_MAX {
@@ -310,7 +332,7 @@ impl<'b> Reader<'b> {
             None => {
                 let what =
                     format!("texts that stand in it several times add more than {SHARED_BYTES_MAX} bytes");
-                return Err(Malformed { at, what });
+                return Err(Malformed::new(at, what));
             }
         }
         Ok(())
@@ -418,9 +440,10 @@ pub(super) fn check_end(at: usize, end: usize) -> Result<()> {
 }
 
 pub(super) fn too_deep(at: usize) -> Malformed {
-    Malformed { at, what: format!("nested deeper than {DEPTH_MAX} levels") }
+    Malformed::new(at, format!("nested deeper than {DEPTH_MAX} levels"))
 }
 
+#[cold]
 pub(super) fn malformed(at: usize, what: &str) -> Malformed {
-    Malformed { at, what: what.to_owned() }
+    Malformed::new(at, what)
 }

@@ -236,11 +236,11 @@ fn what_does_not_read_says_where_and_why() {
 fn depth_64_survives_and_65_is_refused() {
     survives(&nested(DEPTH_MAX));
     let mut body = Bytes::from(encode(&nested(DEPTH_MAX + 1)));
-    assert!(decode(&body).unwrap_err().what.contains("deeper than 64 levels"));
-    assert!(to_protobuf(&body).unwrap_err().what.contains("deeper than 64 levels"));
+    assert!(decode(&body).unwrap_err().to_string().contains("deeper than 64 levels"));
+    assert!(to_protobuf(&body).unwrap_err().to_string().contains("deeper than 64 levels"));
     // However deep the bytes go, the reader does not.
     body = std::iter::repeat_n(0xf6, 1_000_000).chain([0xde]).collect();
-    assert!(decode(&body).unwrap_err().what.contains("deeper than 64 levels"));
+    assert!(decode(&body).unwrap_err().to_string().contains("deeper than 64 levels"));
     assert!(project(&body, &[Path::parse(&["0"; DEPTH_MAX].join(".")).unwrap()]).is_err());
 }
 
@@ -289,6 +289,6 @@ fn what_sharing_adds_has_a_limit() {
     assert!(decode(&body(refs)).is_ok());
     assert!(to_protobuf(&body(refs)).is_ok());
     let fault = decode(&body(refs + 1)).unwrap_err();
-    assert!(fault.what.contains("add more than 67108864 bytes"), "{fault}");
+    assert!(fault.to_string().contains("add more than 67108864 bytes"), "{fault}");
     assert!(to_protobuf(&body(refs + 1)).is_err());
 }

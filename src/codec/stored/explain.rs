@@ -82,7 +82,7 @@ fn read(bytes: &Bytes, fields: &mut Vec<Field>) -> Placed<(usize, Stored, Value)
         (at, fault)
     })?;
     let value = stored.value().map_err(|fault| match &fault {
-        Fault::Body(malformed) if !stored.is_packed() => (body_at + malformed.at, fault),
+        Fault::Body(malformed) if !stored.is_packed() => (body_at + malformed.at(), fault),
         _ => (body_at, fault),
     })?;
     Ok((frame_bytes, stored, value))
