@@ -12,6 +12,7 @@ mod batch;
 mod bench;
 mod data;
 mod output;
+mod record;
 mod record_file;
 mod settings;
 mod transfer;
@@ -74,6 +75,8 @@ async fn run(cli: Cli, matches: &ArgMatches) -> Ended {
         Command::Scan(scan) => data::scan(&session, &mut output, scan).await,
         Command::Import(file) => transfer::import(&session, &mut output, &file).await,
         Command::Export(file) => transfer::export(&session, &mut output, &file).await,
+        Command::Encode(arguments) => record::encode(&mut output, &arguments),
+        Command::Decode(arguments) => record::decode(&mut output, &arguments),
         Command::Config(config) => settings::run(&session.connection, &mut output, config.command),
         Command::Bench(arguments) => bench::run(&session, &mut output, arguments).await,
         Command::BenchEcho(echo) => bench::echo::respond(&session, &echo.subject).await,

@@ -1,11 +1,15 @@
 //! What can be said on the command line.
 
+mod record;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::request::{Consistency, PreconditionRequest};
+
+pub(crate) use record::{Decode, Encode, Method};
 
 /// One storage API on a NATS bus: the worker, and commands that talk to workers.
 #[derive(Debug, Parser)]
@@ -109,6 +113,21 @@ Example:
         after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst"
     )]
     Export(Transfer),
+    /// Print a document as a stored record: one line of hex
+    #[command(after_help = "Examples:
+  datastore encode '{\"name\": \"Ada\"}'
+  datastore encode @document.json --compression zstd --raw > record.bin")]
+    Encode(Encode),
+    /// Explain stored records: every field of their headers, and their values
+    #[command(
+        after_help = "Several records may stand one after the other, in hex also one a line. With --json: one object per record.
+
+Examples:
+  datastore decode da0200...
+  datastore decode @record.bin
+  datastore encode '[1, 2]' | datastore decode -"
+    )]
+    Decode(Decode),
     /// Check or show settings
     #[command(
         after_help = "Examples:\n  datastore config check worker.toml\n  datastore config show --config worker.toml"

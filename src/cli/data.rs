@@ -93,7 +93,7 @@ fn value(put: &Put) -> Result<Value, Fault> {
     }
 }
 
-fn all(input: impl Read) -> Result<Bytes, Fault> {
+pub(super) fn all(input: impl Read) -> Result<Bytes, Fault> {
     let mut bytes = Vec::new();
     input.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {

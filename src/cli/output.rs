@@ -94,7 +94,7 @@ pub(super) fn key_word(key: &str) -> String {
 }
 
 /// JSON text without any control character in it, the ones that JSON allows included: terminals obey them.
-fn json_text(text: &str) -> String {
+pub(super) fn json_text(text: &str) -> String {
     let json = json::value_to_string(&Value::from(text), false);
     let mut safe = String::with_capacity(json.len());
     for char in json.chars() {
@@ -117,6 +117,10 @@ impl Output {
     pub(super) fn line(&mut self, line: &str) -> Result<(), Fault> {
         self.out.write_all(line.as_bytes())?;
         Ok(self.out.write_all(b"\n")?)
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        Ok(self.out.write_all(bytes)?)
     }
 
     /// A reply message, if they are asked for.

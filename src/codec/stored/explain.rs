@@ -8,6 +8,9 @@ use super::header::{Header, Places};
 use super::{FORMAT, Fault, MAGIC, Packing, Stored, first, open};
 use crate::model::Value;
 
+/// The name of the field behind the header.
+const BODY: &str = "body";
+
 /// A field of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
@@ -42,15 +45,22 @@ pub struct Damaged {
     pub at: usize,
     /// What is wrong.
     pub fault: Fault,
+    /// Where the next frame starts, if the header could be read.
+    pub next: Option<usize>,
 }
 
 /// Explains the frame at the start of `bytes`, behind which there may be others.
 pub fn explain(bytes: &Bytes) -> Result<Explained, Box<Damaged>> {
     let mut fields = Vec::new();
-    let result = read(bytes, &mut fields);
-    result
-        .map_err(|(at, fault)| Box::new(Damaged { fields: fields.clone(), at, fault }))
-        .map(|(frame_bytes, stored, value)| Explained { fields, frame_bytes, stored, value })
+    match read(bytes, &mut fields) {
+        Ok((frame_bytes, stored, value)) => Ok(Explained { fields, frame_bytes, stored, value }),
+        Err((at, fault)) => {
+            // The body is the last field: where it is known to end, so does the frame.
+            let body = fields.last().filter(|field| field.name == BODY && field.range.end <= bytes.len());
+            let next = body.map(|body| body.range.end);
+            Err(Box::new(Damaged { fields, at, fault, next }))
+        }
+    }
 }
 
 type Placed<T> = Result<T, (usize, Fault)>;
@@ -101,7 +111,7 @@ fn first_fields(bytes: &[u8], note: &mut Note<'_>) -> Placed<(usize, usize)> {
     note(4..8, "schema", if number(4) == 0 { "0, none".to_owned() } else { number(4).to_string() });
     note(8..12, "body length", format!("{} bytes", number(8)));
     note(12..16, "checksum", format!("{:#010x}, CRC-32C", number(12)));
-    note(first::HEADER_BYTES..end, "body", "datastore.v1.stored.Body in protobuf".to_owned());
+    note(first::HEADER_BYTES..end, BODY, "datastore.v1.stored.Body in protobuf".to_owned());
     Ok((end, first::HEADER_BYTES))
 }
 
@@ -137,7 +147,7 @@ fn newest_fields(bytes: &[u8], note: &mut Note<'_>) -> Placed<(usize, usize)> {
     }
     note(places.stored_bytes, "body length", format!("{} bytes", body.len()));
     let packed = if header.packing == Packing::None { "the document" } else { "the document, packed" };
-    note(body.clone(), "body", packed.to_owned());
+    note(body.clone(), BODY, packed.to_owned());
     Ok((body.end, body.start))
 }
 
