@@ -4,6 +4,9 @@
 //! leaves every decision about a row to its backend. It holds no state but the clock.
 
 mod batch;
+// Public, so that fuzzing reaches it without a running store.
+#[doc(hidden)]
+pub mod cursor;
 mod paths;
 pub mod policy;
 mod read;
