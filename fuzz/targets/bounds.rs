@@ -1,0 +1,44 @@
+//! The most memory that reading may take for each byte that is read, found by looking for the input that takes
+//! the most. Every bound here is reached by some input, but for less than one part in a hundred.
+
+use datastore::model::reply::BatchResult;
+use datastore::model::request::ChangeRequest;
+use datastore::model::{Record, Value};
+
+/// A vector that grows doubles, and while it moves its old place is there as well.
+const GROWTH: usize = 3;
+/// A vector that has grown has room for at most twice what it holds.
+const GROWN: usize = 2;
+
+/// Whatever the input: the first room of vectors, and an error, which quotes at most 64 characters.
+pub(crate) const FAULT_BYTES: usize = 4096;
+
+/// A document in protobuf. The shortest entry of a map takes two bytes. It has no value and so is refused, but
+/// only once the document has been read to its end, for the sake of graver faults.
+pub(crate) const VALUE_PER_BYTE: usize = GROWTH * size_of::<(String, Value)>() / 2;
+
+/// What `prost` makes of a change, and the sentence that says it names no kind, with the room it is written in.
+const CHANGE_BYTES: usize = 64;
+const CHANGE_FAULT_BYTES: usize = 68;
+
+/// A request in protobuf. Changes without a kind take two bytes each; they are there as `prost` made them,
+/// while those of the model are made of them.
+pub(crate) const REQUEST_PER_BYTE: usize =
+    (GROWN * CHANGE_BYTES + GROWTH * size_of::<ChangeRequest>() + CHANGE_FAULT_BYTES) / 2;
+
+/// A reply in protobuf. A result without a kind takes two bytes; what `prost` makes of one is 8 bytes larger
+/// than that of the model.
+pub(crate) const REPLY_PER_BYTE: usize = GROWTH * (size_of::<BatchResult>() + 8) / 2;
+const _: () = assert!(size_of::<Record>() < size_of::<BatchResult>());
+
+/// A node of the tree between the text and what it says.
+const NODE_BYTES: usize = 32;
+/// In JSON the sentence is put behind its place in room of its own size.
+const JSON_CHANGE_FAULT_BYTES: usize = 64;
+
+/// A request in JSON: `{},` is a change without a kind, there as a node while the model's is made of it.
+pub(crate) const JSON_PER_BYTE: usize =
+    (GROWN * NODE_BYTES + GROWTH * size_of::<ChangeRequest>() + JSON_CHANGE_FAULT_BYTES) / 3;
+
+/// A document in JSON: `1,` is a node while the value is made of it.
+pub(crate) const JSON_VALUE_PER_BYTE: usize = (GROWN * NODE_BYTES + GROWTH * size_of::<Value>()) / 2;
