@@ -1,8 +1,9 @@
 //! The most memory that reading may take for each byte that is read, found by looking for the input that takes
 //! the most. Every bound here is reached by some input, but for less than one part in a hundred.
 
+use datastore::model::limits::{BATCH_OPS_MAX, CHANGES_MAX};
 use datastore::model::reply::BatchResult;
-use datastore::model::request::ChangeRequest;
+use datastore::model::request::{ChangeRequest, Request};
 use datastore::model::{Record, Value};
 
 /// A vector that grows doubles, and while it moves its old place is there as well.
@@ -20,11 +21,20 @@ pub(crate) const VALUE_PER_BYTE: usize = GROWTH * size_of::<(String, Value)>() /
 /// What `prost` makes of a change, and the sentence that says it names no kind, with the room it is written in.
 const CHANGE_BYTES: usize = 64;
 const CHANGE_FAULT_BYTES: usize = 68;
+/// Of operations and of changes, one beyond the limit is kept.
+const OPS_BYTES: usize = GROWTH * size_of::<Request>() * BATCH_OPS_MAX.next_power_of_two() / 2;
+const CHANGES_BYTES: usize = (size_of::<ChangeRequest>() + CHANGE_FAULT_BYTES) * (CHANGES_MAX + 1);
 
-/// A request in protobuf. Changes without a kind take two bytes each; they are there as `prost` made them,
-/// while those of the model are made of them.
-pub(crate) const REQUEST_PER_BYTE: usize =
-    (GROWN * CHANGE_BYTES + GROWTH * size_of::<ChangeRequest>() + CHANGE_FAULT_BYTES) / 2;
+/// A request in protobuf. While it is short, what takes the most are operations of four bytes; changes of two,
+/// which are there as `prost` made them while those of the model are made of them, take nearly as much. Of
+/// both so many are kept, and what a longer request takes the most by is a document, or changes that are not.
+pub(crate) fn request_bytes(length: usize) -> usize {
+    const SHORT_PER_BYTE: usize = GROWTH * size_of::<Request>() / 4;
+    const _: () =
+        assert!(GROWN * CHANGE_BYTES + size_of::<ChangeRequest>() + CHANGE_FAULT_BYTES <= 2 * SHORT_PER_BYTE);
+    const _: () = assert!(GROWTH * CHANGE_BYTES / 2 <= VALUE_PER_BYTE);
+    FAULT_BYTES + (SHORT_PER_BYTE * length).min(VALUE_PER_BYTE * length + OPS_BYTES + CHANGES_BYTES)
+}
 
 /// A reply in protobuf. A result without a kind takes two bytes; what `prost` makes of one is 8 bytes larger
 /// than that of the model.
@@ -33,12 +43,5 @@ const _: () = assert!(size_of::<Record>() < size_of::<BatchResult>());
 
 /// A node of the tree between the text and what it says.
 const NODE_BYTES: usize = 32;
-/// In JSON the sentence is put behind its place in room of its own size.
-const JSON_CHANGE_FAULT_BYTES: usize = 64;
-
-/// A request in JSON: `{},` is a change without a kind, there as a node while the model's is made of it.
-pub(crate) const JSON_PER_BYTE: usize =
-    (GROWN * NODE_BYTES + GROWTH * size_of::<ChangeRequest>() + JSON_CHANGE_FAULT_BYTES) / 3;
-
-/// A document in JSON: `1,` is a node while the value is made of it.
-pub(crate) const JSON_VALUE_PER_BYTE: usize = (GROWN * NODE_BYTES + GROWTH * size_of::<Value>()) / 2;
+/// A request or a document in JSON: `1,` is a node while the value is made of it.
+pub(crate) const JSON_PER_BYTE: usize = (GROWN * NODE_BYTES + GROWTH * size_of::<Value>()) / 2;

@@ -7,7 +7,7 @@ use datastore::model::request::Request;
 use datastore::model::{Record, Result, Value};
 use serde::de::IgnoredAny;
 
-use super::bounds::{FAULT_BYTES, JSON_PER_BYTE, JSON_VALUE_PER_BYTE};
+use super::bounds::{FAULT_BYTES, JSON_PER_BYTE};
 use super::{same, within};
 
 const OPS: [&str; 7] = ["get", "put", "delete", "update", "touch", "batch", "scan"];
@@ -34,7 +34,7 @@ fn request(text: &[u8], decode: impl FnOnce(&[u8]) -> Result<Request>) {
 }
 
 fn document(text: &[u8]) {
-    let bound = JSON_VALUE_PER_BYTE * text.len() + FAULT_BYTES;
+    let bound = JSON_PER_BYTE * text.len() + FAULT_BYTES;
     let Ok(document) = within("a document", bound, || json::parse_value(text)) else { return };
     document.check_depth().expect("what was read is not too deep");
     check_json(text);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use datastore::codec::{message, value};
 
-use super::bounds::{FAULT_BYTES, REPLY_PER_BYTE, REQUEST_PER_BYTE, VALUE_PER_BYTE};
+use super::bounds::{FAULT_BYTES, REPLY_PER_BYTE, VALUE_PER_BYTE, request_bytes};
 use super::{same, within};
 
 const OPS: [&str; 7] = ["get", "put", "delete", "update", "touch", "batch", "scan"];
@@ -19,7 +19,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn request(op: &str, payload: &Bytes) {
-    let bound = REQUEST_PER_BYTE * payload.len() + FAULT_BYTES;
+    let bound = request_bytes(payload.len());
     let Ok(request) = within("a request", bound, || message::decode_request(op, payload)) else { return };
     assert_eq!(request.op_name(), op);
     let again = Bytes::from(message::encode_request(&request));
