@@ -56,7 +56,8 @@ for target in "${targets[@]}"; do
         result="**FAILED** ${found:-see $log}"
     fi
     # The engine counts differently alone (`#1 ... cov: 2 ft:`) and with several processes (`#1: cov: 2 ft:`).
-    last="$(grep -E '^#[0-9]+:?.*cov: [0-9]+' "$log" | tail -n 1)"
+    # What fails on the saved corpus has counted nothing yet.
+    last="$(grep -aE '^#[0-9]+:?.*cov: [0-9]+' "$log" | tail -n 1 || true)"
     runs="$(sed -E 's/^#([0-9]+).*/\1/' <<<"$last")"
     edges="$(sed -E 's/.*cov: ([0-9]+).*/\1/' <<<"$last")"
     runs="${runs:-0}"
