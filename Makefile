@@ -3,7 +3,7 @@
 CONFIG ?=
 CARGO ?= cargo
 
-.PHONY: run test check soak bench sizes build deps-run deps-test clean
+.PHONY: run test check soak bench sizes fuzz build deps-run deps-fuzz deps-test clean
 
 ## run: a worker on this machine, with a private nats-server when none answers; CONFIG=file to use your own settings
 run: deps-run
@@ -18,6 +18,7 @@ test: deps-test
 ## check: formatting and lints, warnings are errors
 check:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 ## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, growth
@@ -34,11 +35,18 @@ bench: deps-run
 sizes:
 	$(CARGO) bench --locked --bench sizes
 
+## fuzz: what reads bytes from outside, under libFuzzer for FUZZ_SECONDS (60) each; prints one table
+fuzz: deps-fuzz
+	scripts/fuzz.sh
+
 build:
 	$(CARGO) build --release --locked
 
 deps-run:
 	scripts/deps.sh run
+
+deps-fuzz:
+	scripts/deps.sh fuzz
 
 deps-test:
 	scripts/deps.sh test

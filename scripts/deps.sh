@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing: `deps.sh run` for a worker, `deps.sh test` for all tests.
+# Installs what is missing: `deps.sh run` for a worker, `deps.sh test` for all tests, `deps.sh fuzz` for fuzzing.
 # Leaves no service running: nats-server and others are only ever started privately.
 set -euo pipefail
 
@@ -11,7 +11,11 @@ need() { # command, package
 
 command -v cargo >/dev/null 2>&1 || { echo "cargo is missing: install the Rust toolchain from https://rustup.rs first" >&2; exit 1; }
 need cc gcc
-need nats-server nats-server
+if [ "$want" = fuzz ]; then
+    need c++ g++
+else
+    need nats-server nats-server
+fi
 if [ "$want" = test ]; then
     need strace strace
     need python3 python3

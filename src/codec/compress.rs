@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Level of zstd, measured on the bodies of real records: 3 takes 1.3 times as long as 1 and saves no 2 % more.
+/// Level of zstd. Measured on real bodies above 1 KiB: level 3 takes 1.25 times as long and its output is 0.3 to 2 % smaller.
 const ZSTD_LEVEL: i32 = 1;
 /// `auto` tries bodies of so many bytes and more: below, what it saves is not worth the time of every reader.
 const AUTO_FROM_BYTES: usize = 1024;

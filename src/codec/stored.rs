@@ -173,6 +173,14 @@ enum Form {
 }
 
 impl Stored {
+    /// Bytes of the body unpacked, as the frame says.
+    pub fn body_bytes(&self) -> usize {
+        match &self.form {
+            Form::Protobuf(bytes) => bytes.len(),
+            Form::Body { body_bytes, .. } => *body_bytes,
+        }
+    }
+
     /// The document.
     pub fn value(&self) -> Result<Value, Fault> {
         match &self.form {

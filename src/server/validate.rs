@@ -120,8 +120,14 @@ fn update(call: &Call, request: UpdateRequest) -> Result<Write> {
     let UpdateRequest { key, changes, precondition, create, return_record, ttl_ms, op_id, op_age_ms } =
         request;
     let key = Key::parse(&key)?;
-    if changes.is_empty() || changes.len() > CHANGES_MAX {
-        return Err(Error::invalid(format!("{} changes, an update has 1 to {CHANGES_MAX}", changes.len())));
+    if changes.is_empty() {
+        return Err(Error::invalid(format!("no changes, an update has 1 to {CHANGES_MAX}")));
+    }
+    // How many there were is not known: of those beyond the limit one was kept.
+    if changes.len() > CHANGES_MAX {
+        return Err(Error::invalid(format!(
+            "the update has more than {CHANGES_MAX} changes, which is the limit"
+        )));
     }
     let expiry = match lifetime(ttl_ms)? {
         Some(lifetime) => Expiry::New(lifetime),

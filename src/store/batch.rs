@@ -67,7 +67,9 @@ impl Store {
             let found = call.policy.backend.read(keys, call.deadline).await;
             for ((at, get), found) in chunk.iter().zip(found) {
                 let level = call.check_level(get.consistency, get.max_staleness_ms);
-                let reply = level.and(found).and_then(|found| self.answer(call, get, found));
+                let reply = level
+                    .and(found.map_err(|error| call.located(&get.key, error)))
+                    .and_then(|found| self.answer(call, get, found));
                 replies.push((*at, room.fit_get(call, reply.unwrap_or_else(|error| brief(error).into()))));
             }
         }

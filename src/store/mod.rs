@@ -4,6 +4,9 @@
 //! leaves every decision about a row to its backend. It holds no state but the clock.
 
 mod batch;
+// Public, so that fuzzing reaches it without a running store.
+#[doc(hidden)]
+pub mod cursor;
 mod paths;
 pub mod policy;
 mod read;
@@ -193,7 +196,16 @@ impl Call {
     }
 
     fn corrupt(&self, key: &Key, fault: &stored::Fault) -> Error {
+        self.located(key, Error::new(Code::Corrupt, fault.to_string()))
+    }
+
+    /// Tells of damage where it is: a backend knows neither its name nor what a row's key means.
+    fn located(&self, key: &Key, error: Error) -> Error {
+        if error.code != Code::Corrupt {
+            return error;
+        }
         let (key, backend) = (shorten(key.as_str()), &self.policy.settings.backend);
-        Error::new(Code::Corrupt, format!("record {key:?} on backend {backend:?} is damaged: {fault}"))
+        let message = format!("record {key:?} on backend {backend:?} is damaged: {}", error.message);
+        Error { message, ..error }
     }
 }

@@ -27,7 +27,8 @@ impl Store {
         self.check_partitioning(call, false).await?;
         let read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
         let found =
-            read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")))?;
+            read.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a read")));
+        let found = found.map_err(|error| call.located(&get.key, error))?;
         match (call.encoding, &get.shape) {
             (Encoding::Protobuf, Shape::Whole) => self.answer_encoded(call, &get, found),
             _ => self.answer(call, &get, found).map(Got::Reply),

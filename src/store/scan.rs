@@ -1,7 +1,5 @@
 //! Scan: a page of records in key order, and the cursor that goes on behind it.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::{Found, Range};
@@ -9,10 +7,10 @@ use crate::model::key::shorten;
 use crate::model::limits::{HEADER_ROOM_BYTES, REPLY_ROOM_BYTES};
 use crate::model::op::Scan;
 use crate::model::reply::ScanReply;
-use crate::model::{Error, Key, Record, Result};
+use crate::model::{Code, Error, Key, Record, Result};
 
 use super::read::record;
-use super::{Call, Store};
+use super::{Call, Store, cursor};
 
 /// What a page takes beside its records and its cursor, in either encoding.
 const ENVELOPE_BYTES: usize = 128;
@@ -21,7 +19,11 @@ impl Store {
     /// One page. It may be short or empty and still have a cursor; a cursor of "" means done.
     pub async fn scan(&self, call: &Call, scan: Scan) -> Result<ScanReply> {
         call.check_level(scan.consistency, None)?;
-        let after = if scan.cursor.is_empty() { None } else { Some(read_cursor(call, &scan)?) };
+        let after = if scan.cursor.is_empty() {
+            None
+        } else {
+            Some(cursor::read(&scan.cursor, binding(call, &scan))?.as_str().to_owned())
+        };
         if !call.policy.capability.scan {
             return Err(call.unsupported("scans"));
         }
@@ -30,7 +32,11 @@ impl Store {
         let Some(range) = range(call, &scan, after) else {
             return Ok(ScanReply::default());
         };
-        let page = call.policy.backend.scan(range, call.deadline).await?;
+        let page =
+            call.policy.backend.scan(range, call.deadline).await.map_err(|error| match error.code {
+                Code::Corrupt => error.at(&format!("backend {:?}", call.policy.settings.backend)),
+                _ => error,
+            })?;
 
         let mut reply = ScanReply::default();
         let mut bytes = ENVELOPE_BYTES;
@@ -41,35 +47,36 @@ impl Store {
                 // A record that cannot be answered ends the page before it; it is told of alone, with a
                 // cursor behind it, so that the rest of the range stays within reach.
                 Err(error) if last.is_none() => {
-                    let cursor = write_cursor(call, &scan, &key);
+                    let cursor = cursor::write(&key, binding(call, &scan));
                     return Ok(ScanReply { error: Some(error), cursor, ..ScanReply::default() });
                 }
                 Err(_) => {
-                    reply.cursor = last.map_or_else(String::new, |key| write_cursor(call, &scan, &key));
+                    reply.cursor =
+                        last.map_or_else(String::new, |key| cursor::write(&key, binding(call, &scan)));
                     return Ok(reply);
                 }
             };
             bytes += call.encoding.record_len(&record);
-            let full = bytes + cursor_len(&key) > scan.max_bytes.min(call.reply_bytes_max);
+            let full = bytes + cursor::len(&key) > scan.max_bytes.min(call.reply_bytes_max);
             if full && let Some(last) = &last {
-                reply.cursor = write_cursor(call, &scan, last);
+                reply.cursor = cursor::write(last, binding(call, &scan));
                 return Ok(reply);
             }
             reply.records.push(record);
             last = Some(key);
         }
-        reply.cursor = page.resume.map_or_else(String::new, |key| write_cursor(call, &scan, &key));
+        reply.cursor = page.resume.map_or_else(String::new, |key| cursor::write(&key, binding(call, &scan)));
         Ok(reply)
     }
 
     fn record(&self, call: &Call, scan: &Scan, key: Key, found: Result<Found>) -> Result<Record> {
-        let found = found?;
+        let found = found.map_err(|error| call.located(&key, error))?;
         let live = found.live.ok_or_else(|| Error::internal("a page holds a dead record"))?;
         let stored = call.open(&key, &live)?;
         let value = (!scan.keys_only).then(|| stored.value()).transpose();
         let value = value.map_err(|fault| call.corrupt(&key, &fault))?;
         let record = record(key.clone(), found.version, live.expires_at_ms, stored, value);
-        let bytes = ENVELOPE_BYTES + call.encoding.record_len(&record) + cursor_len(&key);
+        let bytes = ENVELOPE_BYTES + call.encoding.record_len(&record) + cursor::len(&key);
         let limit = call.reply_bytes_max + REPLY_ROOM_BYTES - HEADER_ROOM_BYTES;
         if bytes > limit {
             let key = shorten(key.as_str());
@@ -121,48 +128,6 @@ fn successor(prefix: &str) -> Option<String> {
         return Some(chars.into_iter().collect());
     }
     None
-}
-
-// A cursor: number of its form, hash of what it is bound to, the key it stands behind, checksum.
-const CURSOR_FORM: u8 = 1;
-const CURSOR_HEAD_BYTES: usize = 1 + 8;
-const CURSOR_CRC_BYTES: usize = 4;
-
-fn write_cursor(call: &Call, scan: &Scan, key: &Key) -> String {
-    let mut bytes = Vec::with_capacity(CURSOR_HEAD_BYTES + key.as_str().len() + CURSOR_CRC_BYTES);
-    bytes.push(CURSOR_FORM);
-    bytes.extend_from_slice(&binding(call, scan).to_le_bytes());
-    bytes.extend_from_slice(key.as_str().as_bytes());
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// Characters of a cursor behind a key.
-fn cursor_len(key: &Key) -> usize {
-    (CURSOR_HEAD_BYTES + key.as_str().len() + CURSOR_CRC_BYTES).div_ceil(3) * 4
-}
-
-/// The key a cursor stands behind.
-fn read_cursor(call: &Call, scan: &Scan) -> Result<String> {
-    let malformed = || Error::invalid("malformed cursor");
-    let bytes = URL_SAFE_NO_PAD.decode(&scan.cursor).map_err(|_| malformed())?;
-    let content = bytes.len().checked_sub(CURSOR_CRC_BYTES).ok_or_else(malformed)?;
-    let (content, crc) = bytes.split_at(content);
-    if content.len() <= CURSOR_HEAD_BYTES
-        || content[0] != CURSOR_FORM
-        || crc32c::crc32c(content).to_le_bytes() != *crc
-    {
-        return Err(malformed());
-    }
-    let (head, key) = content.split_at(CURSOR_HEAD_BYTES);
-    if head[1..] != binding(call, scan).to_le_bytes() {
-        return Err(Error::invalid(
-            "the cursor belongs to a scan with another namespace, prefix, start, end or reverse",
-        ));
-    }
-    let key = std::str::from_utf8(key).map_err(|_| malformed())?;
-    Ok(Key::parse(key).map_err(|_| malformed())?.as_str().to_owned())
 }
 
 /// What a cursor is bound to, in one number. Each text is preceded by its length, so none runs into the next.

@@ -76,7 +76,7 @@ impl Store {
     /// The reply to a write, from what the backend made of it.
     pub(super) async fn reply(&self, call: &Call, asked: Asked, written: Result<Written>) -> WriteReply {
         match written {
-            Err(error) => error.into(),
+            Err(error) => call.located(&asked.key, error).into(),
             Ok(Written::Applied { version, existed, live }) => {
                 self.saw(version, call.now_ms);
                 let mut reply = applied(Some(version), false);

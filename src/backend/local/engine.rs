@@ -16,7 +16,6 @@ use crate::backend::group::{Buried, Changes, Table, dead, stored_key};
 use crate::backend::pages::{self, Collector};
 use crate::backend::{Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, row};
 use crate::model::clock::hlc_at;
-use crate::model::key::shorten;
 use crate::model::{Code, Error, Namespace, Result, Version};
 
 use super::{RETRY_AFTER_MS, shown};
@@ -242,11 +241,8 @@ impl Table for Engine {
 
 fn decode(key: &[u8], bytes: fjall::Slice) -> Result<Row> {
     row::decode(key, &bytes.into()).map_err(|fault| {
-        let key = String::from_utf8_lossy(key).replacen('\0', " ", 1);
-        Error::new(
-            Code::Corrupt,
-            format!("record {:?} on backend kind local is damaged: {fault}", shorten(&key)),
-        )
+        // Whoever asked knows which record of which backend this is.
+        Error::new(Code::Corrupt, fault)
     })
 }
 
@@ -257,7 +253,7 @@ fn unreadable(error: &fjall::Error) -> Error {
         Storage(fjall::LsmError::Io(_)) | Io(_) | Poisoned | Locked | KeyspaceDeleted => {
             Error::unavailable(format!("the local store cannot be read: {}", told(error)), RETRY_AFTER_MS)
         }
-        _ => Error::new(Code::Corrupt, format!("a block of the local store is damaged: {}", told(error))),
+        _ => Error::new(Code::Corrupt, format!("a block is damaged: {}", told(error))),
     }
 }
 

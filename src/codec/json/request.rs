@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::parse::{Fields, Node, is_float};
 use super::value;
 use crate::model::key::shorten;
-use crate::model::limits::{BATCH_OPS_MAX, DEPTH_MAX};
+use crate::model::limits::{BATCH_OPS_MAX, CHANGES_MAX, DEPTH_MAX};
 use crate::model::request::{
     BatchRequest, ChangeKind, ChangeRequest, Consistency, DeleteRequest, GetRequest, PreconditionRequest,
     PutRequest, Request, ScanRequest, TouchRequest, UpdateRequest,
@@ -179,14 +179,19 @@ pub(super) fn scan(node: Node<'_>) -> Result<ScanRequest> {
     Ok(scan)
 }
 
+/// As with a batch: what is beyond the limit is checked but not kept, and one of it is enough to find it.
 fn changes(node: Node<'_>) -> Result<Vec<ChangeRequest>> {
     let place = |index: usize| format!("changes[{index}]");
-    let changes = list("changes", node)?.into_iter().enumerate().map(|(index, node)| {
+    let nodes = list("changes", node)?;
+    let mut changes = Vec::with_capacity(nodes.len().min(CHANGES_MAX + 1));
+    for (index, node) in nodes.into_iter().enumerate() {
         let mut change = change(node).map_err(|error| error.at(&place(index)))?;
-        change.kind = change.kind.map_err(|error| error.at(&place(index)));
-        Ok(change)
-    });
-    changes.collect()
+        if index <= CHANGES_MAX {
+            change.kind = change.kind.map_err(|error| error.at(&place(index)));
+            changes.push(change);
+        }
+    }
+    Ok(changes)
 }
 
 fn change(node: Node<'_>) -> Result<ChangeRequest> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{read, wire};
 use crate::codec::value::{self, DecodeFault, Field, Fields};
-use crate::model::limits::BATCH_OPS_MAX;
+use crate::model::limits::{BATCH_OPS_MAX, CHANGES_MAX};
 use crate::model::request::{
     BatchRequest, ChangeKind, ChangeRequest, Consistency, DeleteRequest, GetRequest, MaybeValue,
     PreconditionRequest, PutRequest, Request, ScanRequest, TouchRequest, UpdateRequest,
@@ -47,10 +47,17 @@ pub(super) fn delete(delete: wire::DeleteRequest) -> DeleteRequest {
 }
 
 pub(super) fn update(update: wire::UpdateRequest) -> Result<UpdateRequest> {
-    let changes = update.changes.into_iter().enumerate();
+    // As in a batch: what is beyond the limit is checked but not kept, and one of it is enough to find it.
+    let mut changes = Vec::with_capacity(update.changes.len().min(CHANGES_MAX + 1));
+    for (index, each) in update.changes.into_iter().enumerate() {
+        let change = change(index, each)?;
+        if index <= CHANGES_MAX {
+            changes.push(change);
+        }
+    }
     Ok(UpdateRequest {
         key: update.key,
-        changes: changes.map(|(index, each)| change(index, each)).collect::<Result<_>>()?,
+        changes,
         precondition: update.precondition.map(precondition),
         create: update.create,
         return_record: update.return_record,

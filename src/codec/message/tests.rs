@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::codec::value;
 use crate::codec::value::tests::{any_value, nested};
-use crate::model::limits::{BATCH_OPS_MAX, DEPTH_MAX};
+use crate::model::limits::{BATCH_OPS_MAX, CHANGES_MAX, DEPTH_MAX};
 use crate::model::reply::*;
 use crate::model::request::*;
 use crate::model::{Code, Key, Outcome, Record, Value, Version};
@@ -260,6 +260,19 @@ fn a_batch_is_bounded_on_each_side() {
     assert_eq!(kept.ops.len(), BATCH_OPS_MAX + 1, "one beyond the limit is kept, to be found");
     let bad_shape = [op.repeat(BATCH_OPS_MAX + 1), field(1, &[])].concat();
     assert_eq!(fault("batch", &bad_shape).code, Code::InvalidArgument, "shape is judged first");
+}
+
+#[test]
+fn of_changes_beyond_the_limit_one_is_kept() {
+    let kept = |payload: Vec<u8>| match decode_request("update", &payload.into()).unwrap() {
+        Request::Update(update) => update.changes.len(),
+        other => panic!("{other:?}"),
+    };
+    let change = field(2, &[]);
+    assert_eq!(kept(change.repeat(CHANGES_MAX)), CHANGES_MAX);
+    assert_eq!(kept(change.repeat(CHANGES_MAX + 5)), CHANGES_MAX + 1, "to be found");
+    let bad_shape = [change.repeat(CHANGES_MAX + 4), field(2, &field(2, &[0x18]))].concat();
+    assert!(fault("update", &bad_shape).message.starts_with("changes[1004]: "), "shape is judged first");
 }
 
 #[test]

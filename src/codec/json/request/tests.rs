@@ -2,7 +2,7 @@
 
 use crate::codec::json::{decode_op, decode_request};
 use crate::codec::value::tests::nested;
-use crate::model::limits::{BATCH_OPS_MAX, DEPTH_MAX};
+use crate::model::limits::{BATCH_OPS_MAX, CHANGES_MAX, DEPTH_MAX};
 use crate::model::request::*;
 use crate::model::{Code, Error, Value};
 
@@ -266,6 +266,15 @@ fn a_batch_is_bounded_on_each_side() {
     }
     let error = fails("batch", &batch(BATCH_OPS_MAX + 2, "{}"));
     assert!(error.message.starts_with("ops[1001]: "), "shape is judged first: {error}");
+}
+
+#[test]
+fn of_changes_beyond_the_limit_one_is_kept() {
+    let list = |count: usize, last: &str| format!("[{}{last}]", "{},".repeat(count - 1));
+    assert_eq!(changes(&list(CHANGES_MAX, "{}")).len(), CHANGES_MAX);
+    assert_eq!(changes(&list(CHANGES_MAX + 5, "{}")).len(), CHANGES_MAX + 1, "to be found");
+    let error = fails("update", &format!("{{\"changes\":{}}}", list(CHANGES_MAX + 5, "1")));
+    assert!(error.message.starts_with("changes[1004]: "), "shape is judged first: {error}");
 }
 
 #[test]
