@@ -16,7 +16,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Fault, Form, Stored};
+use super::{Fault, Form, Stored, header};
 
 #[expect(unreachable_pub, reason = "generated from proto/datastore/v1/stored.proto")]
 mod wire {
@@ -48,6 +48,8 @@ pub(super) fn open(frame: &Bytes) -> Result<Stored, Fault> {
     let body = wire::Body::decode(frame.slice(HEADER_BYTES..))
         .map_err(|fault| Fault::FirstBody(fault.to_string()))?;
     let wire::Body { value, updated_at_ms, content_type, schema } = body;
+    // What could not be written again.
+    header::check_content_type(content_type.as_bytes())?;
     Ok(Stored { updated_at_ms, content_type, schema, form: Form::Protobuf(value) })
 }
 

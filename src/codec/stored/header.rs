@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{BODY_BYTES_MAX, FORMAT, Fault, MAGIC, Packing};
 use crate::codec::body::{Writer, varint};
 use crate::model::Document;
+use crate::model::limits::CONTENT_TYPE_BYTES_MAX;
 
 const CRC_AT: Range<usize> = 3..7;
 /// Magic, format, flags, checksum.
@@ -120,9 +121,10 @@ impl Header {
             let length = usize::from(*bytes.get(at).ok_or(cut(bytes, at + 1))?);
             let range = at + 1..at + 1 + length;
             let text = bytes.get(range.clone()).ok_or(cut(bytes, range.end))?;
-            if text.is_empty() || !text.iter().all(|byte| (b' '..=b'~').contains(byte)) {
-                return Err(Fault::Header("the content type is not printable ASCII"));
+            if text.is_empty() {
+                return Err(Fault::Header("a content type without a byte"));
             }
+            check_content_type(text)?;
             content_type = String::from_utf8_lossy(text).into_owned();
             places.content_type = at..range.end;
             at = range.end;
@@ -136,6 +138,17 @@ impl Header {
         let header = Self { packing, updated_at_ms, schema, content_type, body_bytes, stored_bytes };
         Ok((header, at..at + stored_bytes))
     }
+}
+
+/// A content type is printable ASCII, and not long.
+pub(super) fn check_content_type(text: &[u8]) -> Result<(), Fault> {
+    if text.len() > CONTENT_TYPE_BYTES_MAX {
+        return Err(Fault::Header("a content type of more than 255 bytes"));
+    }
+    if !text.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+        return Err(Fault::Header("the content type is not printable ASCII"));
+    }
+    Ok(())
 }
 
 fn number(bytes: &[u8], at: &mut usize, place: &mut Range<usize>) -> Result<u64, Fault> {
