@@ -11,6 +11,8 @@ mod paths;
 pub mod policy;
 mod read;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod update;
 pub use read::Got;
 pub use update::check_size;

@@ -19,6 +19,11 @@ const KEY_BYTES: usize = 16;
 /// Keys that room is taken for at first, at most.
 const KEYS_FIRST_MAX: usize = 256;
 
+const TOO_MANY_KEYS: &str = "a shape with more keys than values, or none";
+
+/// The place of the shape of a map without entries, which has none.
+const NO_SHAPE: usize = usize::MAX;
+
 /// A body being read, and the shapes that were met.
 pub(super) struct Reader<'b> {
     shared: &'b Bytes,
@@ -221,7 +226,7 @@ impl<'b> Reader<'b> {
                 Head::List(self.sized(at, end, tag - tag::LIST_SIZED)?)
             }
             tag::LIST_TO_END => Head::List(self.range(at, end, end - *at)?),
-            tag::MAP_EMPTY => Head::Map(Layout { shape: start, values: *at..*at, own: false }),
+            tag::MAP_EMPTY => Head::Map(Layout { shape: NO_SHAPE, values: *at..*at, own: false }),
             tag::MAP..=tag::MAP_LAST => {
                 let values = self.sized(at, end, tag - tag::MAP)?;
                 Head::Map(Layout { shape: values.start, values, own: true })
@@ -246,15 +251,20 @@ impl<'b> Reader<'b> {
 
     /// The keys of a map, as places in [`Reader::key`], and where its values begin.
     pub(super) fn shape(&mut self, map: &Layout) -> Result<(Range<usize>, usize)> {
-        if map.values.is_empty() {
+        if map.shape == NO_SHAPE {
             return Ok((0..0, map.values.start));
         }
         let shape = match self.shapes.iter().rev().find(|shape| shape.at == map.shape) {
             Some(shape) => shape.clone(),
             None => self.new_shape(map)?,
         };
+        // A shape that was read for another map may be longer than this one.
+        let values_at = if map.own { shape.end } else { map.values.start };
+        if values_at > map.values.end || shape.keys.len() > map.values.end - values_at {
+            return Err(malformed(map.shape, TOO_MANY_KEYS));
+        }
         if map.own {
-            return Ok((shape.keys, shape.end));
+            return Ok((shape.keys, values_at));
         }
         let bytes = self.keys[shape.keys.clone()].iter().map(|key| key.len()).sum();
         self.share(map.values.start, bytes)?;
@@ -269,8 +279,7 @@ impl<'b> Reader<'b> {
         let count = self.varint(&mut at, end)?;
         // Each value takes a byte at least, so this bounds what a count can make the reader take.
         let count = usize::try_from(count).ok().filter(|count| (1..=map.values.len()).contains(count));
-        let count =
-            count.ok_or_else(|| malformed(map.shape, "a shape with more keys than values, or none"))?;
+        let count = count.ok_or_else(|| malformed(map.shape, TOO_MANY_KEYS))?;
         if self.shapes.capacity() == 0 {
             self.shapes.reserve(SHAPES_MAX.min(self.body.len() / SHAPE_BYTES + 1));
             self.keys.reserve(KEYS_FIRST_MAX.min(self.body.len() / KEY_BYTES));

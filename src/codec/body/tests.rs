@@ -220,7 +220,19 @@ fn what_does_not_read_says_where_and_why() {
         ("f7 01 d664 69", "at byte 2 of the body: a key that is no text"),
         ("f7 02 0161 0161 69 69", "at byte 1 of the body: key \"a\" stands twice in one map"),
         ("f7 01 0161 69 69", "at byte 5 of the body: more values than keys"),
-        ("f7 02 0161 0162 69", "at byte 7 of the body: the end inside a value"),
+        ("f7 02 0161 0162 69", "at byte 1 of the body: a shape with more keys than values, or none"),
+        ("ee00", "at byte 2 of the body: a number that does not end"),
+        ("f6 f10102 ee04 01 0161 69", "at byte 6 of the body: a shape with more keys than values, or none"),
+        // A map at a distance to a shape that reaches beyond the map which has it.
+        (
+            "f6 f103046969 ee02 020161 0162 6969",
+            "at byte 8 of the body: a shape with more keys than values, or none",
+        ),
+        // Many maps of one value with the shape of one that has two.
+        (
+            "f6 f102036a ee07 02 0161 0162 69 69",
+            "at byte 7 of the body: a shape with more keys than values, or none",
+        ),
         ("f6 f1 02 7f 69", "at byte 1 of the body: a shape beyond the end"),
         ("ceffffffffffffffff", "at byte 1 of the body: an integer of more than 63 bits"),
         ("ddffffffffffffffff", "at byte 1 of the body: an integer of more than 63 bits"),

@@ -1,4 +1,4 @@
-//! Tests of frames. Those of old formats' bytes are `tests/it/golden.rs`.
+//! Tests of frames.
 
 use proptest::prelude::*;
 
@@ -157,4 +157,40 @@ fn what_does_not_read_is_explained_up_to_its_fault() {
     flipped[body.start + 1] = 0xff;
     let damaged = explain(&sealed(flipped)).unwrap_err();
     assert_eq!(damaged.at, body.start + 1, "{damaged:?}");
+}
+
+/// Records of every kind as each format has them. Lines are never changed or taken away: what is stored somewhere must
+/// keep its meaning. `value_protobuf` tells what JSON cannot: the bits of a NaN.
+const GOLDEN: [(u8, &str); 2] = [
+    (1, include_str!("../../../tests/golden/format-1.ndjson")),
+    (2, include_str!("../../../tests/golden/format-2.ndjson")),
+];
+
+#[test]
+fn records_of_every_format_keep_their_meaning() {
+    let unhex = |text: &serde_json::Value| -> Bytes {
+        let text = text.as_str().unwrap();
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    };
+    for (format, file) in GOLDEN {
+        let mut names = std::collections::HashSet::new();
+        for line in file.lines() {
+            let golden: serde_json::Value = serde_json::from_str(line).unwrap();
+            let name = golden["name"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "{name} stands twice");
+            let frame = unhex(&golden["record"]);
+            assert_eq!(frame[1], format, "{name}");
+            let document = decode(&frame).unwrap_or_else(|fault| panic!("{name}: {fault}"));
+            assert_eq!(document.updated_at_ms, golden["updated_at_ms"].as_i64().unwrap(), "{name}");
+            assert_eq!(document.content_type, golden["content_type"].as_str().unwrap(), "{name}");
+            assert_eq!(u64::from(document.schema), golden["schema"].as_u64().unwrap(), "{name}");
+            let protobuf = unhex(&golden["value_protobuf"]);
+            assert_eq!(document.value, value::decode(&protobuf).unwrap(), "{name}");
+            assert_eq!(open(&frame).unwrap().protobuf().unwrap(), protobuf, "{name}");
+            assert_eq!(explain(&frame).unwrap().value, document.value, "{name}");
+            // What is read of an old format is written in the newest.
+            assert_eq!(decode(&encode(&document, Compression::None)).unwrap(), document, "{name}");
+        }
+        assert!(names.len() >= 16, "format {format} has {} records", names.len());
+    }
 }
