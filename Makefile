@@ -13,6 +13,7 @@ run: deps-run
 ## test: every kind of check in its short form
 test: deps-test
 	$(CARGO) test --locked
+	$(CARGO) test --locked --bench record --bench sizes
 	$(CARGO) check --locked --no-default-features
 
 ## check: formatting and lints, warnings are errors
@@ -21,8 +22,9 @@ check:
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, growth
-soak: deps-test
+## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, the tables of
+## bench and sizes, and each fuzz target for 10 minutes
+soak: deps-test deps-fuzz
 	$(CARGO) build --release --locked
 	scripts/soak.sh
 

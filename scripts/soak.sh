@@ -17,3 +17,5 @@ if [ "$status" -ne 0 ]; then
     exit "$status"
 fi
 scripts/bench.sh
+cargo bench --locked --bench sizes
+FUZZ_SECONDS="${FUZZ_SECONDS:-600}" scripts/fuzz.sh

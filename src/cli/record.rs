@@ -202,9 +202,9 @@ fn unhex(line: &[u8]) -> Result<Bytes, String> {
             }
             byte => {
                 return Err(format!(
-                    "character {} is no hex digit: {:?}",
+                    "character {} is no hex digit: \"{}\"",
                     at + 1,
-                    char::from(*byte).escape_default().to_string()
+                    char::from(*byte).escape_default()
                 ));
             }
         };

@@ -16,5 +16,6 @@ mod fuzz_corpus;
 mod headers;
 mod lifecycle;
 mod readme;
+mod record;
 mod support;
 mod transfer;
