@@ -16,8 +16,8 @@
 //!      -  2-10 bit 3: schema id and schema version, varints of at most 32 bits
 //!      -  1-5  bit 4: dictionary id, varint of at most 32 bits
 //!      - 2-256 bit 2: length of the content type, 1 to 255, and the content type
-//!      -  1-5  only where packed: length of the body unpacked, varint, at most 64 MiB
-//!      -  1-5  length of the body as it stands here, varint, at most 64 MiB
+//!      -  1-5  only where packed: length of the body unpacked, varint, at most 256 MiB
+//!      -  1-5  length of the body as it stands here, varint, at most 256 MiB
 //!      -    -  the body
 //! ```
 //!
@@ -47,8 +47,9 @@ use header::Header;
 const MAGIC: u8 = 0xDA;
 /// The newest format, which is written.
 pub const FORMAT: u8 = 2;
-/// Most bytes of a body, as it stands and unpacked: the largest payload that NATS takes.
-pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most bytes of a body, as it stands and unpacked. The largest payload that NATS takes is 64 MiB, and what grows the
+/// most on its way from there are floats in JSON: four bytes (`0.1,`) become nine.
+pub const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Why stored bytes cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -87,7 +87,7 @@ fn what_a_newer_version_wrote_is_named() {
 #[test]
 fn a_declared_length_above_the_limit_costs_no_memory() {
     for (flags, lengths, declared) in [
-        (0, &[0x81, 0x80, 0x80, 0x20][..], BODY_BYTES_MAX as u64 + 1),
+        (0, &[0x81, 0x80, 0x80, 0x80, 0x01][..], BODY_BYTES_MAX as u64 + 1),
         (2, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], u64::MAX),
     ] {
         let frame = [&[0xDA, 2, flags, 0, 0, 0, 0, 0], lengths, &[0; 40]].concat();
