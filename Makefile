@@ -17,10 +17,11 @@ test: deps-test
 	$(CARGO) check --locked --no-default-features
 
 ## check: formatting and lints, warnings are errors
-check:
+check: deps-fuzz
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	CARGO_TARGET_DIR=target/fuzz $(CARGO) check --locked --manifest-path fuzz/Cargo.toml
 
 ## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, the tables of
 ## bench and sizes, and each fuzz target for 10 minutes

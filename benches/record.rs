@@ -32,7 +32,7 @@ fn main() {
 fn run(criterion: &mut Criterion, set: &Set) {
     let mut formats =
         vec![formats::body(set), formats::message_pack(set), formats::protobuf(set), formats::wire_json(set)];
-    formats.extend(ours::COMPRESSIONS.iter().map(|compression| formats::frame(set, *compression)));
+    formats.extend(ours::compressions().map(|compression| formats::frame(set, compression)));
     let frames: Vec<_> =
         set.documents.iter().map(|document| ours::encode(document, ours::Compression::None)).collect();
     // Movies have no user: there the field is missing.

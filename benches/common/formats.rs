@@ -10,9 +10,9 @@ use super::data::Set;
 use super::ours::{self, Compression};
 use super::peer::{Decoded, Peer};
 
-/// Room that the peers' buffers start with: most records fit, and growing from nothing costs up to half of an
-/// encode.
-const ROOM_BYTES: usize = 1024;
+/// Room that the peers' buffers start with, as much as our own writer's: most records fit, and growing from nothing costs
+/// up to half of an encode.
+const ROOM_BYTES: usize = 8 * 1024;
 
 const ROUND_TRIP: &str = "what this format wrote a moment ago reads back";
 
@@ -58,7 +58,7 @@ enum Keeps {
 /// The formats of the tables. The first is our body, and [`MESSAGE_PACK`] is among them.
 pub(crate) fn compared(set: &Set) -> Vec<Format<'_>> {
     let mut formats = vec![body(set), message_pack(set), cbor(set), json(set), protobuf(set)];
-    formats.extend(ours::COMPRESSIONS.iter().map(|compression| frame(set, *compression)));
+    formats.extend(ours::compressions().map(|compression| frame(set, compression)));
     formats
 }
 

@@ -1,5 +1,7 @@
 //! The only place that calls the stored record's functions.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use datastore::codec::{body, stored};
 use datastore::model::op::Path;
@@ -12,8 +14,11 @@ pub(crate) use stored::Compression;
 pub(crate) type Opened = stored::Stored;
 
 /// What frames can be compressed with.
-pub(crate) const COMPRESSIONS: &[Compression<'static>] =
-    &[Compression::None, Compression::Lz4, Compression::Zstd];
+pub(crate) fn compressions() -> [Compression<'static>; 4] {
+    /// One for all sets, so that the first records of a set that pays come after up to 64 that are not tried.
+    static PAYOFF: LazyLock<stored::Payoff> = LazyLock::new(stored::Payoff::default);
+    [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Auto(&PAYOFF)]
+}
 
 /// Writes a whole frame.
 pub(crate) fn encode(document: &Document, compression: Compression<'_>) -> Bytes {

@@ -1,8 +1,11 @@
 //! Stored records: any bytes, and any bytes behind a checksum that is right.
 
 use bytes::Bytes;
+use datastore::codec::project::project;
 use datastore::codec::stored::{self, Compression};
 use datastore::codec::value;
+use datastore::model::Value;
+use datastore::model::op::Path;
 
 use super::bounds::{FAULT_BYTES, VALUE_PER_BYTE, body_bytes};
 use super::within;
@@ -81,6 +84,14 @@ fn read(frame: &[u8]) {
         _ => body_bytes(length),
     };
     let value = within("a record", bound, || opened.value());
+    let paths = paths(value.as_ref().ok());
+    for fields in paths.iter().map(std::slice::from_ref).chain([&paths[..]]) {
+        let selected = within("a part of a record", bound + FAULT_BYTES, || opened.project(fields));
+        // A part may be sound where the whole is not, and never the other way round.
+        if let Ok(value) = &value {
+            assert_eq!(selected.expect("a part of what reads reads"), project(value.clone(), fields));
+        }
+    }
     let protobuf = within("a record in protobuf", bound, || opened.protobuf());
     let Ok(value) = value else {
         assert!(explained.is_err(), "what does not read is not explained as sound");
@@ -94,4 +105,29 @@ fn read(frame: &[u8]) {
         let again = stored::encode(&document, compression);
         assert_eq!(stored::decode(&again).expect("what was written reads"), document);
     }
+}
+
+/// Paths that may lead somewhere in any document, and one that leads to the last leaf of this one.
+fn paths(value: Option<&Value>) -> Vec<Path> {
+    let mut paths: Vec<Path> =
+        ["0", "1.0", "a", "a.b"].into_iter().map(|path| Path::parse(path).expect("a path")).collect();
+    let mut steps = Vec::new();
+    let mut at = value;
+    while let Some(value) = at {
+        at = match value {
+            Value::List(items) => {
+                steps.push(items.len().saturating_sub(1).to_string());
+                items.last()
+            }
+            Value::Map(map) => {
+                let last = map.iter().last();
+                steps.extend(last.map(|(key, _)| key.to_owned()));
+                last.map(|(_, value)| value)
+            }
+            _ => None,
+        };
+    }
+    // Keys of some kinds cannot stand in a path.
+    paths.extend(Path::parse(&steps.join(".")));
+    paths
 }

@@ -94,10 +94,15 @@ fn value(put: &Put) -> Result<Value, Fault> {
 }
 
 pub(super) fn all(input: impl Read) -> Result<Bytes, Fault> {
+    at_most(INPUT_BYTES_MAX, input)
+}
+
+/// Everything there is, if it is not more than so many bytes.
+pub(super) fn at_most(bytes_max: u64, input: impl Read) -> Result<Bytes, Fault> {
     let mut bytes = Vec::new();
-    input.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > INPUT_BYTES_MAX {
-        return Err(Fault::input(format!("the input is larger than {INPUT_BYTES_MAX} bytes")));
+    input.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(Fault::input(format!("the input is larger than {bytes_max} bytes")));
     }
     Ok(bytes.into())
 }

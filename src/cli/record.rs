@@ -11,11 +11,13 @@ use crate::model::clock::wall_ms;
 use crate::model::{Document, Value};
 
 use super::args::{Decode, Encode, Method};
-use super::data::all;
+use super::data::{all, at_most};
 use super::output::{Ended, Fault, Output, failed, json_text, tell};
 
 /// Bytes of a field that are shown; of a longer one the first of them.
 const SHOWN_BYTES: usize = 16;
+/// Bytes of records that are read at once: the longest in hex, and some.
+const RECORDS_BYTES_MAX: u64 = 2 * stored::BODY_BYTES_MAX as u64 + 64 * 1024;
 
 /// Prints a document as a stored record.
 pub(super) fn encode(output: &mut Output, encode: &Encode) -> Ended {
@@ -45,7 +47,7 @@ pub(super) fn encode(output: &mut Output, encode: &Encode) -> Ended {
 
 fn document(argument: &str) -> Result<Value, Fault> {
     let (input, from) = match argument.strip_prefix('@') {
-        Some(path) => (file(path)?, path),
+        Some(path) => (all(open(path)?)?, path),
         None if argument == "-" => (all(std::io::stdin())?, "standard input"),
         None => {
             return json::parse_value(argument.as_bytes())
@@ -55,16 +57,16 @@ fn document(argument: &str) -> Result<Value, Fault> {
     json::parse_value(&input).map_err(|error| Fault::input(format!("{from} is not JSON: {}", error.message)))
 }
 
-fn file(path: &str) -> Result<Bytes, Fault> {
-    all(File::open(path).map_err(|error| Fault::input(format!("cannot read {path}: {error}")))?)
+fn open(path: &str) -> Result<File, Fault> {
+    File::open(path).map_err(|error| Fault::input(format!("cannot read {path}: {error}")))
 }
 
 /// Prints every record of the input with every field of its header. What is damaged is told, and what stands behind
 /// it is still printed where its place is known.
 pub(super) fn decode(output: &mut Output, decode: &Decode) -> Ended {
     let (input, is_argument) = match decode.records.strip_prefix('@') {
-        Some(path) => (file(path)?, false),
-        None if decode.records == "-" => (all(std::io::stdin())?, false),
+        Some(path) => (at_most(RECORDS_BYTES_MAX, open(path)?)?, false),
+        None if decode.records == "-" => (at_most(RECORDS_BYTES_MAX, std::io::stdin())?, false),
         None => (Bytes::copy_from_slice(decode.records.as_bytes()), true),
     };
     let mut printed = Printed { output, records: 0, damaged: false };

@@ -39,7 +39,7 @@
 //! part can be read without what stands before it. The body is written from its end to its start: when a
 //! length is due, what it counts is written, and the text that stands furthest back is the one the others point to.
 //!
-//! A writer may choose any of the forms that hold a value; the one here takes the shortest. A reader takes all.
+//! A writer may choose any of the forms that hold a value; the one here takes short ones. A reader takes all.
 
 mod project;
 mod read;
@@ -52,14 +52,15 @@ mod write;
 use bytes::Bytes;
 
 use crate::model::Value;
+use crate::model::limits::VALUE_BYTES_MAX;
 use crate::model::op::Path;
 
 pub(super) use read::varint;
 pub(super) use write::Writer;
 
-/// Bytes that texts and keys may add to a document by standing in it more than once. A document that came in one
-/// message of NATS cannot have more than its largest payload, 64 MiB.
-pub const SHARED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that texts and keys may add to a document by standing in it more than once: those of the largest document
+/// that is taken, because its texts cannot have more than it has itself.
+pub const SHARED_BYTES_MAX: usize = VALUE_BYTES_MAX;
 
 /// Shapes that writer and reader remember. What has one that is forgotten is written with it again, or it is read again.
 const SHAPES_MAX: usize = 64;

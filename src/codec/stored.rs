@@ -13,11 +13,12 @@
 //!                     bits 5-7 kind: 0 = a document whose maps have their keys (`codec::body`)
 //!      3    4  CRC-32C over every other byte of the frame
 //!      7  1-10 updated at, Unix milliseconds, signed varint
-//!      -  2-10 bit 3: schema id and schema version, varints of at most 32 bits
-//!      -  1-5  bit 4: dictionary id, varint of at most 32 bits
+//!      -  2-20 bit 3: schema id and schema version, varints of at most 32 bits; versions are not built yet: all but
+//!              0 are refused by name
+//!      -  1-10 bit 4: dictionary id, varint of at most 32 bits
 //!      - 2-256 bit 2: length of the content type, 1 to 255, and the content type
-//!      -  1-5  only where packed: length of the body unpacked, varint, at most 256 MiB
-//!      -  1-5  length of the body as it stands here, varint, at most 256 MiB
+//!      -  1-10 only where packed: length of the body unpacked, varint, at most 256 MiB
+//!      -  1-10 length of the body as it stands here, varint, at most 256 MiB
 //!      -    -  the body
 //! ```
 //!
@@ -47,8 +48,8 @@ use header::Header;
 const MAGIC: u8 = 0xDA;
 /// The newest format, which is written.
 pub const FORMAT: u8 = 2;
-/// Most bytes of a body, as it stands and unpacked. The largest payload that NATS takes is 64 MiB, and what grows the
-/// most on its way from there are floats in JSON: four bytes (`0.1,`) become nine.
+/// Most bytes of a body, as it stands and unpacked. The largest document has 64 MiB as its request encodes it, and what
+/// grows the most on its way from there are floats in JSON: four bytes (`0.1,`) become nine.
 pub const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Why stored bytes cannot be read.
@@ -81,6 +82,14 @@ pub enum Fault {
     /// A dictionary that is not there.
     #[error("dictionary {0} is not known to this version")]
     Dictionary(u32),
+    /// A version of a schema, which would be lost when the record is written again.
+    #[error("version {version} of schema {id} is not known to this version")]
+    Schema {
+        /// Schema id.
+        id: u32,
+        /// Its version; versions are not built yet, so every one but 0 is unknown.
+        version: u32,
+    },
     /// The bytes changed after they were written.
     #[error("checksum {computed:#010x} where the record says {stored:#010x}")]
     Checksum {
@@ -145,7 +154,7 @@ pub fn open(frame: &Bytes) -> Result<Stored, Fault> {
             }
             let Header { updated_at_ms, schema, content_type, packing, body_bytes, .. } = header;
             let form = Form::Body { packed: frame.slice(body), packing, body_bytes };
-            Ok(Stored { updated_at_ms, content_type, schema: schema.map_or(0, |(id, _)| id), form })
+            Ok(Stored { updated_at_ms, content_type, schema: schema.unwrap_or(0), form })
         }
         (MAGIC, format) => Err(Fault::Format(format)),
         (magic, _) => Err(Fault::Magic(magic)),

@@ -31,6 +31,8 @@ pub mod limits {
     pub const OP_ID_BYTES_MAX: usize = 64;
     /// Bytes of a content type, which is printable ASCII.
     pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+    /// Encoded bytes of a document, whatever else allows more: what stored records are built for.
+    pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
     /// Nesting of a document: a scalar has depth 0, `[]` has 1.
     pub const DEPTH_MAX: usize = 64;
     /// Operations of one batch.

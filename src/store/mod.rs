@@ -28,6 +28,7 @@ use crate::codec::Encoding;
 use crate::codec::stored::{self, Compression, Stored};
 use crate::model::clock::HybridClock;
 use crate::model::key::shorten;
+use crate::model::limits::VALUE_BYTES_MAX;
 use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
 use policy::{Policy, PolicySettings};
@@ -153,9 +154,9 @@ impl Call {
         RowKey { namespace: self.namespace.clone(), key: key.clone(), slot }
     }
 
-    /// Most encoded bytes of one document: what was written must be readable in one reply.
+    /// Most encoded bytes of one document: what was written must be readable in one reply, and as a stored record.
     pub fn value_bytes_max(&self) -> usize {
-        self.policy.settings.max_value_bytes.min(self.reply_bytes_max)
+        self.policy.settings.max_value_bytes.min(self.reply_bytes_max).min(VALUE_BYTES_MAX)
     }
 
     /// `deadline_exceeded`, if it is too late to start anything.

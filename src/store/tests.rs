@@ -8,12 +8,13 @@ use bytes::Bytes;
 use super::policy::{Packed, PartitionBy, PolicySettings};
 use super::*;
 use crate::backend::memory::Memory;
-use crate::backend::{Action, Write, Written};
+use crate::backend::{Action, Found, Write, Written};
 use crate::codec::json::parse_value;
 use crate::codec::stored::encode;
-use crate::model::op::{Batch, BatchOp, Expiry, Get, Lifetime, Path, Scan, Shape};
+use crate::model::op::{self, Batch, BatchOp, Expiry, Get, Lifetime, Path, Scan, Shape};
 use crate::model::reply::BatchResult;
-use crate::model::{Record, Value};
+use crate::model::request::ChangeKind;
+use crate::model::{Outcome, Record, Value};
 
 const GOLDEN: [&str; 2] =
     [include_str!("../../tests/golden/format-1.ndjson"), include_str!("../../tests/golden/format-2.ndjson")];
@@ -172,7 +173,7 @@ async fn any_flipped_bit_of_any_record_is_told_and_the_rest_of_a_scan_is_answere
 }
 
 #[tokio::test]
-async fn documents_are_packed_as_the_namespace_says_and_read_the_same() {
+async fn documents_reach_the_backend_packed_as_the_namespace_says_and_read_the_same() {
     let words = Value::from("the same words again and again, ".repeat(100).as_str());
     for (compression, packing) in [(Packed::Auto, 2), (Packed::None, 0), (Packed::Lz4, 1), (Packed::Zstd, 2)]
     {
@@ -181,12 +182,48 @@ async fn documents_are_packed_as_the_namespace_says_and_read_the_same() {
         let settings = PolicySettings { compression, ..call.policy.settings.clone() };
         let policy = Arc::new(Policy::new(settings, fixture.backend.clone()));
         let call = Call { policy, ..call };
-        let document =
-            Document { value: words.clone(), content_type: String::new(), updated_at_ms: 1, schema: 0 };
-        let record = encode(&document, call.compression());
-        assert_eq!(record[2] & 3, packing, "{compression:?}");
-        assert_eq!(stored::decode(&record).unwrap(), document);
+        let key = |name: &str| Key::parse(name).unwrap();
+        let write = |name: &str, action| op::Write {
+            key: key(name),
+            action,
+            precondition: None,
+            op: None,
+            return_record: false,
+        };
+        let put = |name| {
+            let expiry = Expiry::New(Lifetime::Forever);
+            write(name, op::Action::Put { value: words.clone(), content_type: String::new(), expiry })
+        };
+        let set = op::Change { path: Path::parse("words").unwrap(), kind: ChangeKind::Set(words.clone()) };
+        let expiry = Expiry::New(Lifetime::Forever);
+        let update = op::Action::Update { changes: vec![set], create: true, expiry };
+        let touch = op::Action::Touch { lifetime: Lifetime::Forever };
+        for write in [put("put"), write("updated", update), put("touched"), write("touched", touch)] {
+            let reply = fixture.store.write(&call, write).await;
+            assert_eq!(reply.outcome, Outcome::Applied, "{compression:?}: {reply:?}");
+        }
+        let ops = vec![BatchOp::Write(Ok(put("batched")))];
+        fixture.store.batch(&call, Batch { ops, atomic: false }).await.unwrap();
+        let ops = vec![BatchOp::Write(Ok(put("atomic")))];
+        fixture.store.batch(&call, Batch { ops, atomic: true }).await.unwrap();
+        for name in ["put", "updated", "touched", "batched", "atomic"] {
+            let deadline = call.deadline;
+            let found = fixture.backend.read(vec![call.row_key(&key(name))], deadline).await;
+            let [Ok(Some(Found { live: Some(live), .. }))] = &found[..] else { panic!("{name}: {found:?}") };
+            assert_eq!(live.body[2] & 3, packing, "{compression:?} {name}");
+            fixture.read(name, Shape::Whole, Encoding::Protobuf).await.unwrap();
+        }
     }
+}
+
+#[test]
+fn no_document_is_longer_than_a_record_may_share_whatever_the_bus_and_the_policy_allow() {
+    let fixture = fixture();
+    let call = fixture.call(Encoding::Protobuf);
+    let settings = PolicySettings { max_value_bytes: usize::MAX, ..call.policy.settings.clone() };
+    let policy = Arc::new(Policy::new(settings, fixture.backend.clone()));
+    let call = Call { policy, reply_bytes_max: 1 << 30, ..call };
+    assert_eq!(call.value_bytes_max(), crate::codec::body::SHARED_BYTES_MAX);
 }
 
 fn unhex(text: &str) -> Vec<u8> {

@@ -291,7 +291,10 @@ impl<'b> Reader<'b> {
             let range = match self.head(&mut at, end)? {
                 Head::Text(range) => range,
                 Head::Shared(range) => {
-                    self.share(key_at, range.len())?;
+                    // All keys of a map with the shape of another are counted once it is read.
+                    if map.own {
+                        self.share(key_at, range.len())?;
+                    }
                     range
                 }
                 _ => return Err(malformed(key_at, "a key that is no text")),

@@ -304,3 +304,19 @@ fn what_sharing_adds_has_a_limit() {
     assert!(fault.to_string().contains("add more than 67108864 bytes"), "{fault}");
     assert!(to_protobuf(&body(refs + 1)).is_err());
 }
+
+/// The largest document that is taken, most of it keys of shapes that do not fit the memory of writer and reader:
+/// what is counted when it is read is not more than what is in it.
+#[test]
+fn the_largest_document_of_shared_keys_reads_back() {
+    let key = "k".repeat(8000);
+    for shapes in [SHAPES_MAX, SHAPES_MAX * 3] {
+        let rows = SHARED_BYTES_MAX / (key.len() + 8);
+        let row = |n: usize| map([(key.clone(), Value::Int(1)), (format!("{:03}", n % shapes), Value::Null)]);
+        let document = Value::List((0..rows).map(row).collect());
+        let body = Bytes::from(encode(&document));
+        assert!(body.len() < SHARED_BYTES_MAX / 8, "{shapes}: {}", body.len());
+        assert!(decode(&body).unwrap() == document, "{shapes}");
+        to_protobuf(&body).unwrap();
+    }
+}

@@ -57,13 +57,17 @@ impl<'v> Writer<'_, 'v> {
     /// Lends this thread's buffer.
     pub(in super::super) fn with<R>(work: impl FnOnce(&mut Writer<'_, 'v>) -> R) -> R {
         SCRATCH.with_borrow_mut(|scratch| {
-            if scratch.buffer.is_empty() || scratch.buffer.len() > BUFFER_KEPT_BYTES {
-                scratch.buffer = vec![0; BUFFER_FIRST_BYTES];
-            }
-            scratch.strings.start();
-            let at = scratch.buffer.len();
             let Scratch { buffer, strings } = scratch;
-            work(&mut Writer { buffer, at, strings, shapes: Vec::new(), oldest_shape: 0 })
+            if buffer.is_empty() {
+                *buffer = vec![0; BUFFER_FIRST_BYTES];
+            }
+            strings.start();
+            let at = buffer.len();
+            let done = work(&mut Writer { buffer, at, strings, shapes: Vec::new(), oldest_shape: 0 });
+            if buffer.len() > BUFFER_KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+            done
         })
     }
 
@@ -80,6 +84,9 @@ impl<'v> Writer<'_, 'v> {
     /// Takes back everything.
     pub(in super::super) fn clear(&mut self) {
         self.at = self.buffer.len();
+        self.strings.start();
+        self.shapes.clear();
+        self.oldest_shape = 0;
     }
 
     /// Writes the document, in front of nothing.

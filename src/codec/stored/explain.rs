@@ -136,8 +136,8 @@ fn newest_fields(bytes: &[u8], note: &mut Note<'_>) -> Placed<(usize, usize)> {
     let at = header.updated_at_ms;
     let text = crate::codec::json::time_text(at.saturating_mul(1000));
     note(places.updated_at, "updated at", text.map_or(format!("{at} ms"), |text| format!("{at} ms, {text}")));
-    if let Some((id, version)) = header.schema {
-        note(places.schema, "schema", format!("id {id}, version {version}"));
+    if let Some(id) = header.schema {
+        note(places.schema, "schema", format!("id {id}, version 0"));
     }
     if !header.content_type.is_empty() {
         note(places.content_type, "content type", header.content_type);
@@ -156,6 +156,7 @@ fn fault_at(bytes: &[u8], places: &Places, fault: &Fault) -> usize {
     match fault {
         Fault::Flags { .. } => 2,
         Fault::Length { .. } => bytes.len(),
+        Fault::Schema { .. } => places.schema.start,
         Fault::Dictionary(_) => places.dictionary.start,
         _ => {
             let read = [&places.updated_at, &places.schema, &places.content_type, &places.body_bytes];

@@ -16,14 +16,16 @@ const HAS_CONTENT_TYPE: u8 = 1 << 2;
 const HAS_SCHEMA: u8 = 1 << 3;
 const HAS_DICTIONARY: u8 = 1 << 4;
 const KIND_SHIFT: u8 = 5;
+/// Schemas have no versions yet.
+const SCHEMA_VERSION: u64 = 0;
 
 /// What stands in front of a body.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
     pub(super) packing: Packing,
     pub(super) updated_at_ms: i64,
-    /// Id and version.
-    pub(super) schema: Option<(u32, u32)>,
+    /// Its id; 0 may stand there as well.
+    pub(super) schema: Option<u32>,
     pub(super) content_type: String,
     /// Of the body unpacked.
     pub(super) body_bytes: usize,
@@ -49,7 +51,7 @@ impl Header {
         Self {
             packing,
             updated_at_ms: document.updated_at_ms,
-            schema: (document.schema != 0).then_some((document.schema, 0)),
+            schema: (document.schema != 0).then_some(document.schema),
             content_type: document.content_type.clone(),
             body_bytes,
             stored_bytes,
@@ -73,9 +75,9 @@ impl Header {
             let length = u8::try_from(self.content_type.len()).expect("a content type has at most 255 bytes");
             writer.bytes(&[length]);
         }
-        if let Some((id, version)) = self.schema {
+        if let Some(id) = self.schema {
             flags |= HAS_SCHEMA;
-            writer.varint(version.into());
+            writer.varint(SCHEMA_VERSION);
             writer.varint(id.into());
         }
         writer.signed_varint(self.updated_at_ms);
@@ -110,8 +112,12 @@ impl Header {
         if flags & HAS_SCHEMA != 0 {
             let id = short(bytes, &mut at, &mut places.schema)?;
             let mut version_at = 0..0;
-            schema = Some((id, short(bytes, &mut at, &mut version_at)?));
+            let version = short(bytes, &mut at, &mut version_at)?;
             places.schema.end = version_at.end;
+            if version != 0 {
+                return Err(Fault::Schema { id, version });
+            }
+            schema = Some(id);
         }
         if flags & HAS_DICTIONARY != 0 {
             return Err(Fault::Dictionary(short(bytes, &mut at, &mut places.dictionary)?));

@@ -47,7 +47,7 @@ proptest! {
 }
 
 #[test]
-fn a_record_of_a_small_document_costs_15_bytes_beside_it() {
+fn a_record_of_a_small_document_costs_14_bytes_beside_it() {
     let document = Document { content_type: String::new(), ..small() };
     let body = crate::codec::body::encode(&document.value);
     assert_eq!(encode(&document, Compression::None).len(), body.len() + 14);
@@ -80,12 +80,14 @@ fn what_a_newer_version_wrote_is_named() {
     assert_eq!(with(1, 3), "record format 3 is not known to this version, which reads 1 and 2");
     assert_eq!(with(2, 0x07), "packing 3 in flags 0x07 of record format 2 is not known to this version");
     assert_eq!(with(2, 0x24), "the kind in flags 0x24 of record format 2 is not known to this version");
-    // The dictionary's id is read where the content type's length stood: 16.
+    // The schema's id is read where the content type's length stood: 16, its version where its first letter did.
+    assert_eq!(with(2, 0x0c), "version 97 of schema 16 is not known to this version");
+    // The same for the dictionary's id.
     assert_eq!(with(2, 0x14), "dictionary 16 is not known to this version");
 }
 
 #[test]
-fn a_declared_length_above_the_limit_costs_no_memory() {
+fn a_declared_length_above_the_limit_is_refused_before_the_body() {
     for (flags, lengths, declared) in [
         (0, &[0x81, 0x80, 0x80, 0x80, 0x01][..], BODY_BYTES_MAX as u64 + 1),
         (2, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], u64::MAX),
@@ -191,6 +193,39 @@ fn records_of_every_format_keep_their_meaning() {
             // What is read of an old format is written in the newest.
             assert_eq!(decode(&encode(&document, Compression::None)).unwrap(), document, "{name}");
         }
-        assert!(names.len() >= 16, "format {format} has {} records", names.len());
     }
+}
+
+/// Lines of each file, and the XXH3-64 of their bytes.
+const SHIPPED: [(usize, u64); 2] = [(16, 4_040_374_648_083_812_281), (42, 14_674_123_491_235_153_820)];
+
+/// Lines are added at the end, with a new number here: those that are there stay as they are.
+#[test]
+fn no_golden_record_was_changed_or_taken_away() {
+    for ((format, file), (lines, hash)) in GOLDEN.into_iter().zip(SHIPPED) {
+        let shipped: String = file.split_inclusive('\n').take(lines).collect();
+        assert_eq!(shipped.lines().count(), file.lines().count(), "format {format}: lines");
+        assert_eq!(xxhash_rust::xxh3::xxh3_64(shipped.as_bytes()), hash, "format {format}: their bytes");
+    }
+}
+
+const REFUSED_LINES: usize = 41;
+/// Frames and bodies that no reader may take, and a part of what it must say. Each has a right checksum.
+const REFUSED: &str = include_str!("../../../tests/golden/refused-2.ndjson");
+
+#[test]
+fn what_must_be_refused_is_refused_by_name() {
+    let mut lines = 0;
+    for line in REFUSED.lines() {
+        let golden: serde_json::Value = serde_json::from_str(line).unwrap();
+        let name = &golden["name"];
+        let text = golden["record"].as_str().unwrap();
+        let frame: Vec<u8> =
+            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect();
+        assert!(frame[1] != FORMAT || header::check(&frame).is_ok(), "{name}: refused for its checksum");
+        let fault = decode(&frame.into()).expect_err(&name.to_string());
+        assert!(fault.to_string().contains(golden["says"].as_str().unwrap()), "{name}: {fault}");
+        lines += 1;
+    }
+    assert_eq!(lines, REFUSED_LINES);
 }
