@@ -129,7 +129,8 @@ pub(crate) fn repeated<'k>(count: usize, key: impl Fn(usize) -> &'k str) -> Opti
     })
 }
 
-/// A hash of a text: quick, and as good as it needs to be, because texts of one hash are compared.
+/// A hash of a text, from its length and at most 24 of its bytes: quick, and as good as it needs to be, because
+/// texts of one hash are compared.
 #[inline]
 pub(crate) fn quick_hash(text: &[u8]) -> u64 {
     /// Odd, its bits well mixed: 2^64 divided by the golden ratio.
@@ -143,12 +144,7 @@ pub(crate) fn quick_hash(text: &[u8]) -> u64 {
             (u64::from(text[0]) << 16 | u64::from(text[length / 2]) << 8 | u64::from(text[length - 1]), 0)
         }
         4..8 => (four(0), four(length - 4)),
-        8..=24 => (eight(0) ^ eight(length / 2 - 4).rotate_left(29), eight(length - 8)),
-        // Addresses and identifiers often differ in few bytes that may stand anywhere.
-        _ => {
-            let step = |hash: u64, at: usize| (hash.rotate_left(23) ^ eight(at)).wrapping_mul(FACTOR);
-            ((0..length - 8).step_by(8).fold(0, step), eight(length - 8))
-        }
+        _ => (eight(0) ^ eight(length / 2 - 4).rotate_left(29), eight(length - 8)),
     };
     let mixed = u128::from(first ^ FACTOR)
         * u128::from(last.rotate_left(32) ^ (length as u64).wrapping_mul(FACTOR) | 1);
