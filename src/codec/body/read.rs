@@ -286,14 +286,18 @@ impl<'b> Reader<'b> {
         }
         let first = self.keys.len();
         self.keys.reserve(count);
+        let mut not_own = 0;
         for _ in 0..count {
             let key_at = at;
             let range = match self.head(&mut at, end)? {
                 Head::Text(range) => range,
                 Head::Shared(range) => {
-                    // All keys of a map with the shape of another are counted once it is read.
                     if map.own {
                         self.share(key_at, range.len())?;
+                    } else {
+                        // All keys of a map with the shape of another are counted once it is read.
+                        not_own += range.len();
+                        self.check_share(key_at, not_own)?;
                     }
                     range
                 }
@@ -339,15 +343,18 @@ impl<'b> Reader<'b> {
 
     /// Counts what a text adds to the document by standing in it once more.
     pub(super) fn share(&mut self, at: usize, bytes: usize) -> Result<()> {
-        match self.shared_left.checked_sub(bytes) {
-            Some(left) => self.shared_left = left,
-            None => {
-                let what =
-                    format!("texts that stand in it several times add more than {SHARED_BYTES_MAX} bytes");
-                return Err(Malformed::new(at, what));
-            }
-        }
+        self.check_share(at, bytes)?;
+        self.shared_left -= bytes;
         Ok(())
+    }
+
+    /// Whether so much may be added.
+    fn check_share(&self, at: usize, bytes: usize) -> Result<()> {
+        if bytes <= self.shared_left {
+            return Ok(());
+        }
+        let what = format!("texts that stand in it several times add more than {SHARED_BYTES_MAX} bytes");
+        Err(Malformed::new(at, what))
     }
 
     /// The text that stands `distance` bytes behind `from`.

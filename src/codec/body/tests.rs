@@ -320,3 +320,28 @@ fn the_largest_document_of_shared_keys_reads_back() {
         to_protobuf(&body).unwrap();
     }
 }
+
+/// A shape whose keys are all the same long text must not be read to its end before that is noticed.
+#[test]
+fn keys_of_a_shape_elsewhere_are_bounded_while_they_are_read() {
+    let (keys, text) = (20_000_u32, 8000_usize);
+    // A list: a map of as many values with a shape behind it, whose keys all lead to one text.
+    let mut body = vec![0xf6, 0xf3];
+    body.extend_from_slice(&(keys + 1).to_le_bytes());
+    body.push(0);
+    body.extend(std::iter::repeat_n(0xde, keys as usize));
+    // The distance leads over the values, and takes three bytes itself.
+    let distance = keys;
+    let varint = [distance as u8 | 0x80, (distance >> 7) as u8 | 0x80, (distance >> 14) as u8];
+    body.splice(6..7, varint);
+    body[2..6].copy_from_slice(&(keys + 3).to_le_bytes());
+    body.extend_from_slice(&[keys as u8 | 0x80, (keys >> 7) as u8 | 0x80, (keys >> 14) as u8]);
+    for key in 0..keys {
+        body.push(0xf5);
+        body.extend_from_slice(&((keys - key - 1) * 5).to_le_bytes());
+    }
+    body.extend_from_slice(&[0x40 + ((text - 64) >> 8) as u8, (text - 64) as u8]);
+    body.resize(body.len() + text, b'x');
+    let fault = decode(&body.into()).unwrap_err();
+    assert!(fault.to_string().contains("add more than 67108864 bytes"), "{fault}");
+}
