@@ -93,6 +93,7 @@ fn read(frame: &[u8]) {
         }
     }
     let protobuf = within("a record in protobuf", bound, || opened.protobuf());
+    assert_eq!(value.is_ok(), protobuf.is_ok(), "what does not read does not go to the wire");
     let Ok(value) = value else {
         assert!(explained.is_err(), "what does not read is not explained as sound");
         return;

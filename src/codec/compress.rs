@@ -18,6 +18,11 @@ const MISSES_MAX: u32 = 8;
 /// One body of so many is still tried then, so that a namespace whose documents change is noticed.
 const RARELY: u32 = 64;
 
+/// A byte of an LZ4 block stands for at most so many (its block format: each further byte of a length adds 255).
+const LZ4_EXPANDS_MAX: usize = 255;
+/// What the first token of a block may hold beyond that.
+const LZ4_LAST_BYTES: usize = 64;
+
 /// How bodies are stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Compression<'m> {
@@ -96,6 +101,10 @@ pub(super) fn pack(body: &[u8], compression: Compression<'_>) -> Option<(Packing
 pub(super) fn unpack(packed: &[u8], packing: Packing, length: usize) -> Result<Vec<u8>, String> {
     let body = match packing {
         Packing::None => return Ok(packed.to_vec()),
+        // Its library takes the room before it looks at what is there.
+        Packing::Lz4 if length > LZ4_EXPANDS_MAX * packed.len() + LZ4_LAST_BYTES => {
+            return Err(format!("{} bytes of LZ4 cannot hold {length}", packed.len()));
+        }
         Packing::Lz4 => lz4_flex::block::decompress(packed, length).map_err(|fault| fault.to_string())?,
         Packing::Zstd => unzstd(packed, length)?,
     };

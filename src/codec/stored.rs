@@ -215,7 +215,8 @@ impl Stored {
     /// The document as `datastore.v1.Value` in protobuf.
     pub fn protobuf(&self) -> Result<Bytes, Fault> {
         match &self.form {
-            Form::Protobuf(bytes) => Ok(bytes.clone()),
+            // Read and written again: what leaves has been checked, and has each member once.
+            Form::Protobuf(_) => Ok(value::encode(&self.value()?).into()),
             Form::Body { .. } => Ok(body::to_protobuf(&self.body()?)?.into()),
         }
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Result;
-use super::read::{Head, Reader, check_end, too_deep};
+use super::read::{Head, Reader, check_end, malformed, too_deep};
 use crate::codec::project::{Below, empty};
 use crate::model::limits::DEPTH_MAX;
 use crate::model::op::Path;
@@ -13,7 +13,12 @@ pub(super) fn project(body: &Bytes, fields: &[Path]) -> Result<Value> {
     let mut reader = Reader::new(body);
     let paths: Vec<&[String]> = fields.iter().map(Path::steps).collect();
     let root = reader.head(&mut 0, reader.len())?;
-    let selected = select(&mut reader, &mut 0, body.len(), &paths, DEPTH_MAX)?;
+    let mut at = 0;
+    let selected = select(&mut reader, &mut at, body.len(), &paths, DEPTH_MAX)?;
+    // What is read whole is judged whole.
+    if paths.iter().any(|path| path.is_empty()) && at != body.len() {
+        return Err(malformed(at, "bytes after the document"));
+    }
     Ok(selected.unwrap_or_else(|| empty(matches!(root, Head::List(_)))))
 }
 

@@ -8,7 +8,8 @@ use super::{
     INT_BYTES_MIN, INT_MEDIUM_BIAS, INT_ZERO, Malformed, Result, SAME_FAR_FROM, SHAPES_MAX, SHARED_BYTES_MAX,
     TEXT_MEDIUM_FROM, tag,
 };
-use crate::model::limits::DEPTH_MAX;
+use crate::model::key::shorten;
+use crate::model::limits::{DEPTH_MAX, VALUE_BYTES_MAX};
 use crate::model::value::{TIME_US, repeated};
 use crate::model::{Map, Value};
 
@@ -18,6 +19,9 @@ const SHAPE_BYTES: usize = 160;
 const KEY_BYTES: usize = 16;
 /// Keys that room is taken for at first, at most.
 const KEYS_FIRST_MAX: usize = 256;
+
+/// Elements and entries of the largest document that is taken: in JSON, which has the shortest, each has two bytes (`1,`).
+const VALUES_MAX: usize = VALUE_BYTES_MAX / 2 + 1;
 
 const TOO_MANY_KEYS: &str = "a shape with more keys than values, or none";
 
@@ -35,6 +39,8 @@ pub(super) struct Reader<'b> {
     keys: Vec<&'b str>,
     /// What is left of [`SHARED_BYTES_MAX`].
     shared_left: usize,
+    /// Elements and entries that may still come.
+    values_left: usize,
 }
 
 /// A shape that was read.
@@ -60,6 +66,8 @@ pub(super) enum Head {
     /// A text that stands elsewhere.
     Shared(Range<usize>),
     Digits(u64),
+    /// Digits that stand elsewhere.
+    SharedDigits(u64),
     Bytes(Range<usize>),
     Time(i64),
     List(Range<usize>),
@@ -86,12 +94,13 @@ impl<'b> Reader<'b> {
             oldest_shape: 0,
             keys: Vec::new(),
             shared_left: SHARED_BYTES_MAX,
+            values_left: body.len().min(VALUES_MAX),
         }
     }
 
     /// Makes ready to go through the body again: what was counted is not counted twice.
     pub(super) fn start_over(&mut self) {
-        self.shared_left = SHARED_BYTES_MAX;
+        self.shared_left = usize::MAX;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -130,6 +139,11 @@ impl<'b> Reader<'b> {
                 Value::Text(self.text(range)?.to_owned())
             }
             Head::Digits(number) => Value::Text(number.to_string()),
+            Head::SharedDigits(number) => {
+                let text = number.to_string();
+                self.share(start, text.len())?;
+                Value::Text(text)
+            }
             Head::Bytes(range) => Value::Bytes(self.shared.slice(range)),
             Head::Time(us) => Value::Time(us),
             Head::List(_) | Head::Map(_) if levels_left == 0 => return Err(too_deep(start)),
@@ -137,6 +151,7 @@ impl<'b> Reader<'b> {
                 let mut items = Vec::new();
                 let mut at = range.start;
                 while at < range.end {
+                    self.take_values(at, 1)?;
                     items.push(Value::Null);
                     let place = items.last_mut().expect("one was pushed");
                     self.value(&mut at, range.end, levels_left - 1, place)?;
@@ -145,6 +160,7 @@ impl<'b> Reader<'b> {
             }
             Head::Map(layout) => {
                 let (keys, mut at) = self.shape(&layout)?;
+                self.take_values(start, keys.len())?;
                 let end = layout.values.end;
                 let mut entries: Vec<_> =
                     self.keys[keys].iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
@@ -308,7 +324,7 @@ impl<'b> Reader<'b> {
         }
         let keys = first..self.keys.len();
         if let Some(index) = repeated(count, |index| self.keys[first + index]) {
-            let what = format!("key {:?} stands twice in one map", self.keys[first + index]);
+            let what = format!("key {:?} stands twice in one map", shorten(self.keys[first + index]));
             return Err(Malformed::new(map.shape, what));
         }
         let shape = Shape { at: map.shape, end: at, keys };
@@ -348,6 +364,16 @@ impl<'b> Reader<'b> {
         Ok(())
     }
 
+    /// Counts elements or entries before room is taken for them. Each takes a byte of its own, so a body that claims
+    /// more says the same bytes twice: maps inside one another, each with many keys, are found out here.
+    pub(super) fn take_values(&mut self, at: usize, count: usize) -> Result<()> {
+        match self.values_left.checked_sub(count) {
+            Some(left) => self.values_left = left,
+            None => return Err(malformed(at, "more elements and entries than it can hold")),
+        }
+        Ok(())
+    }
+
     /// Whether so much may be added.
     fn check_share(&self, at: usize, bytes: usize) -> Result<()> {
         if bytes <= self.shared_left {
@@ -368,7 +394,10 @@ impl<'b> Reader<'b> {
                     _ => Err(malformed(start, "a distance to what is no text")),
                 }
             }
-            Some(tag::DIGITS..=tag::DIGITS_LAST) => self.head(&mut at, self.body.len()),
+            Some(tag::DIGITS..=tag::DIGITS_LAST) => match self.head(&mut at, self.body.len())? {
+                Head::Digits(number) => Ok(Head::SharedDigits(number)),
+                _ => Err(malformed(start, "a distance to what is no text")),
+            },
             Some(_) => Err(malformed(start, "a distance to what is no text")),
             None => Err(malformed(start, "a distance beyond the end")),
         }

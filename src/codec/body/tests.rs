@@ -345,3 +345,49 @@ fn keys_of_a_shape_elsewhere_are_bounded_while_they_are_read() {
     let fault = decode(&body.into()).unwrap_err();
     assert!(fault.to_string().contains("add more than 67108864 bytes"), "{fault}");
 }
+
+/// A body whose maps stand in one another, all with the keys of one shape: few bytes that ask for much room.
+fn nested_maps(levels: usize, keys: usize) -> Vec<u8> {
+    let varint = |number: usize| vec![number as u8 | 0x80, (number >> 7) as u8 | 0x80, (number >> 14) as u8];
+    let sized = |length: usize| (length as u32).to_le_bytes();
+    let mut body = vec![0xde; keys];
+    for _ in 0..levels {
+        // The distance leads over the values and the head of the bytes behind them.
+        let distance = body.len() + 5;
+        let inside = [varint(distance), body].concat();
+        body = [&[0xf3][..], &sized(inside.len()), &inside].concat();
+    }
+    let mut shape = varint(keys);
+    for key in 0..keys {
+        let text = format!("{key:x}");
+        shape.push(text.len() as u8);
+        shape.extend_from_slice(text.as_bytes());
+    }
+    [&[0xf6][..], &body, &[0xe9], &sized(shape.len()), &shape].concat()
+}
+
+#[test]
+fn maps_in_one_another_cannot_claim_the_same_bytes() {
+    decode(&nested_maps(1, 100).into()).unwrap();
+    for (levels, keys) in [(62, 128), (62, 20_000)] {
+        let body = Bytes::from(nested_maps(levels, keys));
+        for fault in [decode(&body).unwrap_err(), to_protobuf(&body).unwrap_err()] {
+            assert!(fault.to_string().contains("more elements and entries than it can hold"), "{fault}");
+        }
+    }
+}
+
+#[test]
+fn a_fault_does_not_repeat_a_long_key() {
+    let key = [&[0xe6][..], &(1_u32 << 20).to_le_bytes(), &vec![1; 1 << 20]].concat();
+    let body = [&[0xf7, 2][..], &key, &key, &[0xde, 0xde]].concat();
+    let fault = decode(&body.into()).unwrap_err().to_string();
+    assert!(fault.contains("stands twice") && fault.len() < 1000, "{} bytes", fault.len());
+}
+
+#[test]
+fn a_projection_to_the_whole_takes_no_bytes_after_it() {
+    let body = Bytes::from_static(&[0x69, 0x69]);
+    assert!(decode(&body).is_err());
+    assert!(project(&body, &[Path::parse("").unwrap()]).is_err());
+}

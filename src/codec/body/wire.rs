@@ -43,6 +43,10 @@ fn measure(
             value::slice_len(reader.text(range)?.len())
         }
         Head::Digits(number) => value::slice_len(decimal_len(number)),
+        Head::SharedDigits(number) => {
+            reader.share(start, decimal_len(number))?;
+            value::slice_len(decimal_len(number))
+        }
         Head::Bytes(range) => value::slice_len(range.len()),
         Head::List(_) | Head::Map(_) if levels_left == 0 => return Err(too_deep(start)),
         Head::List(range) => {
@@ -50,6 +54,7 @@ fn measure(
             value::slice_len(measured(lengths, |lengths| {
                 let mut total = 0;
                 while at < range.end {
+                    reader.take_values(at, 1)?;
                     let item = measured(lengths, |lengths| {
                         measure(reader, &mut at, range.end, levels_left - 1, lengths)
                     })?;
@@ -60,6 +65,7 @@ fn measure(
         }
         Head::Map(layout) => {
             let (keys, mut at) = reader.shape(&layout)?;
+            reader.take_values(start, keys.len())?;
             let end = layout.values.end;
             let length = measured(lengths, |lengths| {
                 let mut total = 0;
@@ -112,7 +118,7 @@ fn write(
         Head::Text(range) | Head::Shared(range) => {
             value::put_slice(member::TEXT, reader.bytes(range), out);
         }
-        Head::Digits(number) => {
+        Head::Digits(number) | Head::SharedDigits(number) => {
             value::put_slice(member::TEXT, number.to_string().as_bytes(), out);
         }
         Head::Bytes(range) => value::put_slice(member::BYTES, reader.bytes(range), out),
