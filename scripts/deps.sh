@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing: `deps.sh run` for a worker, `deps.sh test` for all tests, `deps.sh fuzz` for fuzzing.
+# Installs what is missing: `deps.sh run` for a worker, `deps.sh postgres` for one on a private PostgreSQL, `deps.sh test`
+# for all tests, `deps.sh fuzz` for fuzzing.
 # Leaves no service running: nats-server and others are only ever started privately.
 set -euo pipefail
 
@@ -15,6 +16,16 @@ if [ "$want" = fuzz ]; then
     need c++ g++
 else
     need nats-server nats-server
+fi
+has_postgres() {
+    local program
+    for program in /usr/lib/postgresql/*/bin/postgres; do [ -x "$program" ] && return; done
+    command -v postgres >/dev/null 2>&1
+}
+if [ "$want" = test ] || [ "$want" = postgres ]; then
+    has_postgres || missing+=(postgresql)
+    need psql postgresql-client
+    need setpriv util-linux
 fi
 if [ "$want" = test ]; then
     need strace strace

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs one worker in the foreground. Starts a private nats-server when none answers at the configured URL.
+# Runs one worker in the foreground. Starts a private nats-server when none answers at the configured URL, and a private
+# PostgreSQL when a backend's URL on this machine is not answered.
 set -euo pipefail
 
 binary=target/release/datastore
@@ -29,11 +30,14 @@ split() {
 }
 
 nats_pid=""
+postgres_pid=""
 worker_pid=""
 log=""
 stop() {
     [ -n "$worker_pid" ] && kill -TERM "$worker_pid" 2>/dev/null && wait "$worker_pid" || true
     [ -n "$nats_pid" ] && kill -TERM "$nats_pid" 2>/dev/null && wait "$nats_pid" || true
+    # "Fast": it ends its connections and its own work, and does not wait for clients.
+    [ -n "$postgres_pid" ] && kill -INT "$postgres_pid" 2>/dev/null && wait "$postgres_pid" || true
     [ -n "$log" ] && rm -f "$log" || true
 }
 trap 'stop; exit 0' INT TERM HUP
@@ -60,6 +64,44 @@ else
             echo "started a private nats-server at $host:$port (log: run/nats-server.log)"
             ;;
         *) echo "no NATS server answers at $urls; the worker joins when one does" ;;
+    esac
+fi
+
+# A private PostgreSQL, for user `datastore` without a password, its data kept in run/postgres.
+private_postgres() { # host, port, database
+    local programs="" data="$PWD/run/postgres" as=()
+    scripts/deps.sh postgres
+    for programs in /usr/lib/postgresql/*/bin; do :; done
+    [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
+    mkdir -p run
+    if [ "$(id -u)" -eq 0 ]; then
+        as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
+        # PostgreSQL refuses root, and its user may not be let into this folder.
+        "${as[@]}" test -x "$PWD/run" || data="${TMPDIR:-/tmp}/datastore-postgres-$2"
+        mkdir -p "$data"
+        chown postgres:postgres "$data"
+    fi
+    [ -e "$data/PG_VERSION" ] || "${as[@]}" "$programs/initdb" --auth=trust --username=datastore --encoding=UTF8 --no-locale \
+        -D "$data" >run/postgres.log
+    chmod 700 "$data"
+    setsid "${as[@]}" "$programs/postgres" -D "$data" -p "$2" -c "listen_addresses=$1" -c unix_socket_directories= \
+        >>run/postgres.log 2>&1 &
+    postgres_pid=$!
+    for _ in $(seq 200); do answers "$1" "$2" && break; sleep 0.05; done
+    "$programs/psql" -XAtq -h "$1" -p "$2" -U datastore -d postgres -c "SELECT 1 FROM pg_database WHERE datname = '$3'" \
+        2>>run/postgres.log | grep -q 1 ||
+        "$programs/psql" -Xq -h "$1" -p "$2" -U datastore -d postgres -c "CREATE DATABASE \"$3\"" ||
+        { echo "the private PostgreSQL did not start; see run/postgres.log" >&2; stop; exit 1; }
+    echo "started a private PostgreSQL at $1:$2 (data: ${data#"$PWD/"}, log: run/postgres.log)"
+}
+url="$(sed -n 's/^url = "\(postgres\(ql\)\?:\/\/.*\)"$/\1/p' <<<"$settings" | head -n 1)"
+if [ -n "$url" ]; then
+    split "$url"
+    [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=5432
+    database="${url#*://*/}"
+    database="${database%%\?*}"
+    case "$host" in
+        127.*|localhost|::1) answers "$host" "$port" || private_postgres "$host" "$port" "$database" ;;
     esac
 fi
 

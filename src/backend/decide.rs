@@ -97,7 +97,7 @@ fn holds(wanted: Precondition, present: Option<Version>) -> bool {
     }
 }
 
-fn end_of_life(expiry: Expiry, present: Option<&Live>, taken_at_ms: i64) -> i64 {
+pub(super) fn end_of_life(expiry: Expiry, present: Option<&Live>, taken_at_ms: i64) -> i64 {
     let lifetime = match (expiry, present) {
         (Expiry::KeepOr(_), Some(present)) => return present.expires_at_ms,
         (Expiry::New(lifetime) | Expiry::KeepOr(lifetime), _) => lifetime,

@@ -10,9 +10,20 @@ mod group;
 pub mod local;
 pub mod memory;
 mod pages;
+pub mod postgres;
 mod row;
 #[cfg(test)]
 mod suite;
+
+// Private servers, as the black-box tests start them.
+#[cfg(test)]
+#[allow(dead_code, reason = "the black-box tests use all of it")]
+#[path = "../../tests/it/support/postgres.rs"]
+mod private_postgres;
+#[cfg(test)]
+#[allow(dead_code, reason = "the black-box tests use all of it")]
+#[path = "../../tests/it/support/process.rs"]
+mod process;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -37,6 +48,8 @@ pub enum Settings {
         /// Directory, made if missing.
         path: PathBuf,
     },
+    /// On PostgreSQL.
+    Postgres(postgres::PostgresSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use super::local::Local;
 use super::local::lock::DirectoryLock;
 use super::memory::Memory;
+use super::postgres::{Limits, PostgreSql, PostgresSettings, ShardSettings};
+use super::private_postgres::Postgres;
 use super::*;
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::Lifetime;
@@ -78,6 +80,14 @@ async fn on_each<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
         Arc::new(Local::open(DirectoryLock::acquire(directory.path()).await.unwrap()).unwrap());
     trial(local.clone()).await;
     local.close().await;
+    let shard = ShardSettings { name: "main".to_owned(), url: Postgres::shared().database(), weight: 1 };
+    let settings = PostgresSettings { shards: vec![shard], limits: Limits::default() };
+    let postgres: Arc<dyn DynBackend> = Arc::new(PostgreSql::open(&settings).unwrap());
+    while postgres.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    trial(postgres.clone()).await;
+    postgres.close().await;
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::{Table, Value};
 
 use super::{Settings, check, units};
 use crate::backend;
+use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::model::request::Consistency;
@@ -55,8 +57,33 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
     match backend.text("kind").as_str() {
         "local" => backend::Settings::Local { path: PathBuf::from(backend.text("path")) },
         "memory" => backend::Settings::Memory,
+        "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
+}
+
+fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
+    let shard = |shard: &Section<'_>| ShardSettings {
+        name: shard.text("name"),
+        url: shard.text("url"),
+        weight: match shard.has("weight") {
+            true => u32::try_from(shard.integer("weight")).expect("checked: 1 to 1000000"),
+            false => 1,
+        },
+    };
+    let shards = match backend.0.get("shards").and_then(Value::as_array) {
+        Some(shards) => shards.iter().map(|each| shard(&Section::of(each))).collect(),
+        None => vec![ShardSettings { name: ONLY_SHARD.to_owned(), url: backend.text("url"), weight: 1 }],
+    };
+    let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
+    let limits = Limits {
+        pool_size: u32::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+        connect_timeout: duration("connect_timeout"),
+        idle_timeout: duration("idle_timeout"),
+        statement_timeout: duration("statement_timeout"),
+        ..Limits::default()
+    };
+    PostgresSettings { shards, limits }
 }
 
 fn policy_settings(policy: &Section<'_>) -> PolicySettings {
@@ -101,6 +128,10 @@ struct Section<'t>(&'t Table);
 impl<'t> Section<'t> {
     fn of(value: &'t Value) -> Self {
         Self(value.as_table().expect("checked: a table"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     fn text(&self, name: &str) -> String {

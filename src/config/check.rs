@@ -151,6 +151,58 @@ impl Check<'_> {
                 }
                 directories.push((name, directory));
             }
+            if kind == "postgres" {
+                self.postgres(&path, backend);
+            }
+        }
+    }
+
+    /// Where its servers are, once.
+    fn postgres(&mut self, path: &KeyPath, backend: &Table) {
+        match (backend.get("url"), backend.get("shards")) {
+            (None, None) => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
+            (Some(_), Some(_)) => {
+                let message = "goes without url: each shard has its own".to_owned();
+                self.add(&path.child("shards"), None, message);
+            }
+            (Some(url), None) => self.postgres_url(&path.child("url"), url),
+            (None, Some(shards)) => self.shards(&path.child("shards"), shards),
+        }
+        if backend.get("replica_urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty()) {
+            let message = "is not built yet in this version; it should be []".to_owned();
+            self.add(&path.child("replica_urls"), None, message);
+        }
+    }
+
+    fn shards(&mut self, path: &KeyPath, shards: &Value) {
+        let Value::Array(shards) = shards else { return };
+        if shards.is_empty() {
+            self.add(path, None, "is empty: one shard is needed at least".to_owned());
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for (at, shard) in shards.iter().enumerate() {
+            let Value::Table(shard) = shard else { continue };
+            let path = path.element(at);
+            match shard.get("name") {
+                None => self.add(&path.child("name"), None, "is missing: a shard keeps its name".to_owned()),
+                Some(Value::String(name)) if names.contains(&name.as_str()) => {
+                    let message = "is the name of another shard; each needs its own".to_owned();
+                    self.add(&path.child("name"), Some(format!("{name:?}")), message);
+                }
+                Some(name) => names.extend(name.as_str()),
+            }
+            match shard.get("url") {
+                None => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
+                Some(url) => self.postgres_url(&path.child("url"), url),
+            }
+        }
+    }
+
+    fn postgres_url(&mut self, path: &KeyPath, url: &Value) {
+        let Some(url) = url.as_str().filter(|url| !url.is_empty()) else { return };
+        if let Err(message) = crate::backend::postgres::check_url(url) {
+            let found = show::mask(Hides::UrlLogin, url);
+            self.add(path, Some(format!("{found:?}")), message);
         }
     }
 

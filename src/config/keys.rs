@@ -66,8 +66,8 @@ const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbu
 const QUEUES: Words = Words { plural: "kinds", built: &["none"], unbuilt: &[("rabbitmq", "")] };
 const KINDS: Words = Words {
     plural: "kinds",
-    built: &["local", "memory"],
-    unbuilt: &[("postgres", ""), ("redis", ""), ("riak", "")],
+    built: &["local", "memory", "postgres"],
+    unbuilt: &[("redis", ""), ("riak", "")],
 };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
 const DURABILITIES: Words = Words {
@@ -111,6 +111,9 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.pool_size", POOL_SIZE).of(&["postgres", "redis", "riak"]),
+    key("backends.*.connect_timeout", Holds::Duration).of(&["postgres"]),
+    key("backends.*.idle_timeout", Holds::Duration).of(&["postgres"]),
+    key("backends.*.statement_timeout", Holds::Duration).of(&["postgres"]),
     key("backends.*.shards", Holds::Tables).of(&["postgres", "redis"]),
     key("backends.*.shards.*.name", FILLED),
     key("backends.*.shards.*.url", FILLED).hides(Hides::UrlLogin),

@@ -11,6 +11,14 @@ use toml::{Table, Value};
 use super::keys::{self, Holds, KeyPath};
 use super::{Fault, default_text};
 
+/// Defaults of the kinds of backend that are not the built-in one.
+const OF_KIND: [(&str, &str, &str); 4] = [
+    ("postgres", "pool_size", "16"),
+    ("postgres", "connect_timeout", "5s"),
+    ("postgres", "idle_timeout", "10m"),
+    ("postgres", "statement_timeout", "30s"),
+];
+
 /// What an environment variable's name starts with to count as a setting.
 const PREFIX: &str = "DATASTORE__";
 /// Stands between the levels of such a name.
@@ -159,6 +167,15 @@ fn fill(tree: &mut Table, defaults: &Table) {
             let Value::Table(keys) = keys else { continue };
             let kind =
                 keys.get("kind").or(entry.get("kind")).and_then(Value::as_str).unwrap_or("").to_owned();
+            for (key, text) in OF_KIND.iter().filter(|(of, ..)| *of == kind).map(|(_, key, text)| (key, text))
+            {
+                if !keys.contains_key(*key) {
+                    let path = KeyPath::of([section, name, key]);
+                    let known = keys::find(&path).filter(|_| section == "backends");
+                    let value = known.and_then(|known| typed(known.holds, (*text).to_owned()).ok());
+                    keys.extend(value.map(|value| ((*key).to_owned(), value)));
+                }
+            }
             for (key, value) in entry {
                 let known = keys::find(&KeyPath::of([section, name, key]));
                 if known.is_some_and(|known| known.belongs_to(&kind)) && !keys.contains_key(key) {

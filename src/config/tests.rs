@@ -375,7 +375,7 @@ fn a_backend_has_the_keys_of_its_kind_alone() {
     ));
     let paths: Vec<_> = faults.iter().map(|fault| fault.path.as_str()).collect();
     let main = |name: &str| format!("backends.main.{name}");
-    assert_eq!(paths, ["bucket_type", "hosts", "kind", "path", "pool_size"].map(main));
+    assert_eq!(paths, ["bucket_type", "hosts", "path", "pool_size", "url"].map(main));
     refused(
         &file("kind = 'sqlite'\nurl = 'x'"),
         "backends.main.kind",
@@ -413,13 +413,41 @@ fn shards_are_tables_with_known_keys() {
 }
 
 #[test]
+fn postgres_needs_to_know_where_its_servers_are() {
+    let file = |lines: &str| format!("[backends.main]\nkind = 'postgres'\n{lines}\n[namespaces.'*']");
+    let backend::Settings::Postgres(settings) = settings_of(&file("url = 'postgres://u:p@h/d'")) else {
+        panic!()
+    };
+    assert_eq!((settings.shards.len(), settings.limits.pool_size), (1, 16));
+    let shards = "pool_size = 3\nidle_timeout = '1s'\nshards = [{ name = 'a', url = 'postgresql://h/a' }, { name = 'b', url = 'postgres://h/b', weight = 3 }]";
+    let backend::Settings::Postgres(settings) = settings_of(&file(shards)) else { panic!() };
+    let weights: Vec<_> = settings.shards.iter().map(|shard| (shard.name.as_str(), shard.weight)).collect();
+    assert_eq!((weights, settings.limits.pool_size), (vec![("a", 1), ("b", 3)], 3));
+    assert_eq!(settings.limits.idle_timeout, std::time::Duration::from_secs(1));
+    refused(&file(""), "backends.main.url", &["is missing"]);
+    refused(&file("url = 'mysql://u:hunter2@h'"), "backends.main.url", &["postgres://user", "***@h"]);
+    refused(&file("url = 'postgres://h/a'\nshards = []"), "backends.main.shards", &["without url"]);
+    refused(&file("shards = []"), "backends.main.shards", &["is empty"]);
+    refused(&file("shards = [{ url = 'postgres://h' }]"), "backends.main.shards[0].name", &["is missing"]);
+    refused(&file("shards = [{ name = 'a' }]"), "backends.main.shards[0].url", &["is missing"]);
+    let twice = "shards = [{ name = 'a', url = 'postgres://h' }, { name = 'a', url = 'postgres://i' }]";
+    refused(&file(twice), "backends.main.shards[1].name", &["another shard"]);
+    let replicas = "url = 'postgres://h'\nreplica_urls = ['postgres://i']";
+    refused(&file(replicas), "backends.main.replica_urls", &["not built yet"]);
+}
+
+fn settings_of(file: &str) -> backend::Settings {
+    load_all(file, &[], &[]).unwrap().settings.backends["main"].clone()
+}
+
+#[test]
 fn what_is_not_built_yet_says_so() {
     let eventual = "[namespaces.'*']\nconsistency = 'eventual'\n";
-    for kind in ["postgres", "redis", "riak"] {
+    for kind in ["redis", "riak"] {
         let fault =
             refused(&format!("[backends.main]\nkind = '{kind}'\n{eventual}"), "backends.main.kind", &[]);
         let line = format!(
-            "backends.main.kind: {kind:?} is not built yet in this version (known kinds here: local, memory)"
+            "backends.main.kind: {kind:?} is not built yet in this version (known kinds here: local, memory, postgres)"
         );
         assert_eq!((fault.to_string(), fault.found), (line, Some(format!("{kind:?}"))));
     }

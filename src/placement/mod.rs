@@ -48,13 +48,21 @@ impl Partitioning {
 
     /// The slot of a key: `xxh3_64(namespace || 0x00 || partition, seed 0) mod 4096`.
     pub fn slot(&self, namespace: &str, key: &str) -> u16 {
-        let partition = self.partition(key);
-        let mut bytes = Vec::with_capacity(namespace.len() + 1 + partition.len());
-        bytes.extend_from_slice(namespace.as_bytes());
-        bytes.push(0);
-        bytes.extend_from_slice(partition.as_bytes());
-        u16::try_from(xxh3_64(&bytes) % u64::from(SLOTS)).expect("a slot is below 4096")
+        slot_of(namespace, self.partition(key))
     }
+}
+
+/// The slot of a namespace's empty partition: where what is noted of the whole namespace lies.
+pub fn namespace_slot(namespace: &str) -> u16 {
+    slot_of(namespace, "")
+}
+
+fn slot_of(namespace: &str, partition: &str) -> u16 {
+    let mut bytes = Vec::with_capacity(namespace.len() + 1 + partition.len());
+    bytes.extend_from_slice(namespace.as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(partition.as_bytes());
+    u16::try_from(xxh3_64(&bytes) % u64::from(SLOTS)).expect("a slot is below 4096")
 }
 
 #[cfg(test)]

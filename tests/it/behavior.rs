@@ -58,7 +58,9 @@ matrix!(
     memory_json = Memory x Json,
     memory_protobuf = Memory x Protobuf,
     local_json = Local x Json,
-    local_protobuf = Local x Protobuf:
+    local_protobuf = Local x Protobuf,
+    postgres_json = Postgres x Json,
+    postgres_protobuf = Postgres x Protobuf:
     [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding]
 );
 

@@ -14,6 +14,7 @@ mod discovery;
 mod floors;
 mod fuzz_corpus;
 mod headers;
+mod history;
 mod lifecycle;
 mod readme;
 mod record;

@@ -2,7 +2,9 @@
 #![allow(dead_code)] // a kit: each topic uses a part of it
 
 pub(crate) mod caller;
+pub(crate) mod linear;
 pub(crate) mod nats;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod time;
 pub(crate) mod wire;

@@ -1,6 +1,7 @@
 //! The real binary: `datastore serve --config FILE`, ready before the test goes on, gone when the test is.
 
 use super::nats::Nats;
+use super::postgres::Postgres;
 use super::process::{Process, free_port, until};
 use super::unique;
 use std::io::{Read, Write};
@@ -33,6 +34,7 @@ ttl = "1h"
 pub(crate) enum Backend {
     Memory,
     Local,
+    Postgres,
 }
 
 /// What a worker is started with; a copy starts another worker on the same folder.
@@ -47,6 +49,7 @@ pub(crate) struct Setup {
     nats_keys: String,
     /// A program and its arguments in front of the worker's own.
     wrapper: Vec<String>,
+    database: Arc<OnceLock<String>>,
     scratch: Arc<TempDir>,
 }
 
@@ -59,6 +62,7 @@ impl Setup {
             rest: NAMESPACES.to_owned(),
             nats_keys: String::new(),
             wrapper: Vec::new(),
+            database: Arc::default(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -73,6 +77,11 @@ impl Setup {
         Setup { nats_keys: keys.to_owned(), ..self }
     }
 
+    /// Gives the PostgreSQL backend another database than one on the server of this run.
+    pub(crate) fn on_database(self, url: &str) -> Setup {
+        Setup { database: Arc::new(OnceLock::from(url.to_owned())), ..self }
+    }
+
     /// Runs the worker under another program, which must leave it the pid it was started with.
     pub(crate) fn wrapped(self, program: &[String]) -> Setup {
         Setup { wrapper: program.to_vec(), ..self }
@@ -83,10 +92,16 @@ impl Setup {
         self.scratch.path().join("data")
     }
 
+    /// The database of the PostgreSQL backend, on the server of this run.
+    fn database(&self) -> &str {
+        self.database.get_or_init(|| Postgres::shared().database())
+    }
+
     fn config(&self, http_port: u16) -> PathBuf {
         let backend = match self.backend {
             Backend::Memory => "kind = \"memory\"".to_owned(),
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
+            Backend::Postgres => format!("kind = \"postgres\"\nurl = \"{}\"", self.database()),
         };
         let text = format!(
             "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
@@ -110,9 +125,11 @@ impl Worker {
     pub(crate) fn shared(backend: Backend) -> &'static Worker {
         static MEMORY: OnceLock<Worker> = OnceLock::new();
         static LOCAL: OnceLock<Worker> = OnceLock::new();
+        static POSTGRES: OnceLock<Worker> = OnceLock::new();
         let cell = match backend {
             Backend::Memory => &MEMORY,
             Backend::Local => &LOCAL,
+            Backend::Postgres => &POSTGRES,
         };
         cell.get_or_init(|| Worker::start(Setup::new(Nats::shared(), backend)))
     }

@@ -1,0 +1,147 @@
+//! What an error of the driver or the server means: the one place that knows SQLSTATE.
+//!
+//! Two questions decide: can it have happened, and is it worth another try. A statement that the server answered with an
+//! error was rolled back, so nothing happened; where the connection broke behind it, or the server ended it while it was at
+//! work, nobody knows.
+
+use std::borrow::Cow;
+
+use crate::model::{Code, Error};
+
+/// What a caller is told to wait while a server is not there, milliseconds.
+pub(super) const RETRY_AFTER_MS: i64 = 500;
+/// The same while it is only full.
+const BUSY_AFTER_MS: i64 = 100;
+
+/// Whether a statement had been sent when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not yet: no connection was to be had.
+    Before,
+    /// A statement that only reads: it changes nothing, however it ends.
+    Read,
+    /// A statement that writes.
+    Write,
+}
+
+/// A failure, judged.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Fault {
+    /// What the caller is told.
+    pub(super) error: Error,
+    /// What the worker may do itself.
+    pub(super) remedy: Remedy,
+}
+
+/// What the worker may do about a failure itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing.
+    None,
+    /// The same statement again: nothing happened, and the next try may meet something else.
+    Again,
+    /// Each row by itself: one of them is at fault.
+    Apart,
+}
+
+/// Judges a failure of shard `shard`.
+pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault {
+    let at = |message: String| format!("PostgreSQL {shard:?}: {message}");
+    let fault = |error, remedy| Fault { error, remedy };
+    let lost = |message: String| match stage {
+        Stage::Write => fault(Error::indeterminate(at(message)), Remedy::None),
+        Stage::Read | Stage::Before => fault(Error::unavailable(at(message), RETRY_AFTER_MS), Remedy::Again),
+    };
+    match error {
+        sqlx::Error::Database(database) => {
+            let state = database.code().unwrap_or(Cow::Borrowed(""));
+            let Verdict { code, hint, remedy, unknown } = verdict(&state);
+            let mut message = format!("{} (SQLSTATE {state})", database.message());
+            if !hint.is_empty() {
+                message = format!("{hint}: {message}");
+            }
+            if unknown && stage == Stage::Write {
+                return lost(message);
+            }
+            let error = match code {
+                Code::Unavailable => Error::unavailable(at(message), RETRY_AFTER_MS),
+                Code::Overloaded => Error::overloaded(at(message), BUSY_AFTER_MS),
+                code => Error::new(code, at(message)),
+            };
+            fault(error, remedy)
+        }
+        sqlx::Error::PoolTimedOut => fault(
+            Error::overloaded(at("every connection of the pool was in use".to_owned()), BUSY_AFTER_MS),
+            Remedy::None,
+        ),
+        sqlx::Error::PoolClosed => {
+            fault(Error::unavailable(at("closing".to_owned()), RETRY_AFTER_MS), Remedy::None)
+        }
+        sqlx::Error::Io(error) => lost(format!("connection: {error}")),
+        sqlx::Error::Tls(error) => fault(
+            Error::unavailable(
+                at(format!("TLS: {error}; see sslmode and sslrootcert of its url")),
+                RETRY_AFTER_MS,
+            ),
+            Remedy::None,
+        ),
+        sqlx::Error::Configuration(error) => {
+            fault(Error::unavailable(at(format!("its settings: {error}")), RETRY_AFTER_MS), Remedy::None)
+        }
+        sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => lost(error.to_string()),
+        // What came back was not what the statement says.
+        other => match stage {
+            Stage::Write => fault(Error::indeterminate(at(other.to_string())), Remedy::None),
+            Stage::Read | Stage::Before => fault(Error::internal(at(other.to_string())), Remedy::None),
+        },
+    }
+}
+
+struct Verdict {
+    code: Code,
+    /// What an operator should look at.
+    hint: &'static str,
+    remedy: Remedy,
+    /// Whether a write may have taken effect all the same: the server ended it from outside.
+    unknown: bool,
+}
+
+/// What a SQLSTATE means (PostgreSQL 15, appendix A).
+fn verdict(state: &str) -> Verdict {
+    let says = |code, hint, remedy| Verdict { code, hint, remedy, unknown: false };
+    match state {
+        // Serialization failure, deadlock: one of several, and rolled back.
+        "40001" | "40P01" => says(Code::Unavailable, "lost against another transaction", Remedy::Again),
+        "55P03" => says(Code::Overloaded, "a lock was not to be had in time", Remedy::None),
+        "57014" => says(Code::Overloaded, "statement_timeout", Remedy::None),
+        "25P03" | "57P05" => says(Code::Unavailable, "ended while idle", Remedy::Again),
+        // The server's end may come between the commit and its word.
+        "57P01" | "57P02" => {
+            Verdict { unknown: true, ..says(Code::Unavailable, "shutting down", Remedy::Again) }
+        }
+        "57P03" => says(Code::Unavailable, "starting or stopping", Remedy::Again),
+        "25006" => says(Code::Unavailable, "read-only, as a standby is: is this the primary?", Remedy::None),
+        "53300" => says(
+            Code::Overloaded,
+            "out of connections: lower pool_size or raise max_connections",
+            Remedy::Again,
+        ),
+        "53100" => says(Code::Unavailable, "its disk is full", Remedy::None),
+        "53200" => says(Code::Unavailable, "out of memory", Remedy::None),
+        "28P01" => says(Code::Unavailable, "wrong user or password", Remedy::None),
+        "28000" => says(Code::Unavailable, "this user may not connect (pg_hba.conf)", Remedy::None),
+        "3D000" => says(Code::Unavailable, "no such database", Remedy::None),
+        "42501" => says(Code::Unavailable, "the user lacks a right", Remedy::None),
+        "42P01" | "42703" | "42883" => {
+            says(Code::Unavailable, "its schema is not the one this version needs", Remedy::None)
+        }
+        "54000" => says(Code::TooLarge, "", Remedy::Apart),
+        state => match &state[..state.len().min(2)] {
+            "08" => Verdict { unknown: true, ..says(Code::Unavailable, "connection", Remedy::Again) },
+            "22" | "23" => says(Code::Internal, "it refuses the row", Remedy::Apart),
+            "53" => says(Code::Overloaded, "out of resources", Remedy::None),
+            "57" | "58" | "XX" => Verdict { unknown: true, ..says(Code::Unavailable, "", Remedy::None) },
+            _ => says(Code::Internal, "", Remedy::None),
+        },
+    }
+}

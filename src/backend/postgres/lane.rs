@@ -1,0 +1,184 @@
+//! Micro-batches: requests that arrive while statements are under way share the next one.
+//!
+//! A lane never waits for company. A request that finds a statement free leaves at once, alone; while all are taken
+//! the others gather, and the next that comes free takes up to [`BATCH_ROWS_MAX`] of them.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::classify::{Fault, Remedy};
+use crate::backend::RowKey;
+use crate::model::{Error, Result};
+
+/// Rows of one statement. Measured: what a row costs falls up to here and hardly further.
+pub(super) const BATCH_ROWS_MAX: usize = 64;
+/// Bytes of documents of one statement; one that has more goes alone.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Requests that wait for a statement; beyond it a caller waits inside its deadline.
+const QUEUE_MAX: usize = 8192;
+
+/// A request of one key.
+pub(super) trait Item: Clone + Send + Sync + 'static {
+    /// Its row.
+    fn at(&self) -> &RowKey;
+    /// Bytes it sends.
+    fn bytes(&self) -> usize;
+    /// Whether two of one key must not share a statement.
+    const DISTINCT: bool;
+}
+
+/// Runs a statement for several items before the deadline.
+pub(super) type Run<I, O> =
+    Arc<dyn Fn(Vec<I>, Instant) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
+
+struct Job<I, O> {
+    item: I,
+    deadline: Instant,
+    /// Set by who comes first: the lane that sends it, or the caller who gives it up.
+    taken: Arc<AtomicBool>,
+    answer: oneshot::Sender<Result<O, Fault>>,
+}
+
+/// What a caller is told.
+pub(super) enum Answer<O> {
+    /// What the statement said.
+    Done(Result<O, Fault>),
+    /// It never was in a statement and will not be.
+    Unsent,
+    /// It was in one, of which nothing was heard in time.
+    Unknown,
+}
+
+/// See the module.
+pub(super) struct Lane<I, O> {
+    jobs: mpsc::Sender<Job<I, O>>,
+}
+
+impl<I: Item, O: Send + 'static> Lane<I, O> {
+    /// A lane with so many statements at once.
+    pub(super) fn new(statements: usize, run: Run<I, O>) -> Self {
+        let (jobs, received) = mpsc::channel(QUEUE_MAX);
+        tokio::spawn(dispatch(received, statements, run));
+        Self { jobs }
+    }
+
+    /// Hands an item over that is to be in a statement before the deadline, and waits so long for what that says.
+    pub(super) async fn ask(&self, item: I, deadline: Instant, wait_until: Instant) -> Answer<O> {
+        let (answer, answered) = oneshot::channel();
+        let taken = Arc::new(AtomicBool::new(false));
+        let job = Job { item, deadline, taken: taken.clone(), answer };
+        if !matches!(timeout_at(deadline, self.jobs.send(job)).await, Ok(Ok(()))) {
+            return Answer::Unsent;
+        }
+        match timeout_at(wait_until, answered).await {
+            Ok(Ok(done)) => Answer::Done(done),
+            _ if !taken.swap(true, Ordering::AcqRel) => Answer::Unsent,
+            _ => Answer::Unknown,
+        }
+    }
+}
+
+async fn dispatch<I: Item, O: Send + 'static>(
+    mut received: mpsc::Receiver<Job<I, O>>,
+    statements: usize,
+    run: Run<I, O>,
+) {
+    let free = Arc::new(Semaphore::new(statements));
+    // Jobs whose key is in the batch before them: at most one batch of them.
+    let mut held: VecDeque<Job<I, O>> = VecDeque::new();
+    loop {
+        if held.is_empty() {
+            let Some(job) = received.recv().await else { return };
+            held.push_back(job);
+        }
+        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        let batch = gather(&mut held, &mut received);
+        let run = run.clone();
+        tokio::spawn(async move {
+            send(batch, &run).await;
+            drop(permit);
+        });
+    }
+}
+
+/// The next batch: what was held back first, then what waits.
+fn gather<I: Item, O>(
+    held: &mut VecDeque<Job<I, O>>,
+    received: &mut mpsc::Receiver<Job<I, O>>,
+) -> Vec<Job<I, O>> {
+    let mut batch = Vec::new();
+    let mut again = VecDeque::new();
+    let (mut keys, mut bytes) = (HashSet::new(), 0);
+    while batch.len() < BATCH_ROWS_MAX && again.len() < BATCH_ROWS_MAX {
+        let Some(job) = held.pop_front().or_else(|| received.try_recv().ok()) else { break };
+        let full = !batch.is_empty() && bytes + job.item.bytes() > BATCH_BYTES_MAX;
+        if full || (I::DISTINCT && keys.contains(job.item.at())) {
+            again.push_back(job);
+            if full {
+                break;
+            }
+            continue;
+        }
+        if I::DISTINCT {
+            keys.insert(job.item.at().clone());
+        }
+        // Its caller has given it up: nothing was sent, and nobody asks.
+        if job.answer.is_closed() || job.taken.swap(true, Ordering::AcqRel) {
+            continue;
+        }
+        bytes += job.item.bytes();
+        batch.push(job);
+    }
+    again.append(held);
+    *held = again;
+    batch
+}
+
+/// Runs a batch and answers each of its callers. Where one row is at fault, each is run alone.
+async fn send<I: Item, O: Send + 'static>(mut batch: Vec<Job<I, O>>, run: &Run<I, O>) {
+    let now = Instant::now();
+    let (late, mut batch_now): (Vec<_>, Vec<_>) = batch.drain(..).partition(|job| job.deadline <= now);
+    for job in late {
+        answer(job, Err(Fault { error: crate::backend::late(), remedy: Remedy::None }));
+    }
+    // One order for all, so that statements wait for each other and never in a ring.
+    batch_now.sort_by(|one, other| {
+        let key = |job: &Job<I, O>| (job.item.at().namespace.clone(), job.item.at().key.clone());
+        key(one).cmp(&key(other))
+    });
+    let Some(deadline) = batch_now.iter().map(|job| job.deadline).min() else { return };
+    let items: Vec<I> = batch_now.iter().map(|job| job.item.clone()).collect();
+    match run(items, deadline).await {
+        Ok(outcomes) => {
+            for (job, outcome) in batch_now.into_iter().zip(outcomes) {
+                answer(job, Ok(outcome));
+            }
+        }
+        Err(Fault { remedy: Remedy::Apart, .. }) if batch_now.len() > 1 => {
+            for job in batch_now {
+                let outcome = run(vec![job.item.clone()], job.deadline).await;
+                let outcome = outcome.and_then(|outcomes| {
+                    let none =
+                        || Fault { error: Error::internal("a statement lost a row"), remedy: Remedy::None };
+                    outcomes.into_iter().next().ok_or_else(none)
+                });
+                answer(job, outcome);
+            }
+        }
+        Err(fault) => {
+            for job in batch_now {
+                answer(job, Err(fault.clone()));
+            }
+        }
+    }
+}
+
+fn answer<I, O>(job: Job<I, O>, outcome: Result<O, Fault>) {
+    // A caller that has gone has been told that nobody knows.
+    drop(job.answer.send(outcome));
+}

@@ -1,0 +1,33 @@
+//! The schema, in numbered steps. A step is run once, in a transaction, under the server's advisory lock; what is written
+//! here must leave a worker of the version before able to go on.
+
+use std::borrow::Cow;
+
+use sqlx::migrate::{Migrate as _, Migration, MigrationType, Migrator};
+use sqlx::{Connection as _, PgConnection, SqlSafeStr as _};
+
+const STEPS: &[(i64, &str, &str)] = &[(1, "records", include_str!("migrations/0001_records.sql"))];
+
+/// Where the steps that were run are noted.
+const TABLE: &str = "datastore_schema";
+
+/// Runs the steps that are missing. Those of a newer version that this one does not know are left alone.
+pub(super) async fn run(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let migrations = STEPS
+        .iter()
+        .map(|(version, name, sql)| {
+            let sql = sqlx::AssertSqlSafe(*sql).into_sql_str();
+            Migration::new(*version, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
+        })
+        .collect();
+    let mut migrator = Migrator::with_migrations(migrations);
+    migrator.set_ignore_missing(true);
+    migrator.dangerous_set_table_name(TABLE);
+    let run = migrator.run_direct(None, connection, false).await;
+    if run.is_err() {
+        // The library keeps the lock when a step fails; another worker must be able to see for itself.
+        connection.unlock().await.ok();
+    }
+    connection.ping().await?;
+    run.map_err(|error| sqlx::Error::Migrate(Box::new(error)))
+}

@@ -1,0 +1,363 @@
+//! PostgreSQL: per-key linearizable reads and writes, decided by the server in one statement.
+//!
+//! A key lies in a slot, and a slot on one server (a shard). Reads and unconditional writes that arrive together share
+//! statements ([`lane`]); what depends on the present record goes through one statement that locks and judges it
+//! ([`sql::COND`]); a change is computed here and written under the version it was computed from. Nothing is cached here, so
+//! any number of workers may serve the same servers.
+
+mod classify;
+mod keeper;
+mod lane;
+mod migrate;
+mod rows;
+mod scan;
+mod shard;
+mod sql;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use sqlx::postgres::PgConnectOptions;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::{Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use crate::model::{Error, Namespace, Result};
+use crate::placement::SLOTS;
+use classify::{Fault, RETRY_AFTER_MS, Remedy};
+use lane::{Answer, Lane};
+use shard::{Proposal, Put, Shard};
+
+/// What the one server of a backend without `shards` is called.
+pub const ONLY_SHARD: &str = "main";
+
+const LIVE: i16 = 0;
+const TOMBSTONE: i16 = 1;
+
+/// Statements of reads, and of unconditional writes, that a shard has under way at once: fewer make larger batches.
+const LANE_STATEMENTS: usize = 4;
+/// How long beyond its deadline a caller waits for the word on a statement that was sent.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// Pause before a statement is tried again, at most; the first is a random part of the least.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// A slot whose owner is not known.
+const NOBODY: u16 = u16::MAX;
+
+/// How to reach the servers.
+#[derive(Debug, Clone)]
+pub struct PostgresSettings {
+    /// The servers and how many of the slots each is given when they are first assigned.
+    pub shards: Vec<ShardSettings>,
+    /// See [`Limits`].
+    pub limits: Limits,
+}
+
+/// One server.
+#[derive(Clone)]
+pub struct ShardSettings {
+    /// Its name, which it remembers.
+    pub name: String,
+    /// Where it is, and who we are.
+    pub url: String,
+    /// Its part of the slots, against the others'.
+    pub weight: u32,
+}
+
+/// Bounds of each server's pool.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections.
+    pub pool_size: u32,
+    /// Until a connection is had.
+    pub connect_timeout: Duration,
+    /// An idle connection is closed after it.
+    pub idle_timeout: Duration,
+    /// The server ends a statement that takes longer.
+    pub statement_timeout: Duration,
+    /// The server ends a statement that waits longer for a lock.
+    pub lock_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pool_size: 16,
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(600),
+            statement_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+// Neither of them may show its password, wherever it is printed.
+impl std::fmt::Debug for ShardSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardSettings")
+            .field("name", &self.name)
+            .field("weight", &self.weight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// See the module.
+pub struct PostgreSql {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    keeper: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// What requests and the keeper share.
+struct Shared {
+    shards: Vec<Server>,
+    /// The index of the shard that owns each slot.
+    owners: Box<[AtomicU16]>,
+    /// Why slots have no owner.
+    unplaced: Mutex<Option<String>>,
+    /// Changes of one key are made one after the other in this worker.
+    turns: write::Turns,
+}
+
+/// A shard with its lanes.
+struct Server {
+    shard: Arc<Shard>,
+    weight: u32,
+    reads: Lane<RowKey, Option<Option<Found>>>,
+    puts: Lane<Proposal, Option<Put>>,
+}
+
+impl PostgreSql {
+    /// A store over these servers. They need not be there yet: it connects by itself, and again when it was cut off.
+    ///
+    /// A URL that cannot be read is `invalid_argument`, without its password.
+    pub fn open(settings: &PostgresSettings) -> Result<Self> {
+        let mut shards = Vec::new();
+        for ShardSettings { name, url, weight } in &settings.shards {
+            let unreadable = |_| Error::invalid(format!("the url of PostgreSQL {name:?} cannot be read"));
+            let options: PgConnectOptions = url.parse().map_err(unreadable)?;
+            let shard = Arc::new(Shard::new(name.clone(), options, &settings.limits));
+            shards.push(Server::new(shard, *weight));
+        }
+        let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
+        let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
+        let shared = Arc::new(Shared { shards, owners, unplaced, turns: write::Turns::default() });
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(keeper::run(shared.clone(), stop.clone()));
+        Ok(Self { shared, stop, keeper: Mutex::new(Some(keeper)) })
+    }
+}
+
+/// Whether a URL can be read, and what it should be. The message holds nothing of it.
+pub fn check_url(url: &str) -> Result<(), String> {
+    let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+    let read = matches!(scheme, "postgres" | "postgresql") && url.parse::<PgConnectOptions>().is_ok();
+    let expected = "should be a URL such as \"postgres://user:password@host:5432/database?sslmode=prefer\"";
+    if read { Ok(()) } else { Err(expected.to_owned()) }
+}
+
+impl Backend for PostgreSql {
+    fn capability(&self) -> Capability {
+        Capability { strong: true, conditional: true, atomic: true, scan: true, shared: true }
+    }
+
+    async fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Vec<Result<Option<Found>>> {
+        join_all(keys.into_iter().map(|key| self.shared.read(key, deadline))).await
+    }
+
+    async fn write(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Written>> {
+        self.shared.write(writes, deadline).await
+    }
+
+    async fn write_atomic(
+        &self,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> Result<Vec<Written>, (usize, Error)> {
+        let shared = self.shared.clone();
+        let work = async move { shared.write_atomic(&writes, deadline).await };
+        to_its_end(deadline, work).await.unwrap_or_else(|error| Err((0, error)))
+    }
+
+    async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        let (shared, count) = (self.shared.clone(), entries.len());
+        let work = async move { shared.apply(entries, deadline).await };
+        to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {
+        let shared = self.shared.clone();
+        let work = async move { shared.scan(&range).await };
+        match timeout_at(deadline, tokio::spawn(work)).await {
+            Err(_) => Err(Error::deadline("PostgreSQL did not answer the scan in time")),
+            Ok(Err(panic)) => Err(Error::internal(format!("a scan failed: {panic}"))),
+            Ok(Ok(page)) => page,
+        }
+    }
+
+    async fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Result<Swept> {
+        self.shared.sweep(resume, grace_ms).await
+    }
+
+    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
+        self.shared.partitioning(namespace, first).await
+    }
+
+    fn health(&self) -> Result<()> {
+        for Server { shard, .. } in &self.shared.shards {
+            if let Some(fault) = shard.fault() {
+                return Err(Error::unavailable(fault, RETRY_AFTER_MS));
+            }
+        }
+        let unplaced = self.shared.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        unplaced.map_or(Ok(()), |why| Err(Error::unavailable(why, RETRY_AFTER_MS)))
+    }
+
+    fn store_id(&self) -> Option<String> {
+        None
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper
+            && keeper.await.is_err()
+        {
+            tracing::error!("the keeper of the PostgreSQL connections ended with a panic");
+        }
+        join_all(self.shared.shards.iter().map(|server| server.shard.pool.close())).await;
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    fn new(shard: Arc<Shard>, weight: u32) -> Self {
+        let reader = shard.clone();
+        let reads = Lane::new(
+            LANE_STATEMENTS,
+            Arc::new(move |keys: Vec<RowKey>, deadline| {
+                let shard = reader.clone();
+                async move { shard.read(&keys, deadline).await }.boxed()
+            }),
+        );
+        let writer = shard.clone();
+        let puts = Lane::new(
+            LANE_STATEMENTS,
+            Arc::new(move |puts: Vec<Proposal>, deadline| {
+                let shard = writer.clone();
+                async move { shard.put(&puts, deadline).await }.boxed()
+            }),
+        );
+        Self { shard, weight, reads, puts }
+    }
+}
+
+impl lane::Item for RowKey {
+    const DISTINCT: bool = false;
+    fn at(&self) -> &RowKey {
+        self
+    }
+    fn bytes(&self) -> usize {
+        self.key.as_str().len()
+    }
+}
+
+impl lane::Item for Proposal {
+    const DISTINCT: bool = true;
+    fn at(&self) -> &RowKey {
+        &self.at
+    }
+    fn bytes(&self) -> usize {
+        self.body.as_ref().map_or(0, bytes::Bytes::len)
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// The server that owns a slot.
+    fn server(&self, slot: u16) -> Result<&Server> {
+        let owner = self.owners[usize::from(slot)].load(Ordering::Acquire);
+        let Some(server) = self.shards.get(usize::from(owner)) else {
+            let why = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let why = why.unwrap_or_else(|| format!("slot {slot} is on no server that answers"));
+            return Err(Error::unavailable(why, RETRY_AFTER_MS));
+        };
+        match server.shard.fault() {
+            Some(fault) => Err(Error::unavailable(fault, RETRY_AFTER_MS)),
+            None => Ok(server),
+        }
+    }
+
+    async fn read(&self, key: RowKey, deadline: Instant) -> Result<Option<Found>> {
+        let mut pause = Pause::new(deadline);
+        loop {
+            let server = self.server(key.slot)?;
+            let fault = match server.reads.ask(key.clone(), deadline, deadline).await {
+                Answer::Unsent | Answer::Unknown => {
+                    return Err(Error::deadline("PostgreSQL did not answer the read in time"));
+                }
+                Answer::Done(Ok(Some(found))) => return Ok(found),
+                Answer::Done(Ok(None)) => not_owner(&key),
+                Answer::Done(Err(fault)) => fault,
+            };
+            if fault.remedy == Remedy::None || !pause.again().await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
+        // One server keeps the notes of all: that of the namespace's own slot.
+        let server = self.server(crate::placement::namespace_slot(namespace.as_str()))?;
+        server.shard.partitioning(namespace, first.as_deref()).await.map_err(|fault| fault.error)
+    }
+}
+
+/// The fault of a slot that its server says it does not own.
+fn not_owner(at: &RowKey) -> Fault {
+    let message = format!("slot {} is being moved to another server", at.slot);
+    Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+}
+
+/// Runs work that must not be cut off in the middle, because a statement of it may be under way.
+async fn to_its_end<T: Send + 'static>(
+    deadline: Instant,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    match timeout_at(deadline + ANSWER_GRACE, tokio::spawn(work)).await {
+        Err(_) => Err(Error::indeterminate("PostgreSQL did not confirm the write in time")),
+        Ok(Err(panic)) => Err(Error::indeterminate(format!("a write failed: {panic}"))),
+        Ok(Ok(done)) => Ok(done),
+    }
+}
+
+/// Pauses between tries, each a random part of twice the one before ("full jitter", Brooker 2015), up to the deadline.
+struct Pause {
+    deadline: Instant,
+    most: Duration,
+}
+
+impl Pause {
+    fn new(deadline: Instant) -> Self {
+        Self { deadline, most: PAUSE_MIN }
+    }
+
+    /// Waits; `false` where the next try would begin too late.
+    async fn again(&mut self) -> bool {
+        let pause = self.most.mul_f64(fastrand::f64());
+        self.most = (self.most * 2).min(PAUSE_MAX);
+        if Instant::now() + pause >= self.deadline {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        true
+    }
+}

@@ -1,0 +1,251 @@
+//! Pages, sweeps and what a namespace notes.
+
+use sqlx::{Connection as _, Row as _};
+
+use super::classify::{Fault, RETRY_AFTER_MS, Stage};
+use super::shard::Shard;
+use super::{NOBODY, Server, Shared, rows, sql};
+use crate::backend::{EXAMINED_PER_ROW_MAX, Found, Page, Range, SWEEP_ROWS_MAX, Swept};
+use crate::model::clock::hlc_at;
+use crate::model::limits::CLOCK_EPSILON_MS;
+use crate::model::{Error, Key, Namespace, Result};
+
+/// A row of a page, dead or alive.
+struct Walked {
+    key: String,
+    found: Option<Found>,
+    /// What counts towards the page.
+    bytes: usize,
+    /// What its document takes.
+    load: usize,
+}
+
+/// Bytes of documents of one page, also where they do not count.
+const LOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+impl Shared {
+    /// A page over all shards: each gives its own, and the smallest keys of all make the page.
+    pub(super) async fn scan(&self, range: &Range) -> Result<Page> {
+        let mut parts = Vec::new();
+        let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
+        for Server { shard, .. } in &self.shards {
+            if let Some(fault) = shard.fault() {
+                return Err(Error::unavailable(fault, RETRY_AFTER_MS));
+            }
+            parts.push(shard.page(range, examined).await.map_err(|fault| fault.error)?);
+        }
+        if let Some(slot) =
+            self.owners.iter().position(|owner| owner.load(std::sync::atomic::Ordering::Acquire) == NOBODY)
+        {
+            let message = format!("slot {slot} is on no server that answers");
+            return Err(Error::unavailable(message, RETRY_AFTER_MS));
+        }
+        merge(parts, range, examined)
+    }
+
+    /// One step over one shard; the first two bytes of `resume` say which.
+    pub(super) async fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Result<Swept> {
+        let resume = resume.unwrap_or_default();
+        let (index, after) = match resume.split_first_chunk::<2>() {
+            Some((index, after)) => (usize::from(u16::from_be_bytes(*index)), after),
+            None => (0, &resume[..]),
+        };
+        let Some(Server { shard, .. }) = self.shards.get(index) else {
+            return Ok(Swept::default());
+        };
+        if let Some(fault) = shard.fault() {
+            return Err(Error::unavailable(fault, RETRY_AFTER_MS));
+        }
+        let mut swept = shard.sweep(after, grace_ms).await.map_err(|fault| fault.error)?;
+        let next = match swept.resume.take() {
+            Some(after) => Some((index, after)),
+            None if index + 1 < self.shards.len() => Some((index + 1, Vec::new())),
+            None => None,
+        };
+        swept.resume = next.map(|(index, after)| {
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            [&index.to_be_bytes()[..], &after].concat()
+        });
+        Ok(swept)
+    }
+}
+
+/// The page of the whole out of the pages of the parts. A part that is full may have more behind its last row, so
+/// nothing behind that is taken.
+fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined: usize) -> Result<Page> {
+    let mut parts: Vec<_> = parts
+        .into_iter()
+        .map(|part| {
+            let bytes: usize = part.iter().map(|row| row.bytes).sum();
+            let load: usize = part.iter().map(|row| row.load).sum();
+            let full = part.len() >= examined || bytes >= range.max_bytes || load >= LOAD_BYTES_MAX;
+            (full, part.into_iter().peekable())
+        })
+        .collect();
+    let mut page = Page::default();
+    let (mut bytes, mut looked, mut last) = (0, 0, None);
+    loop {
+        let first = |one: &str, other: &str| if range.reverse { one > other } else { one < other };
+        let mut next: Option<usize> = None;
+        for index in 0..parts.len() {
+            let Some(key) = parts[index].1.peek().map(|row| row.key.clone()) else { continue };
+            let better = next.and_then(|next| parts[next].1.peek()).is_none_or(|best| first(&key, &best.key));
+            if better {
+                next = Some(index);
+            }
+        }
+        let Some(index) = next else { return Ok(page) };
+        let (full, part) = &mut parts[index];
+        let Some(row) = part.next() else { return Ok(page) };
+        let (is_full, at_end) = (*full, part.peek().is_none());
+        let key = Key::parse(&row.key)?;
+        looked += 1;
+        bytes += row.bytes;
+        last = Some(key.clone()).or(last);
+        if let Some(found) = row.found {
+            page.rows.push((key, Ok(found)));
+        }
+        let done = page.rows.len() >= range.limit || bytes >= range.max_bytes || looked >= examined;
+        // What stands behind the last row of a full part is not known, so the page ends there.
+        if done || (is_full && at_end) {
+            let more = is_full || parts.iter_mut().any(|(full, part)| part.peek().is_some() || *full);
+            page.resume = last.filter(|_| more);
+            return Ok(page);
+        }
+    }
+}
+
+impl Shard {
+    async fn page(&self, range: &Range, examined: usize) -> Result<Vec<Walked>, Fault> {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut connection = self.connection().await?;
+        let statement = if range.reverse { sql::SCAN_REVERSE } else { sql::SCAN };
+        let rows = sqlx::query(statement)
+            .bind(range.namespace.as_str())
+            .bind(&range.start)
+            .bind(&range.end)
+            .bind(&range.after)
+            .bind(count(examined))
+            .bind(count(range.max_bytes))
+            .bind(range.keys_only)
+            .bind(count(LOAD_BYTES_MAX))
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| self.judge(Stage::Read, &error))?;
+        let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
+            let found = rows::found(row)?.filter(|found| found.live.is_some());
+            let count =
+                |column| Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0));
+            Ok(Walked { key: row.try_get("key")?, found, bytes: count("size")?, load: count("load")? })
+        };
+        rows.iter().map(walked).collect::<Result<_, _>>().map_err(|error| self.judge(Stage::Read, &error))
+    }
+
+    async fn sweep(&self, after: &[u8], grace_ms: i64) -> Result<Swept, Fault> {
+        let judge = |error: sqlx::Error| self.judge(Stage::Write, &error);
+        let split = after.iter().position(|byte| *byte == 0).unwrap_or(after.len());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (namespace, key) = (text(&after[..split]), text(after.get(split + 1..).unwrap_or_default()));
+        let mut connection = self.connection().await?;
+        let rows = sqlx::query(sql::WALK)
+            .bind(namespace)
+            .bind(key)
+            .bind(i64::try_from(SWEEP_ROWS_MAX).unwrap_or(i64::MAX))
+            .bind(CLOCK_EPSILON_MS)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(judge)?;
+        let mut swept = Swept { examined: rows.len(), ..Swept::default() };
+        let (mut expired, mut old, mut slots) = (Dead::default(), Dead::default(), Vec::<i32>::new());
+        let mut floor = 0;
+        for row in &rows {
+            let now: i64 = row.try_get("now").map_err(judge)?;
+            floor = hlc_at(now.saturating_sub(grace_ms)).cast_signed();
+            let due: String = row.try_get("due").map_err(judge)?;
+            match due.as_str() {
+                "expired" => expired.push(row).map_err(judge)?,
+                "tombstone" if row.try_get::<i64, _>("hlc").map_err(judge)? <= floor => {
+                    old.push(row).map_err(judge)?;
+                    slots.push(row.try_get("slot").map_err(judge)?);
+                }
+                _ => {}
+            }
+        }
+        if !expired.keys.is_empty() {
+            let done = expired.bind(sqlx::query(sql::BURY)).execute(&mut *connection).await.map_err(judge)?;
+            swept.expired = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        }
+        if !old.keys.is_empty() {
+            let mut transaction = connection.begin().await.map_err(judge)?;
+            sqlx::query(sql::CLOSE_SLOTS).bind(&slots).fetch_all(&mut *transaction).await.map_err(judge)?;
+            sqlx::query(sql::RAISE_FLOORS)
+                .bind(&slots)
+                .bind(floor)
+                .execute(&mut *transaction)
+                .await
+                .map_err(judge)?;
+            let done = old.bind(sqlx::query(sql::REMOVE)).execute(&mut *transaction).await.map_err(judge)?;
+            transaction.commit().await.map_err(judge)?;
+            swept.removed = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        }
+        if let Some(last) = rows.last().filter(|_| rows.len() == SWEEP_ROWS_MAX) {
+            let (namespace, key): (String, String) =
+                (last.try_get("ns").map_err(judge)?, last.try_get("key").map_err(judge)?);
+            swept.resume = Some([namespace.as_bytes(), &[0], key.as_bytes()].concat());
+        }
+        Ok(swept)
+    }
+
+    /// Notes how a namespace is partitioned where nothing is noted yet; gives what stands.
+    pub(super) async fn partitioning(
+        &self,
+        namespace: &Namespace,
+        first: Option<&str>,
+    ) -> Result<Option<String>, Fault> {
+        let judge = |error: sqlx::Error| self.judge(Stage::Read, &error);
+        let mut connection = self.connection().await?;
+        if let Some(first) = first {
+            // Nothing is lost by noting it twice, so this is no write that may have happened.
+            sqlx::query(sql::NOTE_PARTITIONING)
+                .bind(namespace.as_str())
+                .bind(first)
+                .execute(&mut *connection)
+                .await
+                .map_err(judge)?;
+        }
+        let row =
+            sqlx::query(sql::PARTITIONING).bind(namespace.as_str()).fetch_optional(&mut *connection).await;
+        let row = row.map_err(judge)?;
+        row.map(|row| row.try_get(0)).transpose().map_err(judge)
+    }
+}
+
+/// Rows that a sweep saw dead.
+#[derive(Default)]
+struct Dead {
+    namespaces: Vec<String>,
+    keys: Vec<String>,
+    hlcs: Vec<i64>,
+    origins: Vec<i64>,
+}
+
+impl Dead {
+    fn push(&mut self, row: &sqlx::postgres::PgRow) -> Result<(), sqlx::Error> {
+        self.namespaces.push(row.try_get("ns")?);
+        self.keys.push(row.try_get("key")?);
+        self.hlcs.push(row.try_get("hlc")?);
+        self.origins.push(row.try_get("origin")?);
+        Ok(())
+    }
+
+    fn bind<'q>(
+        &self,
+        query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+        query
+            .bind(self.namespaces.clone())
+            .bind(self.keys.clone())
+            .bind(self.hlcs.clone())
+            .bind(self.origins.clone())
+    }
+}

@@ -1,0 +1,441 @@
+//! One PostgreSQL server: its pool, and each statement as a function.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{PgConnection, PgPool, Postgres};
+use tokio::time::{Instant, timeout_at};
+
+use super::classify::{Fault, Remedy, Stage, classify};
+use super::{Limits, rows, sql};
+use crate::backend::decide::Now;
+use crate::backend::{Found, Row, RowKey};
+use crate::model::{Error, Version};
+
+/// A connection that was idle for longer is asked whether it still stands before it is used: what a restart of the server
+/// broke must not turn a write into one that may have happened.
+const ASK_AFTER_IDLE: Duration = Duration::from_millis(500);
+/// Connections live so long at most, so that memory a server holds for one is given back.
+const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
+/// Samples of the server's clock that are older are replaced by any newer one.
+const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct Shard {
+    pub(super) name: String,
+    pub(super) pool: PgPool,
+    clock: Mutex<Option<ClockSample>>,
+    /// Why it is not there, as it was last seen.
+    fault: Mutex<Option<String>>,
+}
+
+/// What the server's clock said, and when that was known here.
+#[derive(Debug, Clone, Copy)]
+struct ClockSample {
+    server_ms: i64,
+    at: Instant,
+    round_trip: Duration,
+}
+
+/// A row as a write wants it to be.
+#[derive(Debug, Clone)]
+pub(super) struct Proposal {
+    pub(super) at: RowKey,
+    pub(super) version: Version,
+    /// `None` = a tombstone.
+    pub(super) body: Option<Bytes>,
+    pub(super) expires_at_ms: i64,
+    /// 0 = none.
+    pub(super) op: u64,
+}
+
+/// What must hold for a proposal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Condition {
+    pub(super) wants: Wants,
+    /// Keep the lifetime of a live record.
+    pub(super) keep: bool,
+    pub(super) lookback_ms: Option<i64>,
+}
+
+/// See [`crate::model::op::Precondition`].
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wants {
+    Anything,
+    Absent,
+    Exists,
+    Version(Version),
+}
+
+/// What became of an unconditional write.
+#[derive(Debug, Clone)]
+pub(super) struct Put {
+    /// The version it got and whether a live record stood there.
+    pub(super) written: Option<(Version, bool)>,
+    /// What stood there when the statement began, for one that is not written.
+    pub(super) before: Before,
+}
+
+/// What stood under a key: enough to answer a repeated operation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Before {
+    pub(super) version: Option<Version>,
+    pub(super) ops: Vec<i64>,
+    pub(super) was: bool,
+}
+
+/// What became of a conditional write.
+#[derive(Debug, Clone)]
+pub(super) struct Cond {
+    pub(super) result: String,
+    pub(super) version: Option<Version>,
+    pub(super) expires_at_ms: i64,
+    pub(super) live: bool,
+    pub(super) before: Before,
+}
+
+/// What a statement is told for each of its keys; `None` where the slot is not this server's.
+pub(super) type Each<T> = Result<Vec<Option<T>>, Fault>;
+
+impl Shard {
+    /// A pool that connects when it is first needed.
+    pub(super) fn new(name: String, options: PgConnectOptions, limits: &Limits) -> Self {
+        let millis = |time: Duration| time.as_millis().to_string();
+        let options = options.application_name("datastore").options([
+            ("statement_timeout", millis(limits.statement_timeout)),
+            ("lock_timeout", millis(limits.lock_timeout)),
+            ("idle_in_transaction_session_timeout", millis(limits.statement_timeout)),
+            // Whatever the server's default is: an answered write is on its disk.
+            ("synchronous_commit", "on".to_owned()),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(limits.pool_size)
+            .acquire_timeout(limits.connect_timeout)
+            .idle_timeout(limits.idle_timeout)
+            .max_lifetime(LIFETIME_MAX)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > ASK_AFTER_IDLE {
+                        sqlx::Connection::ping(connection).await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options);
+        let fault = Mutex::new(Some("not connected yet".to_owned()));
+        Self { name, pool, clock: Mutex::default(), fault }
+    }
+
+    /// Why it is not there, if so.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes whether it is there; tells the log when that changes.
+    pub(super) fn note(&self, fault: Option<String>) {
+        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*noted, &fault) {
+            (Some(_), None) => tracing::info!(shard = self.name, "PostgreSQL is there"),
+            (was, Some(fault)) if was.as_ref() != Some(fault) => {
+                tracing::warn!(shard = self.name, "PostgreSQL is not there: {fault}");
+            }
+            _ => {}
+        }
+        if fault.is_some() {
+            // What answers next may be another machine, with another clock.
+            *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        *noted = fault;
+    }
+
+    /// A failure of this shard, judged.
+    pub(super) fn judge(&self, stage: Stage, error: &sqlx::Error) -> Fault {
+        classify(&self.name, stage, error)
+    }
+
+    /// Asks for the server's time, which also tells whether it is there.
+    pub(super) async fn sample_clock(&self, connection: &mut PgConnection) -> Result<(), Fault> {
+        let begun = Instant::now();
+        let row = sqlx::query(sql::NOW).fetch_one(connection).await;
+        let row = row.map_err(|error| self.judge(Stage::Read, &error))?;
+        let server_ms = sqlx::Row::try_get(&row, 0).map_err(|error| self.judge(Stage::Read, &error))?;
+        let at = Instant::now();
+        let sample = ClockSample { server_ms, at, round_trip: at - begun };
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let better = clock.is_none_or(|known| {
+            sample.round_trip <= known.round_trip || begun - known.at > CLOCK_SAMPLE_MAX_AGE
+        });
+        if better {
+            *clock = Some(sample);
+        }
+        Ok(())
+    }
+
+    /// A deadline by the server's clock, never later than it is: the answer that told the time was under way.
+    fn deadline_ms(&self, deadline: Instant) -> Result<i64, Fault> {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ClockSample { server_ms, at, .. }) = clock else {
+            let message = format!("PostgreSQL {:?}: not connected yet", self.name);
+            let error = Error::unavailable(message, super::classify::RETRY_AFTER_MS);
+            return Err(Fault { error, remedy: Remedy::Again });
+        };
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let ahead = ms(deadline.saturating_duration_since(at)) - ms(at.saturating_duration_since(deadline));
+        Ok(server_ms.saturating_add(ahead))
+    }
+
+    /// A connection of the pool; at once an error where the server is known not to be there.
+    pub(super) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, Fault> {
+        if let Some(fault) = self.fault().filter(|_| self.pool.num_idle() == 0) {
+            let error = Error::unavailable(fault, super::classify::RETRY_AFTER_MS);
+            return Err(Fault { error, remedy: Remedy::Again });
+        }
+        self.pool.acquire().await.map_err(|error| self.judge(Stage::Before, &error))
+    }
+
+    /// The same, not waiting beyond a deadline.
+    pub(super) async fn connection_by(
+        &self,
+        deadline: Instant,
+    ) -> Result<sqlx::pool::PoolConnection<Postgres>, Fault> {
+        let late = || Fault { error: crate::backend::late(), remedy: Remedy::None };
+        timeout_at(deadline, self.connection()).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn run(
+        &self,
+        stage: Stage,
+        query: Query<'_, Postgres, PgArguments>,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PgRow>, Fault> {
+        query.fetch_all(connection).await.map_err(|error| self.judge(stage, &error))
+    }
+
+    /// Reads keys.
+    pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Each<Option<Found>> {
+        let mut connection = self.connection_by(deadline).await?;
+        let query = bind_keys(sqlx::query(sql::READ), keys);
+        let rows = self.run(Stage::Read, query, &mut connection).await?;
+        self.each(Stage::Read, keys.len(), &rows, rows::found)
+    }
+
+    /// Reads rows to decide on.
+    pub(super) async fn read_rows(
+        &self,
+        keys: &[RowKey],
+        connection: &mut PgConnection,
+    ) -> Each<(Option<Row>, Now)> {
+        let query = bind_keys(sqlx::query(sql::READ_ROWS), keys);
+        let rows = self.run(Stage::Read, query, connection).await?;
+        self.each(Stage::Read, keys.len(), &rows, |row| rows::row(row, keys[rows::ordinal(row)?].slot))
+    }
+
+    /// Writes distinct keys, in their order.
+    ///
+    /// One that was to be written and was not says what stood there before.
+    pub(super) async fn put(&self, puts: &[Proposal], deadline: Instant) -> Each<Put> {
+        let deadline_ms = self.deadline_ms(deadline)?;
+        let mut connection = self.connection_by(deadline).await?;
+        if let [put] = puts {
+            return self.put_one(put, deadline_ms, &mut connection).await;
+        }
+        let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
+        let rows = self.run(Stage::Write, query, &mut connection).await?;
+        self.each(Stage::Write, puts.len(), &rows, |row| {
+            let version = rows::version(row, "hlc", "origin")?;
+            let was: Option<bool> = sqlx::Row::try_get(row, "was")?;
+            Ok(Put { written: version.zip(was), before: before(row, "s_")? })
+        })
+    }
+
+    async fn put_one(&self, put: &Proposal, deadline_ms: i64, connection: &mut PgConnection) -> Each<Put> {
+        let query = sqlx::query(sql::PUT_ONE)
+            .bind(i32::from(put.at.slot))
+            .bind(put.at.namespace.as_str())
+            .bind(put.at.key.as_str())
+            .bind(put.version.hlc.cast_signed())
+            .bind(put.version.origin.cast_signed())
+            .bind(kind(put))
+            .bind(put.expires_at_ms)
+            .bind(put.op.cast_signed())
+            .bind(put.body.as_deref())
+            .bind(deadline_ms);
+        let rows = self.run(Stage::Write, query, connection).await?;
+        let Some(row) = rows.first() else {
+            return Ok(vec![None]);
+        };
+        let read = || -> Result<_, sqlx::Error> {
+            let was: Option<bool> = sqlx::Row::try_get(row, "was")?;
+            Ok(rows::version(row, "hlc", "origin")?.zip(was))
+        };
+        let written = read().map_err(|error| self.judge(Stage::Write, &error))?;
+        let mut before = Before::default();
+        if written.is_none() {
+            let rows = self.read_rows(std::slice::from_ref(&put.at), connection).await?;
+            if let Some(Some((Some(row), _))) = rows.into_iter().next() {
+                let ops =
+                    row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
+                before = Before { version: Some(row.version), ops: ops.collect(), was: row.was };
+            }
+        }
+        Ok(vec![Some(Put { written, before })])
+    }
+
+    /// Writes distinct keys where what must hold holds.
+    pub(super) async fn cond(
+        &self,
+        writes: &[(Proposal, Condition)],
+        deadline: Instant,
+        connection: &mut PgConnection,
+    ) -> Each<Cond> {
+        let deadline_ms = self.deadline_ms(deadline)?;
+        let proposals: Vec<Proposal> = writes.iter().map(|(proposal, _)| proposal.clone()).collect();
+        let wants = |condition: &Condition| match condition.wants {
+            Wants::Anything => (0_i16, 0, 0),
+            Wants::Absent => (1, 0, 0),
+            Wants::Exists => (2, 0, 0),
+            Wants::Version(version) => (3, version.hlc.cast_signed(), version.origin.cast_signed()),
+        };
+        let column = |of: fn((i16, i64, i64)) -> i64| -> Vec<i64> {
+            writes.iter().map(|(_, condition)| of(wants(condition))).collect()
+        };
+        let query = bind_proposals(sqlx::query(sql::COND), &proposals)
+            .bind(writes.iter().map(|(_, condition)| wants(condition).0).collect::<Vec<i16>>())
+            .bind(column(|(_, hlc, _)| hlc))
+            .bind(column(|(_, _, origin)| origin))
+            .bind(writes.iter().map(|(_, condition)| condition.keep).collect::<Vec<bool>>())
+            .bind(
+                writes.iter().map(|(_, condition)| condition.lookback_ms.unwrap_or(-1)).collect::<Vec<i64>>(),
+            )
+            .bind(deadline_ms);
+        let rows = self.run(Stage::Write, query, connection).await?;
+        self.each(Stage::Write, writes.len(), &rows, |row| {
+            Ok(Cond {
+                result: sqlx::Row::try_get(row, "res")?,
+                version: rows::version(row, "hlc", "origin")?,
+                expires_at_ms: sqlx::Row::try_get::<Option<i64>, _>(row, "expires")?.unwrap_or(0),
+                live: sqlx::Row::try_get(row, "live")?,
+                before: before(row, "c_")?,
+            })
+        })
+    }
+
+    /// Merges rows; the words of [`sql::APPLY`].
+    pub(super) async fn apply(&self, entries: &[(RowKey, Row)], deadline: Instant) -> Each<String> {
+        let mut connection = self.connection_by(deadline).await?;
+        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|(at, row)| (at, row)).collect();
+        let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
+        let rows = self.run(Stage::Write, query, &mut connection).await?;
+        self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
+    }
+
+    /// [`Self::read_rows`], locking them.
+    pub(super) async fn lock_rows(
+        &self,
+        keys: &[RowKey],
+        connection: &mut PgConnection,
+    ) -> Each<(Option<Row>, Now)> {
+        let query = bind_keys(sqlx::query(sql::LOCK_ROWS), keys);
+        let rows = self.run(Stage::Read, query, connection).await?;
+        self.each(Stage::Read, keys.len(), &rows, |row| rows::row(row, keys[rows::ordinal(row)?].slot))
+    }
+
+    /// Stores rows under the locks of a transaction, each with whether one stands there; how many it stored.
+    pub(super) async fn store(
+        &self,
+        stores: &[(RowKey, Row, bool)],
+        deadline: Instant,
+        connection: &mut PgConnection,
+    ) -> Result<usize, Fault> {
+        let deadline_ms = self.deadline_ms(deadline)?;
+        let rows: Vec<(&RowKey, &Row)> = stores.iter().map(|(at, row, _)| (at, row)).collect();
+        let query = bind_rows(sqlx::query(sql::STORE), &rows)
+            .bind(stores.iter().map(|(_, _, stands)| *stands).collect::<Vec<bool>>())
+            .bind(deadline_ms);
+        // Its transaction is not committed yet, so nothing has happened where this fails.
+        let rows = self.run(Stage::Read, query, connection).await?;
+        let stored = rows.first().map(|row| sqlx::Row::try_get::<i64, _>(row, 0)).transpose();
+        let stored = stored.map_err(|error| self.judge(Stage::Read, &error))?;
+        Ok(usize::try_from(stored.unwrap_or(0)).unwrap_or(0))
+    }
+
+    /// What the rows say, by the places of their keys.
+    fn each<T>(
+        &self,
+        stage: Stage,
+        keys: usize,
+        rows: &[PgRow],
+        read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Each<T> {
+        let mut each: Vec<Option<T>> = std::iter::repeat_with(|| None).take(keys).collect();
+        for row in rows {
+            let judged = |error| self.judge(stage, &error);
+            let ordinal = rows::ordinal(row).map_err(judged)?;
+            if let Some(place) = each.get_mut(ordinal) {
+                *place = Some(read(row).map_err(judged)?);
+            }
+        }
+        Ok(each)
+    }
+}
+
+fn before(row: &PgRow, prefix: &str) -> Result<Before, sqlx::Error> {
+    let column = |name: &str| format!("{prefix}{name}");
+    let ops: Option<Vec<i64>> = sqlx::Row::try_get(row, column("ops").as_str())?;
+    let was: Option<bool> = sqlx::Row::try_get(row, column("was").as_str())?;
+    Ok(Before {
+        version: rows::version(row, &column("hlc"), &column("origin"))?,
+        ops: ops.unwrap_or_default(),
+        was: was.unwrap_or(false),
+    })
+}
+
+type Bound<'q> = Query<'q, Postgres, PgArguments>;
+
+fn bind_keys<'q>(query: Bound<'q>, keys: &[RowKey]) -> Bound<'q> {
+    query
+        .bind(keys.iter().map(|at| i32::from(at.slot)).collect::<Vec<i32>>())
+        .bind(keys.iter().map(|at| at.namespace.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|at| at.key.as_str()).collect::<Vec<_>>())
+}
+
+fn bind_proposals<'q>(query: Bound<'q>, proposals: &[Proposal]) -> Bound<'q> {
+    query
+        .bind(proposals.iter().map(|each| i32::from(each.at.slot)).collect::<Vec<i32>>())
+        .bind(proposals.iter().map(|each| each.at.namespace.as_str()).collect::<Vec<_>>())
+        .bind(proposals.iter().map(|each| each.at.key.as_str()).collect::<Vec<_>>())
+        .bind(proposals.iter().map(|each| each.version.hlc.cast_signed()).collect::<Vec<i64>>())
+        .bind(proposals.iter().map(|each| each.version.origin.cast_signed()).collect::<Vec<i64>>())
+        .bind(proposals.iter().map(kind).collect::<Vec<i16>>())
+        .bind(proposals.iter().map(|each| each.expires_at_ms).collect::<Vec<i64>>())
+        .bind(proposals.iter().map(|each| each.op.cast_signed()).collect::<Vec<i64>>())
+        .bind(proposals.iter().map(|each| each.body.as_deref()).collect::<Vec<_>>())
+}
+
+fn bind_rows<'q>(query: Bound<'q>, rows: &[(&RowKey, &Row)]) -> Bound<'q> {
+    let ring = |row: &Row| {
+        let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
+        format!("{{{}}}", ops.map(|number| number.to_string()).collect::<Vec<_>>().join(","))
+    };
+    let kind = |row: &Row| if row.body.is_some() { super::LIVE } else { super::TOMBSTONE };
+    query
+        .bind(rows.iter().map(|(at, _)| i32::from(at.slot)).collect::<Vec<i32>>())
+        .bind(rows.iter().map(|(at, _)| at.namespace.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(at, _)| at.key.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(_, row)| row.version.hlc.cast_signed()).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|(_, row)| row.version.origin.cast_signed()).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|(_, row)| kind(row)).collect::<Vec<i16>>())
+        .bind(rows.iter().map(|(_, row)| row.expires_at_ms).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|(_, row)| row.was).collect::<Vec<bool>>())
+        .bind(rows.iter().map(|(_, row)| row.body.as_deref()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(_, row)| row.ring.evicted_at_ms).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|(_, row)| ring(row)).collect::<Vec<String>>())
+}
+
+fn kind(proposal: &Proposal) -> i16 {
+    if proposal.body.is_some() { super::LIVE } else { super::TOMBSTONE }
+}

@@ -1,0 +1,334 @@
+//! The statements, each one round trip under READ COMMITTED.
+//!
+//! They are the step that [`decide`](crate::backend::decide) describes, for many rows at once. Placeholders are cast
+//! because the driver does not infer arrays. Times are milliseconds of the server's clock, read when a row is looked
+//! at: a statement may have waited for a lock before.
+//!
+//! `ops` is `[op, fingerprint, ...]`, newest first. An op has its sign bit set and a fingerprint has not, so `&&` and
+//! `@>` never take one for the other.
+
+/// Milliseconds of the server's clock, now.
+macro_rules! now {
+    () => {
+        "(extract(epoch FROM clock_timestamp())*1000)::bigint"
+    };
+}
+
+/// The slots of a statement that this server owns, held against whoever would take them away or raise their floor. `cap`
+/// is the largest reading that a version may have.
+macro_rules! owned {
+    () => {
+        concat!(
+            "o AS MATERIALIZED (SELECT slot, gc_floor, moving, (",
+            now!(),
+            " + 250) << 16 AS cap FROM slot_own \
+             WHERE slot = ANY($1::int[]) AND mode = 1 ORDER BY slot FOR KEY SHARE)"
+        )
+    };
+}
+
+/// What an unconditional write does where a row stands: the version is raised above it, whose write it is is told from
+/// the flag, a known operation changes nothing.
+macro_rules! bump {
+    ($deadline:literal) => {
+        concat!(
+            "ON CONFLICT (ns, key) DO UPDATE SET hlc = GREATEST(EXCLUDED.hlc, t.hlc + 1), \
+             origin = CASE WHEN EXCLUDED.hlc > t.hlc THEN EXCLUDED.origin ELSE EXCLUDED.origin | (1::bigint << 62) END, \
+             slot = EXCLUDED.slot, kind = EXCLUDED.kind, val = EXCLUDED.val, expires = EXCLUDED.expires, \
+             was = (t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+            now!(),
+            ")), ops = CASE WHEN EXCLUDED.ops = '{}' THEN t.ops ELSE (ARRAY[EXCLUDED.ops[1], \
+             GREATEST(EXCLUDED.hlc, t.hlc + 1) # (CASE WHEN EXCLUDED.hlc > t.hlc THEN EXCLUDED.origin \
+             ELSE EXCLUDED.origin | (1::bigint << 62) END)] || t.ops)[1:8] END, \
+             ops_floor = CASE WHEN EXCLUDED.ops <> '{}' AND cardinality(t.ops) = 8 THEN ",
+            now!(),
+            " ELSE t.ops_floor END WHERE NOT (t.ops && EXCLUDED.ops[1:1]) AND ",
+            now!(),
+            " < ",
+            $deadline
+        )
+    };
+}
+
+/// Unconditional puts and deletes of distinct keys, first attempts.
+///
+/// `$1` slot, `$2` namespace, `$3` key, `$4` hlc, `$5` origin, `$6` kind, `$7` end of life, `$8` op (0 = none), `$9`
+/// document: arrays. `$10` the server's time at which nothing may be written any more.
+///
+/// A row for each key of a slot that is owned: its place, the version it got or nothing, `was`; then what stood there
+/// when the statement began, which explains a version that is missing.
+pub(super) const PUT: &str = concat!(
+    "WITH i AS (SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::smallint[], \
+     $7::bigint[], $8::bigint[], $9::bytea[]) WITH ORDINALITY \
+     AS t(slot, ns, key, hlc, origin, kind, expires, op, val, ord)), ",
+    owned!(),
+    ", s AS MATERIALIZED (SELECT i.*, o.moving, GREATEST(LEAST(i.hlc, o.cap), o.gc_floor + 1) AS h, \
+     r.hlc AS s_hlc, r.origin AS s_origin, r.ops AS s_ops, r.was AS s_was \
+     FROM i JOIN o USING (slot) LEFT JOIN rec r ON r.ns = i.ns AND r.key = i.key), \
+     s2 AS (SELECT *, CASE WHEN h = hlc THEN origin ELSE origin | (1::bigint << 62) END AS g FROM s), \
+     w AS (INSERT INTO rec AS t (ns, key, slot, hlc, origin, kind, was, expires, ops, val) \
+     SELECT ns, key, slot, h, g, kind, false, expires, CASE WHEN op = 0 THEN '{}' ELSE ARRAY[op, h # g] END, val \
+     FROM s2 WHERE ",
+    now!(),
+    " < $10::bigint ORDER BY ns, key ",
+    bump!("$10::bigint"),
+    " RETURNING t.ns, t.key, t.hlc, t.origin, t.was), \
+     l AS (INSERT INTO move_log SELECT s.slot, s.ns, s.key FROM w JOIN s USING (ns, key) WHERE s.moving) \
+     SELECT s.ord, w.hlc, w.origin, w.was, s.s_hlc, s.s_origin, s.s_ops, s.s_was \
+     FROM s LEFT JOIN w ON w.ns = s.ns AND w.key = s.key"
+);
+
+/// [`PUT`] of one key, which takes half the time. The same parameters, not as arrays; no row where the slot is not
+/// owned; without what stood there before: [`READ_ROWS`] explains a version that is missing.
+pub(super) const PUT_ONE: &str = concat!(
+    "WITH o AS MATERIALIZED (SELECT gc_floor, moving, (",
+    now!(),
+    " + 250) << 16 AS cap FROM slot_own WHERE slot = $1::int AND mode = 1 FOR KEY SHARE), \
+     v AS (SELECT GREATEST(LEAST($4::bigint, cap), gc_floor + 1) AS h, \
+     CASE WHEN $4::bigint BETWEEN gc_floor + 1 AND cap THEN $5::bigint ELSE $5::bigint | (1::bigint << 62) END AS g FROM o), \
+     w AS (INSERT INTO rec AS t (ns, key, slot, hlc, origin, kind, was, expires, ops, val) \
+     SELECT $2::text, $3::text, $1::int, h, g, $6::smallint, false, $7::bigint, \
+     CASE WHEN $8::bigint = 0 THEN '{}' ELSE ARRAY[$8::bigint, h # g] END, $9::bytea FROM v WHERE ",
+    now!(),
+    " < $10::bigint ",
+    bump!("$10::bigint"),
+    " RETURNING t.hlc, t.origin, t.was), \
+     l AS (INSERT INTO move_log SELECT $1::int, $2::text, $3::text FROM w, o WHERE o.moving) \
+     SELECT w.hlc, w.origin, w.was FROM o LEFT JOIN w ON true"
+);
+
+/// Puts and deletes of distinct keys with what must hold, or that may be retries.
+///
+/// As [`PUT`]; `$10` precondition (0 none, 1 absent, 2 exists, 3 the version), `$11` `$12` that version, `$13` keep the
+/// lifetime of a live record, `$14` how long ago a retry's first attempt was sent at most, milliseconds (-1 = no retry):
+/// arrays. `$15` as `$10` there.
+///
+/// A row for each key of a slot that is owned: place, version it got, end of life it got, whether a live record stood
+/// there, the word for what became of it, the version that stood there and its ring and `was`.
+pub(super) const COND: &str = concat!(
+    "WITH i AS (SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::smallint[], \
+     $7::bigint[], $8::bigint[], $9::bytea[], $10::smallint[], $11::bigint[], $12::bigint[], $13::boolean[], $14::bigint[]) \
+     WITH ORDINALITY AS t(slot, ns, key, hlc, origin, kind, expires, op, val, pre, ph, po, keep, lookback, ord)), ",
+    owned!(),
+    ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.was, t.expires, \
+     t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+    now!(),
+    ") AS live, i.op <> 0 AND t.ops @> ARRAY[i.op] AS dup, \
+     i.op <> 0 AND i.lookback >= 0 AND t.ops_floor <> 0 AND t.ops_floor >= ",
+    now!(),
+    " - i.lookback AS lost \
+     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t), \
+     j AS MATERIALIZED (SELECT i.*, o.moving, k.hlc AS c_hlc, k.origin AS c_origin, k.ops AS c_ops, k.was AS c_was, \
+     k.expires AS c_expires, coalesce(k.live, false) AS live, coalesce(k.dup, false) AS dup, \
+     coalesce(k.lost, i.op <> 0 AND i.lookback >= 0 AND o.gc_floor <> 0 AND o.gc_floor >> 16 >= ",
+    now!(),
+    " - i.lookback) AS lost, GREATEST(LEAST(i.hlc, o.cap), o.gc_floor + 1, coalesce(k.hlc, 0) + 1) AS h, \
+     CASE i.pre WHEN 0 THEN true WHEN 1 THEN NOT coalesce(k.live, false) WHEN 2 THEN coalesce(k.live, false) \
+     ELSE coalesce(k.live AND k.hlc = i.ph AND k.origin = i.po, false) END AS ok \
+     FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
+     v AS MATERIALIZED (SELECT *, CASE WHEN h = hlc THEN origin ELSE origin | (1::bigint << 62) END AS g, \
+     CASE WHEN keep AND live THEN c_expires ELSE expires END AS e \
+     FROM j WHERE ok AND NOT dup AND NOT lost AND ",
+    now!(),
+    " < $15::bigint), \
+     u AS (UPDATE rec t SET hlc = v.h, origin = v.g, slot = v.slot, kind = v.kind, val = v.val, was = v.live, \
+     expires = v.e, ops = CASE WHEN v.op = 0 THEN t.ops ELSE (ARRAY[v.op, v.h # v.g] || t.ops)[1:8] END, \
+     ops_floor = CASE WHEN v.op <> 0 AND cardinality(t.ops) = 8 THEN ",
+    now!(),
+    " ELSE t.ops_floor END FROM v WHERE v.c_hlc IS NOT NULL AND t.ns = v.ns AND t.key = v.key \
+     RETURNING v.ord, t.hlc, t.origin, t.expires), \
+     n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, expires, ops, val) \
+     SELECT ns, key, slot, h, g, kind, e, CASE WHEN op = 0 THEN '{}' ELSE ARRAY[op, h # g] END, val \
+     FROM v WHERE c_hlc IS NULL ORDER BY ns, key ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key, hlc, origin, expires), \
+     l AS (INSERT INTO move_log SELECT v.slot, v.ns, v.key FROM v LEFT JOIN u USING (ord) \
+     LEFT JOIN n ON n.ns = v.ns AND n.key = v.key WHERE v.moving AND (u.ord IS NOT NULL OR n.key IS NOT NULL)) \
+     SELECT j.ord, coalesce(u.hlc, n.hlc) AS hlc, coalesce(u.origin, n.origin) AS origin, \
+     coalesce(u.expires, n.expires) AS expires, j.live, \
+     CASE WHEN u.ord IS NOT NULL OR n.key IS NOT NULL THEN 'applied' WHEN j.dup THEN 'dup' WHEN j.lost THEN 'lost' \
+     WHEN NOT j.ok THEN 'conflict' WHEN v.ord IS NULL THEN 'late' ELSE 'again' END AS res, \
+     j.c_hlc, j.c_origin, j.c_ops, j.c_was \
+     FROM j LEFT JOIN v USING (ord) LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
+);
+
+/// Merges rows that carry their versions; below the floor only where a row stands.
+///
+/// `$1` slot, `$2` namespace, `$3` key, `$4` hlc, `$5` origin, `$6` kind, `$7` end of life, `$8` was, `$9` document, `$10`
+/// when an operation was last pushed out of the ring: arrays. `$11` the rings, each as text of an array.
+///
+/// A row for each key of a slot that is owned: place and the word for what became of it. The rows that stand are locked
+/// first, in order, so an outcome is that of what stood there.
+pub(super) const APPLY: &str = concat!(
+    "WITH i AS (SELECT t.*, t.ring::bigint[] AS ops FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], \
+     $6::smallint[], $7::bigint[], $8::boolean[], $9::bytea[], $10::bigint[], $11::text[]) \
+     WITH ORDINALITY AS t(slot, ns, key, hlc, origin, kind, expires, was, val, ops_floor, ring, ord)), ",
+    owned!(),
+    ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.ops_floor FROM i JOIN o USING (slot) \
+     JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t), \
+     j AS MATERIALIZED (SELECT i.*, o.moving, o.gc_floor, k.ord IS NOT NULL AS stands, k.ops AS c_ops, \
+     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
+     m AS MATERIALIZED (SELECT j.ord, (SELECT coalesce(array_agg(x.v ORDER BY x.p, x.half), '{}') FROM ( \
+     SELECT p.p, half, CASE half WHEN 0 THEN p.op ELSE p.fp END AS v FROM (SELECT DISTINCT ON (q.op) q.op, q.fp, q.p FROM ( \
+     SELECT a[2 * g - 1] AS op, a[2 * g] AS fp, CASE WHEN first THEN g ELSE g + 8 END AS p \
+     FROM (VALUES (j.ops, j.newer), (j.c_ops, NOT j.newer)) AS r(a, first), generate_series(1, cardinality(r.a) / 2) AS g) q \
+     ORDER BY q.op, q.p) p, (VALUES (0), (1)) AS h(half)) x) AS ops FROM j WHERE j.stands), \
+     u AS (UPDATE rec t SET hlc = CASE WHEN j.newer THEN j.hlc ELSE t.hlc END, \
+     origin = CASE WHEN j.newer THEN j.origin ELSE t.origin END, slot = CASE WHEN j.newer THEN j.slot ELSE t.slot END, \
+     kind = CASE WHEN j.newer THEN j.kind ELSE t.kind END, val = CASE WHEN j.newer THEN j.val ELSE t.val END, \
+     was = CASE WHEN j.newer THEN j.was ELSE t.was END, expires = CASE WHEN j.newer THEN j.expires ELSE t.expires END, \
+     ops = m.ops[1:8], ops_floor = CASE WHEN cardinality(m.ops) > 8 THEN ",
+    now!(),
+    " ELSE GREATEST(t.ops_floor, j.ops_floor) END \
+     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8]) \
+     RETURNING j.ord), \
+     n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
+     SELECT ns, key, slot, hlc, origin, kind, was, expires, ops[1:8], ops_floor, val FROM j \
+     WHERE NOT stands AND hlc > gc_floor ORDER BY ns, key ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key), \
+     l AS (INSERT INTO move_log SELECT j.slot, j.ns, j.key FROM j LEFT JOIN u USING (ord) \
+     LEFT JOIN n ON n.ns = j.ns AND n.key = j.key WHERE j.moving AND (u.ord IS NOT NULL OR n.key IS NOT NULL)) \
+     SELECT j.ord, CASE WHEN n.key IS NOT NULL OR (u.ord IS NOT NULL AND j.newer) THEN 'applied' \
+     WHEN j.stands THEN 'superseded' WHEN j.hlc > j.gc_floor THEN 'again' ELSE 'below_floor' END AS res \
+     FROM j LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
+);
+
+/// Reads of any keys. `$1` slot, `$2` namespace, `$3` key: arrays.
+///
+/// A row for each key of a slot that is owned: place, version (nothing where there is no row), whether it is live, end of
+/// life, and the document where it is.
+pub(super) const READ: &str = concat!(
+    "SELECT i.ord, t.hlc, t.origin, x.live, t.expires, CASE WHEN x.live THEN t.val END AS val \
+     FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
+     JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key \
+     CROSS JOIN LATERAL (SELECT coalesce(t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+    now!(),
+    "), false) AS live OFFSET 0) x"
+);
+
+/// Reads of whole rows, for deciding on them. `$1` slot, `$2` namespace, `$3` key: arrays.
+///
+/// A row for each key of a slot that is owned: place, the row's columns (nothing where there is no row), the slot's floor
+/// and the server's time.
+pub(super) const READ_ROWS: &str = concat!(
+    "SELECT i.ord, t.hlc, t.origin, t.kind, t.was, t.expires, t.ops, t.ops_floor, t.val, o.gc_floor, ",
+    now!(),
+    " AS now FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
+     JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key"
+);
+
+/// The server's time.
+pub(super) const NOW: &str = concat!("SELECT ", now!());
+
+/// A page of a namespace going up. `$1` namespace, `$2` first key, `$3` last key, exclusive (null = none), `$4` the key to go
+/// on behind (null = none), `$5` rows to look at, `$6` bytes after which the page is full, `$7` whether documents do not count
+/// towards them, `$8` bytes of documents after which the page ends in any case.
+///
+/// Every row looked at, dead ones without a document: key, version, whether it is live, end of life, document, bytes that
+/// count, bytes of the document. What stands behind the page's bytes is neither read nor given.
+pub(super) const SCAN: &str = concat!(
+    "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
+     SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded FROM ( \
+     SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, \
+     CASE WHEN x.live THEN octet_length(t.key) + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
+     FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+    now!(),
+    ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
+     AND ($4::text IS NULL OR t.key > $4::text) ORDER BY t.key LIMIT $5::bigint) p WINDOW w AS (ORDER BY key )) q \
+     WHERE before < $6::bigint AND loaded < $8::bigint ORDER BY key "
+);
+
+/// The same going down: `$4` is the key to go on in front of.
+pub(super) const SCAN_REVERSE: &str = concat!(
+    "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
+     SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded FROM ( \
+     SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, \
+     CASE WHEN x.live THEN octet_length(t.key) + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
+     FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+    now!(),
+    ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
+     AND ($4::text IS NULL OR t.key < $4::text) ORDER BY t.key DESC LIMIT $5::bigint) p WINDOW w AS (ORDER BY key DESC)) q \
+     WHERE before < $6::bigint AND loaded < $8::bigint ORDER BY key DESC"
+);
+
+/// [`READ_ROWS`] whose rows nobody else may write until the transaction ends, nor take the slots away.
+pub(super) const LOCK_ROWS: &str = concat!(
+    "WITH i AS (SELECT * FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS t(slot, ns, key, ord)), ",
+    owned!(),
+    ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.kind, t.was, t.expires, t.ops, t.ops_floor, t.val \
+     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t) \
+     SELECT i.ord, k.hlc, k.origin, k.kind, k.was, k.expires, k.ops, k.ops_floor, k.val, o.gc_floor, ",
+    now!(),
+    " AS now FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)"
+);
+
+/// Stores rows as they are, those that stand under the locks of this transaction. `$1` slot, `$2` namespace, `$3` key, `$4`
+/// hlc, `$5` origin, `$6` kind, `$7` end of life, `$8` was, `$9` document, `$10` when an operation was last pushed out, `$11`
+/// rings as text, `$12` whether a row stands: arrays. `$13` the server's time at which nothing may be written any more.
+///
+/// How many were stored: fewer where one was written by somebody else in between, or it is too late.
+pub(super) const STORE: &str = concat!(
+    "WITH i AS (SELECT t.*, t.ring::bigint[] AS ops FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], \
+     $6::smallint[], $7::bigint[], $8::boolean[], $9::bytea[], $10::bigint[], $11::text[], $12::boolean[]) \
+     AS t(slot, ns, key, hlc, origin, kind, expires, was, val, ops_floor, ring, stands) WHERE ",
+    now!(),
+    " < $13::bigint), \
+     u AS (UPDATE rec t SET hlc = i.hlc, origin = i.origin, slot = i.slot, kind = i.kind, val = i.val, was = i.was, \
+     expires = i.expires, ops = i.ops, ops_floor = i.ops_floor FROM i \
+     WHERE i.stands AND t.ns = i.ns AND t.key = i.key RETURNING t.slot, t.ns, t.key), \
+     n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
+     SELECT ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val FROM i WHERE NOT stands ORDER BY ns, key \
+     ON CONFLICT (ns, key) DO NOTHING RETURNING slot, ns, key), \
+     w AS (SELECT * FROM u UNION ALL SELECT * FROM n), \
+     l AS (INSERT INTO move_log SELECT w.slot, w.ns, w.key FROM w JOIN slot_own o USING (slot) WHERE o.moving) \
+     SELECT count(*) FROM w"
+);
+
+/// What a sweep step looks at: `$1` `$2` namespace and key behind which it starts, `$3` rows. Every row, with what is due:
+/// `expired` for records that ended `$4` ms ago, `tombstone` for tombstones, and the server's time.
+pub(super) const WALK: &str = concat!(
+    "SELECT ns, key, slot, hlc, origin, CASE WHEN kind = 1 THEN 'tombstone' WHEN expires <> 0 AND expires <= ",
+    now!(),
+    " - $4::bigint THEN 'expired' ELSE '' END AS due, ",
+    now!(),
+    " AS now FROM rec WHERE (ns, key) > ($1::text, $2::text) ORDER BY ns, key LIMIT $3::bigint"
+);
+
+/// Turns expired records into tombstones, each only if it is the one that was seen: `$1` namespace, `$2` key, `$3` hlc,
+/// `$4` origin. They keep their versions.
+pub(super) const BURY: &str = "UPDATE rec t SET kind = 1, val = NULL, expires = 0 \
+     FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
+     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 0";
+
+/// Waits until nobody writes into the slots `$1`, and keeps them out until the transaction ends.
+pub(super) const CLOSE_SLOTS: &str =
+    "SELECT slot FROM slot_own WHERE slot = ANY($1::int[]) AND mode = 1 ORDER BY slot FOR UPDATE";
+
+/// Raises the floors of slots `$1` to `$2`.
+pub(super) const RAISE_FLOORS: &str =
+    "UPDATE slot_own SET gc_floor = GREATEST(gc_floor, $2::bigint) WHERE slot = ANY($1::int[])";
+
+/// Removes tombstones, as [`BURY`].
+pub(super) const REMOVE: &str = "DELETE FROM rec t \
+     USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
+     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 1";
+
+/// Notes how namespace `$1` is partitioned, unless it is noted.
+pub(super) const NOTE_PARTITIONING: &str =
+    "INSERT INTO ns_part (ns, spec) VALUES ($1::text, $2::text) ON CONFLICT (ns) DO NOTHING";
+
+/// How namespace `$1` is partitioned.
+pub(super) const PARTITIONING: &str = "SELECT spec FROM ns_part WHERE ns = $1::text";
+
+/// One placement at a time is made, by whoever comes first. The number is `xxh3_64("datastore placement")`'s first half.
+pub(super) const LOCK_PLACEMENT: &str = "SELECT pg_advisory_xact_lock(1148387443, 1)";
+
+/// Whose slots this server has, and its name.
+pub(super) const SLOTS_OWNED: &str = "SELECT slot FROM slot_own WHERE mode = 1";
+
+/// The name this server was given.
+pub(super) const NAME: &str = "SELECT name FROM shard_name";
+
+/// Gives this server a name, once.
+pub(super) const SET_NAME: &str = "INSERT INTO shard_name (name) VALUES ($1::text)";
+
+/// Gives this server slots.
+pub(super) const OWN: &str =
+    "INSERT INTO slot_own (slot, mode, epoch) SELECT slot, 1, 1 FROM unnest($1::int[]) AS t(slot)";

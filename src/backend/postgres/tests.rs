@@ -1,0 +1,187 @@
+//! What only servers can show: several of them, and their end.
+
+use std::time::Duration;
+
+use super::*;
+use crate::backend::private_postgres::Postgres;
+use crate::backend::{Action, DynBackend};
+use crate::model::clock::{hlc_at, wall_ms};
+use crate::model::op::{Expiry, Lifetime};
+use crate::model::{Code, Key, Version};
+use crate::placement::{PartitionBy, Partitioning};
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+fn settings(shards: &[(&str, &str, u32)]) -> PostgresSettings {
+    let shard = |(name, url, weight): &(&str, &str, u32)| ShardSettings {
+        name: (*name).to_owned(),
+        url: (*url).to_owned(),
+        weight: *weight,
+    };
+    PostgresSettings { shards: shards.iter().map(shard).collect(), limits: Limits::default() }
+}
+
+/// Opens and waits until it answers.
+async fn open(shards: &[(&str, &str, u32)]) -> PostgreSql {
+    let store = PostgreSql::open(&settings(shards)).unwrap();
+    while let Err(error) = Backend::health(&store) {
+        assert!(!error.message.contains("keeps its name"), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    store
+}
+
+fn at(key: &str) -> RowKey {
+    let by_key = Partitioning { by: PartitionBy::Key, delimiter: "/".to_owned() };
+    RowKey {
+        namespace: Namespace::parse("n").unwrap(),
+        key: Key::parse(key).unwrap(),
+        slot: by_key.slot("n", key),
+    }
+}
+
+fn put(key: &str) -> Write {
+    Write {
+        at: at(key),
+        action: Action::Put { body: key.to_owned().into(), expiry: Expiry::New(Lifetime::Forever) },
+        precondition: None,
+        op: None,
+        proposed: Version { hlc: hlc_at(wall_ms()), origin: 1 },
+        taken_at_ms: wall_ms(),
+    }
+}
+
+/// The keys of all pages of so many rows.
+async fn scan(store: &PostgreSql, limit: usize, reverse: bool) -> Result<Vec<String>> {
+    let mut range = Range {
+        namespace: Namespace::parse("n").unwrap(),
+        start: String::new(),
+        end: None,
+        after: None,
+        reverse,
+        keys_only: false,
+        limit,
+        max_bytes: 1 << 20,
+    };
+    let mut keys = Vec::new();
+    loop {
+        let page = Backend::scan(store, range.clone(), deadline()).await?;
+        assert!(page.rows.len() <= limit);
+        keys.extend(page.rows.into_iter().map(|(key, _)| key.as_str().to_owned()));
+        match page.resume {
+            Some(resume) => range.after = Some(resume.as_str().to_owned()),
+            None => return Ok(keys),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_are_spread_by_weight_and_scans_merge_the_shards() {
+    let (one, three) = (Postgres::shared().database(), Postgres::shared().database());
+    let shards = [("one", one.as_str(), 1), ("three", three.as_str(), 3)];
+    // Two workers at once, each with the list in its own order: one placement is made.
+    let swapped = [shards[1], shards[0]];
+    let (store, other) = tokio::join!(open(&shards), open(&swapped));
+    let of_one = store.shared.owners.iter().filter(|owner| owner.load(Ordering::Acquire) == 0).count();
+    let share = of_one as f64 / f64::from(SLOTS);
+    assert!((0.22..0.28).contains(&share), "{share}");
+    for (mine, others) in store.shared.owners.iter().zip(&other.shared.owners) {
+        assert_ne!(mine.load(Ordering::Acquire), others.load(Ordering::Acquire), "the lists are swapped");
+    }
+    let mut keys: Vec<String> = (0..300).map(|n| format!("k{n:03}")).collect();
+    let written = Backend::write(&store, keys.iter().map(|key| put(key)).collect(), deadline()).await;
+    assert!(written.iter().all(Result::is_ok), "{written:?}");
+    for limit in [7, 100, 1000] {
+        assert_eq!(scan(&other, limit, false).await.unwrap(), keys, "{limit}");
+    }
+    keys.reverse();
+    assert_eq!(scan(&other, 7, true).await.unwrap(), keys);
+    Backend::close(&other).await;
+    Backend::close(&store).await;
+
+    // A list that leaves one out, or gives it another name, places nothing.
+    for (list, words) in [
+        (vec![shards[0]], "one that owns them is missing in `shards`"),
+        (vec![shards[0], ("four", three.as_str(), 3)], "a shard keeps its name"),
+    ] {
+        let store = PostgreSql::open(&settings(&list)).unwrap();
+        let mut said = String::new();
+        for _ in 0..1000 {
+            said = Backend::health(&store).unwrap_err().message;
+            if said.contains(words) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(said.contains(words), "{said}");
+        let refused = Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
+        Backend::close(&store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_goes_fails_its_own_keys_at_once_and_heals_by_itself() {
+    let mut mortal = Postgres::start(&[]);
+    let (kept, lost) = (Postgres::shared().database(), mortal.database());
+    let store = open(&[("kept", kept.as_str(), 1), ("lost", lost.as_str(), 1)]).await;
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n:03}")).collect();
+    let of_lost = |key: &str| store.shared.owners[usize::from(at(key).slot)].load(Ordering::Acquire) == 1;
+    for written in Backend::write(&store, keys.iter().map(|key| put(key)).collect(), deadline()).await {
+        written.unwrap();
+    }
+    mortal.kill9();
+    while Backend::health(&store).is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let begun = Instant::now();
+    for key in &keys {
+        let read = Backend::read(&store, vec![at(key)], deadline()).await.remove(0);
+        let written = Backend::write(&store, vec![put(key)], deadline()).await.remove(0);
+        if of_lost(key) {
+            assert_eq!(read.unwrap_err().code, Code::Unavailable);
+            assert_eq!(written.unwrap_err().code, Code::Unavailable);
+        } else {
+            assert!(read.unwrap().is_some() && written.is_ok());
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "it fails at once: {:?}", begun.elapsed());
+    assert_eq!(scan(&store, 10, false).await.unwrap_err().code, Code::Unavailable);
+    mortal.restart();
+    while Backend::health(&store).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for key in &keys {
+        assert!(Backend::read(&store, vec![at(key)], deadline()).await.remove(0).unwrap().is_some());
+        Backend::write(&store, vec![put(key)], deadline()).await.remove(0).unwrap();
+    }
+    assert_eq!(scan(&store, 10, false).await.unwrap(), keys);
+    Backend::close(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_bad_row_does_not_fail_its_neighbours_and_one_key_is_written_in_turns() {
+    let url = Postgres::shared().database();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    // The server refuses one key, as it would refuse a row that does not fit.
+    let database = url.rsplit('/').next().unwrap();
+    Postgres::shared().sql(database, "ALTER TABLE rec ADD CHECK (key <> 'poison')");
+    let store: Arc<dyn DynBackend> = Arc::new(store);
+    let writes = (0..200).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let key = if n % 10 == 0 { "poison".to_owned() } else { format!("k{}", n % 7) };
+            (n, store.write(vec![put(&key)], deadline()).await.remove(0))
+        })
+    });
+    for done in join_all(writes).await {
+        let (n, written) = done.unwrap();
+        match n % 10 {
+            0 => assert_eq!(written.unwrap_err().code, Code::Internal),
+            _ => drop(written.unwrap()),
+        }
+    }
+    store.close().await;
+}

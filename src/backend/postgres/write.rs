@@ -1,0 +1,407 @@
+//! Writes: which road each takes, and what its statement's answer means.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use futures_util::future::join_all;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{Instant, timeout_at};
+
+use super::classify::{Fault, Remedy, Stage};
+use super::lane::Answer;
+use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
+use super::{ANSWER_GRACE, Pause, Shared, not_owner, rows, to_its_end};
+use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, group, late};
+use crate::model::op::{Expiry, Precondition};
+use crate::model::{Error, Result, Version};
+
+/// Rows of one statement of a merge or an atomic batch.
+const STATEMENT_ROWS_MAX: usize = 256;
+
+/// A lock for each key that is being changed.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<HashMap<RowKey, Weak<tokio::sync::Mutex<()>>>>);
+
+/// Keys beyond which those that nobody waits for are forgotten.
+const TURNS_SWEPT_AT: usize = 4096;
+
+impl Turns {
+    fn of(&self, at: &RowKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(at).and_then(Weak::upgrade) {
+            return turn;
+        }
+        if turns.len() >= TURNS_SWEPT_AT {
+            turns.retain(|_, turn| turn.strong_count() > 0);
+        }
+        let turn = Arc::default();
+        turns.insert(at.clone(), Arc::downgrade(&turn));
+        turn
+    }
+}
+
+impl Shared {
+    /// Writes each by itself; those of one key one after another.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> Vec<Result<Written>> {
+        if let [write] = &writes[..] {
+            return vec![self.one(write.clone(), deadline).await];
+        }
+        let mut of_key: HashMap<RowKey, Vec<usize>> = HashMap::new();
+        for (at, write) in writes.iter().enumerate() {
+            of_key.entry(write.at.clone()).or_default().push(at);
+        }
+        let chains = of_key.into_values().map(|chain| {
+            let writes = &writes;
+            async move {
+                let mut done = Vec::with_capacity(chain.len());
+                for at in chain {
+                    done.push((at, self.one(writes[at].clone(), deadline).await));
+                }
+                done
+            }
+        });
+        let mut done: Vec<_> = join_all(chains).await.into_iter().flatten().collect();
+        done.sort_by_key(|(at, _)| *at);
+        done.into_iter().map(|(_, written)| written).collect()
+    }
+
+    async fn one(self: &Arc<Self>, write: Write, deadline: Instant) -> Result<Written> {
+        let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
+        match &write.action {
+            Action::Put { expiry: Expiry::New(_), .. } | Action::Delete
+                if write.precondition.is_none() && first_attempt =>
+            {
+                self.put(&write, deadline).await
+            }
+            Action::Put { .. } | Action::Delete => {
+                let shared = self.clone();
+                to_its_end(deadline, async move { shared.conditional(&write, deadline).await }).await?
+            }
+            Action::Change(_) => {
+                let shared = self.clone();
+                to_its_end(deadline, async move { shared.change(&write, deadline).await }).await?
+            }
+        }
+    }
+
+    /// An unconditional write, in a statement with others.
+    async fn put(&self, write: &Write, deadline: Instant) -> Result<Written> {
+        let proposal = proposal(write);
+        let mut pause = Pause::new(deadline);
+        loop {
+            let server = self.server(write.at.slot)?;
+            let fault = match server.puts.ask(proposal.clone(), deadline, deadline + ANSWER_GRACE).await {
+                Answer::Unsent => return Err(late()),
+                Answer::Unknown => {
+                    return Err(Error::indeterminate("PostgreSQL did not confirm the write in time"));
+                }
+                Answer::Done(Ok(Some(Put { written: Some((version, existed)), .. }))) => {
+                    return Ok(applied(&proposal, version, existed, proposal.expires_at_ms));
+                }
+                Answer::Done(Ok(Some(Put { before, .. }))) => {
+                    if let Some(known) = duplicate(&before, proposal.op) {
+                        return Ok(known);
+                    }
+                    // The deadline of a neighbour, or a race with another write of the same operation.
+                    if Instant::now() >= deadline || !pause.again().await {
+                        return Err(late());
+                    }
+                    continue;
+                }
+                Answer::Done(Ok(None)) => not_owner(&write.at),
+                Answer::Done(Err(fault)) => fault,
+            };
+            if fault.remedy != Remedy::Again || !pause.again().await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// A write that must hold something, keeps a lifetime, or may be a retry.
+    async fn conditional(&self, write: &Write, deadline: Instant) -> Result<Written> {
+        let proposed = (proposal(write), condition(write));
+        let mut pause = Pause::new(deadline);
+        loop {
+            let shard = &self.server(write.at.slot)?.shard;
+            let outcome = match shard.connection_by(deadline).await {
+                Ok(mut connection) => {
+                    shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await
+                }
+                Err(fault) => Err(fault),
+            };
+            let fault = match outcome.map(|mut outcomes| outcomes.pop().flatten()) {
+                Ok(Some(cond)) => match judged(&proposed.0, &cond)? {
+                    Some(written) => return Ok(written),
+                    None if pause.again().await => continue,
+                    None => return Err(late()),
+                },
+                Ok(None) => not_owner(&write.at),
+                Err(fault) => fault,
+            };
+            if fault.remedy != Remedy::Again || !pause.again().await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// A change: computed from what is read, and written if that still stands.
+    async fn change(&self, write: &Write, deadline: Instant) -> Result<Written> {
+        let turn = self.turns.of(&write.at);
+        let Ok(_turn) = timeout_at(deadline, turn.lock()).await else {
+            return Err(late());
+        };
+        let mut pause = Pause::new(deadline);
+        loop {
+            let shard = &self.server(write.at.slot)?.shard;
+            let fault = match attempt(shard, write, deadline).await {
+                Ok(Some(outcome)) => match outcome? {
+                    Some(written) => return Ok(written),
+                    None if pause.again().await => continue,
+                    None => return Err(late()),
+                },
+                Ok(None) => not_owner(&write.at),
+                Err(fault) => fault,
+            };
+            if fault.remedy != Remedy::Again || !pause.again().await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// Writes all or nothing, in one transaction on one server.
+    pub(super) async fn write_atomic(
+        &self,
+        writes: &[Write],
+        deadline: Instant,
+    ) -> Result<Vec<Written>, (usize, Error)> {
+        let Some(first) = writes.first() else { return Ok(Vec::new()) };
+        let mut pause = Pause::new(deadline);
+        loop {
+            let shard = &self.server(first.at.slot).map_err(|error| (0, error))?.shard;
+            match transaction(shard, writes, deadline).await {
+                Ok(done) => return done,
+                Err(fault) if fault.remedy == Remedy::Again && pause.again().await => {}
+                Err(fault) => return Err((0, fault.error)),
+            }
+        }
+    }
+
+    /// Merges rows that carry their versions.
+    pub(super) async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        let mut done = Vec::with_capacity(entries.len());
+        // One after another: a merge is the work of replay, which batches above.
+        for entry in entries {
+            done.push(self.merge(entry, deadline).await);
+        }
+        done
+    }
+
+    async fn merge(&self, entry: Entry, deadline: Instant) -> Result<Applied> {
+        let mut pause = Pause::new(deadline);
+        let pair = (entry.at, entry.row);
+        loop {
+            let shard = &self.server(pair.0.slot)?.shard;
+            let fault = match shard
+                .apply(std::slice::from_ref(&pair), deadline)
+                .await
+                .map(|mut words| words.pop().flatten())
+            {
+                Ok(Some(word)) => match word.as_str() {
+                    "applied" => return Ok(Applied::Applied),
+                    "superseded" => return Ok(Applied::Superseded),
+                    "below_floor" => return Ok(Applied::BelowFloor),
+                    _ if pause.again().await => continue,
+                    _ => return Err(late()),
+                },
+                Ok(None) => not_owner(&pair.0),
+                Err(fault) => fault,
+            };
+            if fault.remedy != Remedy::Again || !pause.again().await {
+                return Err(fault.error);
+            }
+        }
+    }
+}
+
+type Attempt<T> = Result<T, Fault>;
+
+/// One attempt at a change: `None` where the slot is not this server's; inside, `None` where something else was written
+/// in between.
+async fn attempt(
+    shard: &Shard,
+    write: &Write,
+    deadline: Instant,
+) -> Attempt<Option<Result<Option<Written>>>> {
+    let mut connection = shard.connection_by(deadline).await?;
+    let read = shard.read_rows(std::slice::from_ref(&write.at), &mut connection).await?;
+    let Some((present, now)) = read.into_iter().next().flatten() else {
+        return Ok(None);
+    };
+    let (row, expected) = match decide::write(present.as_ref(), write, now) {
+        Err(error) => return Ok(Some(Err(error))),
+        Ok((None, written)) => return Ok(Some(Ok(Some(written)))),
+        Ok((Some(row), _)) => (row, wants_the_same(present.as_ref(), now)),
+    };
+    let proposal = Proposal {
+        at: write.at.clone(),
+        version: write.proposed,
+        body: row.body,
+        expires_at_ms: row.expires_at_ms,
+        op: write.op.map_or(0, |op| op.id),
+    };
+    let lookback_ms = write.op.and_then(|op| op.lookback_ms);
+    let proposed = (proposal, Condition { wants: expected, keep: false, lookback_ms });
+    let outcome = shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await?;
+    let Some(cond) = outcome.into_iter().next().flatten() else {
+        return Ok(None);
+    };
+    Ok(Some(match judged(&proposed.0, &cond) {
+        // What was read no longer stands: the change is computed again.
+        Ok(Some(Written::Conflict { .. })) => Ok(None),
+        other => other,
+    }))
+}
+
+fn wants_the_same(present: Option<&Row>, now: decide::Now) -> Wants {
+    match present.filter(|row| row.live(now.wall_ms).is_some()) {
+        Some(row) => Wants::Version(row.version),
+        None => Wants::Absent,
+    }
+}
+
+/// One attempt at an atomic batch.
+async fn transaction(
+    shard: &Shard,
+    writes: &[Write],
+    deadline: Instant,
+) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
+    let mut connection = shard.connection_by(deadline).await?;
+    let mut transaction = connection.begin().await.map_err(|error| shard.judge(Stage::Read, &error))?;
+    let decided = decide_all(shard, writes, deadline, &mut transaction).await?;
+    let end = match decided {
+        Ok(_) => transaction.commit().await,
+        Err(_) => transaction.rollback().await,
+    };
+    match (decided, end) {
+        (Ok(written), Ok(())) => Ok(Ok(written)),
+        (Ok(_), Err(error)) => Err(shard.judge(Stage::Write, &error)),
+        (Err(failed), _) => Ok(Err(failed)),
+    }
+}
+
+async fn decide_all(
+    shard: &Shard,
+    writes: &[Write],
+    deadline: Instant,
+    connection: &mut PgConnection,
+) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
+    // In the order of keys for the locks; what is answered is in the order asked.
+    let mut keys: Vec<RowKey> = writes.iter().map(|write| write.at.clone()).collect();
+    keys.sort_by(|one, other| (one.key.as_str()).cmp(other.key.as_str()));
+    keys.dedup();
+    let mut table = Locked::default();
+    let mut now = None;
+    for part in keys.chunks(STATEMENT_ROWS_MAX) {
+        let read = shard.lock_rows(part, connection).await?;
+        for (at, row) in part.iter().zip(read) {
+            let Some((row, seen)) = row else { return Err(not_owner(at)) };
+            now = Some(seen);
+            table.rows.insert(group::stored_key(at), row.map(Arc::new));
+        }
+    }
+    let Some(now) = now else { return Ok(Ok(Vec::new())) };
+    // All writes are of one partition, so of one slot.
+    table.gc_floor = now.gc_floor;
+    let mut group = group::Group::new(&table, now.wall_ms);
+    let written = match group.write_atomic(writes) {
+        Ok(written) => written,
+        Err(failed) => return Ok(Err(failed)),
+    };
+    let mut changes = group.into_changes().rows;
+    let mut stores: Vec<(RowKey, Row, bool)> = Vec::new();
+    for at in keys {
+        let stored_key = group::stored_key(&at);
+        if let Some(Some(row)) = changes.remove(&stored_key) {
+            let stands = table.rows.get(&stored_key).is_some_and(Option::is_some);
+            stores.push((at, Arc::unwrap_or_clone(row), stands));
+        }
+    }
+    for part in stores.chunks(STATEMENT_ROWS_MAX) {
+        if shard.store(part, deadline, connection).await? < part.len() {
+            if Instant::now() >= deadline {
+                return Ok(Err((0, late())));
+            }
+            // A row that was not there is there now.
+            let error = Error::overloaded("the batch met other writes of its keys each time", 10);
+            return Err(Fault { error, remedy: Remedy::Again });
+        }
+    }
+    Ok(Ok(written))
+}
+
+/// Rows that this transaction holds the locks of, by their stored keys.
+#[derive(Default)]
+struct Locked {
+    rows: HashMap<Vec<u8>, Option<Arc<Row>>>,
+    gc_floor: u64,
+}
+
+impl group::Table for Locked {
+    fn row(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>> {
+        Ok(self.rows.get(stored_key).cloned().flatten())
+    }
+
+    fn gc_floor(&self, _slot: u16) -> u64 {
+        self.gc_floor
+    }
+}
+
+fn proposal(write: &Write) -> Proposal {
+    let (body, expires_at_ms) = match &write.action {
+        Action::Put { body, expiry } => {
+            (Some(body.clone()), decide::end_of_life(*expiry, None, write.taken_at_ms))
+        }
+        Action::Delete | Action::Change(_) => (None, 0),
+    };
+    let op = write.op.map_or(0, |op| op.id);
+    Proposal { at: write.at.clone(), version: write.proposed, body, expires_at_ms, op }
+}
+
+fn condition(write: &Write) -> Condition {
+    let wants = match write.precondition {
+        None => Wants::Anything,
+        Some(Precondition::Absent) => Wants::Absent,
+        Some(Precondition::Exists) => Wants::Exists,
+        Some(Precondition::Version(version)) => Wants::Version(version),
+    };
+    let keep = matches!(write.action, Action::Put { expiry: Expiry::KeepOr(_), .. });
+    Condition { wants, keep, lookback_ms: write.op.and_then(|op| op.lookback_ms) }
+}
+
+fn applied(proposal: &Proposal, version: Version, existed: bool, expires_at_ms: i64) -> Written {
+    let live = proposal.body.clone().map(|body| Live { body, expires_at_ms });
+    Written::Applied { version, existed, live }
+}
+
+/// What an operation that took effect before is answered.
+fn duplicate(before: &Before, op: u64) -> Option<Written> {
+    let print = (op != 0).then(|| rows::ring(&before.ops, 0).find(op)).flatten()?;
+    let same = before.version.filter(|version| version.fingerprint() == print);
+    Some(Written::Duplicate { version: same, existed: same.is_some() && before.was })
+}
+
+/// What the word of a conditional statement means; `None` = again.
+fn judged(proposal: &Proposal, cond: &Cond) -> Result<Option<Written>> {
+    match (cond.result.as_str(), cond.version) {
+        ("applied", Some(version)) => Ok(Some(applied(proposal, version, cond.live, cond.expires_at_ms))),
+        ("dup", _) => Ok(duplicate(&cond.before, proposal.op)),
+        ("lost", _) => Ok(Some(Written::Forgotten)),
+        ("conflict", _) => Ok(Some(Written::Conflict { present: cond.before.version.filter(|_| cond.live) })),
+        ("late", _) => Err(late()),
+        _ => Ok(None),
+    }
+}

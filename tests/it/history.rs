@@ -1,0 +1,180 @@
+//! What several workers on one PostgreSQL tell their clients fits one order of everything, also through its crashes.
+//!
+//! The short form runs in `make test`; `DATASTORE_SOAK=1` runs the full one and prints a row of the table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use crate::crash::{ask, row, soak};
+use crate::support::linear::{Did, Event, check_order, check_versions};
+use crate::support::nats::Nats;
+use crate::support::postgres::Postgres;
+use crate::support::worker::{Backend, Setup, Worker};
+
+const KEYS: usize = 8;
+const CLIENTS: usize = 16;
+const WORKERS: usize = 3;
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+/// What clients did, by key.
+type History = HashMap<String, Vec<Event>>;
+
+/// A client that reads, writes and swaps until told to stop.
+async fn client(
+    nats: async_nats::Client,
+    prefix: String,
+    values: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+    zero: Instant,
+) -> History {
+    let now = || u64::try_from(zero.elapsed().as_nanos()).unwrap();
+    let mut history = History::new();
+    let mut last: HashMap<String, String> = HashMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let key = format!("k{}", fastrand::usize(..KEYS));
+        let kind = fastrand::u32(..10);
+        let value = values.fetch_add(1, Ordering::Relaxed);
+        let expected = last.get(&key).filter(|_| kind < 2).cloned();
+        let (op, body) = match (&expected, kind) {
+            (Some(version), _) => {
+                ("put", json!({"key": key, "value": value, "precondition": {"version": version}}))
+            }
+            (None, ..5) => ("put", json!({"key": key, "value": value})),
+            _ => ("get", json!({"key": key, "consistency": "strong"})),
+        };
+        let begun = now();
+        let reply = ask(&nats, format!("{prefix}.v1.h.{op}"), body, ANSWERED_WITHIN).await;
+        let ended = now();
+        count.fetch_add(1, Ordering::Relaxed);
+        let did = match (op, reply) {
+            ("get", Some(reply)) if reply.get("error").is_none() => Some(Did::Read(found(&reply))),
+            ("get", _) => None,
+            (_, Some(reply)) if reply["outcome"] == "applied" => {
+                let version = text(&reply["version"]);
+                Some(match expected {
+                    Some(expected) => Did::Swapped { expected, value, version },
+                    None => Did::Wrote { value, version },
+                })
+            }
+            (_, Some(reply)) if reply["outcome"] == "refused" => None,
+            _ => Some(Did::MayHaveWritten { value }),
+        };
+        match &did {
+            Some(Did::Read(Some((_, version))) | Did::Wrote { version, .. }) => {
+                last.insert(key.clone(), version.clone());
+            }
+            // Nothing is gained by hammering on a server that is down.
+            None if kind >= 2 => tokio::time::sleep(Duration::from_millis(5)).await,
+            _ => {}
+        }
+        if let Some(did) = did {
+            history.entry(key).or_default().push(Event { begun, ended, did });
+        }
+    }
+    history
+}
+
+fn text(value: &Json) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn found(reply: &Json) -> Option<(u64, String)> {
+    let record = reply.get("record").filter(|_| reply["found"] == true)?;
+    Some((record["value"].as_u64().unwrap(), text(&record["version"])))
+}
+
+/// Runs a load of so many requests and kills the server so often in between; then reads everything once.
+async fn run(server: &mut Postgres, requests: usize, kills: usize) -> History {
+    let nats = Nats::shared();
+    let setup = Setup::new(nats, Backend::Postgres).on_database(&server.database());
+    let workers: Vec<Worker> = (0..WORKERS).map(|_| Worker::start(setup.clone())).collect();
+    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (values, zero) = (Arc::new(AtomicU64::new(1)), Instant::now());
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let prefix = setup.prefix.clone();
+        let (values, stop, count) = (values.clone(), stop.clone(), count.clone());
+        clients.push(tokio::spawn(client(nats.client().await, prefix, values, stop, count, zero)));
+    }
+    for part in 1..=kills + 1 {
+        while count.load(Ordering::Relaxed) < requests * part / (kills + 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if part <= kills {
+            server.kill9();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            server.restart();
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut history = History::new();
+    for client in clients {
+        for (key, events) in client.await.unwrap() {
+            history.entry(key).or_default().extend(events);
+        }
+    }
+    let client = nats.client().await;
+    for (key, events) in &mut history {
+        let begun = u64::try_from(zero.elapsed().as_nanos()).unwrap();
+        let body = json!({"key": key, "consistency": "strong"});
+        let reply = ask(&client, format!("{}.v1.h.get", setup.prefix), body, ANSWERED_WITHIN).await.unwrap();
+        assert!(reply.get("error").is_none(), "{reply}");
+        let ended = u64::try_from(zero.elapsed().as_nanos()).unwrap();
+        events.push(Event { begun, ended, did: Did::Read(found(&reply)) });
+    }
+    drop(workers);
+    history
+}
+
+fn check(history: &History) -> Result<(), String> {
+    for (key, events) in history {
+        check_versions(events).map_err(|why| format!("{key}, by versions: {why}"))?;
+        check_order(events).map_err(|why| format!("{key}, by order: {why}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() {
+    let (requests, kills) = if soak() { (40_000, 5) } else { (6_000, 2) };
+    let mut server = Postgres::start(&[]);
+    let history = run(&mut server, requests, kills).await;
+    let events: Vec<&Event> = history.values().flatten().collect();
+    let unknown = events.iter().filter(|event| matches!(event.did, Did::MayHaveWritten { .. })).count();
+    check(&history).unwrap();
+    let found = format!("{} told, {unknown} of unknown end: an order exists", events.len());
+    row(&format!("history of {requests} requests, {kills} kills of PostgreSQL"), "linearizable", &found);
+    assert!(events.len() > requests / 2, "{} of {requests} were told anything", events.len());
+}
+
+/// The checkers see what they are there to see: a server that now and then keeps the old document under the new version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_update_in_the_server_is_found() {
+    let mut server = Postgres::start(&[]);
+    let setup = Setup::new(Nats::shared(), Backend::Postgres).on_database(&server.database());
+    drop(Worker::start(setup));
+    // The next database is made from this one.
+    server.sql(
+        "template1",
+        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF random() < 0.01 THEN NEW.val := OLD.val; END IF; RETURN NEW; END $$",
+    );
+    server.sql(
+        "template1",
+        "CREATE FUNCTION arm() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF EXISTS (SELECT FROM pg_class WHERE relname = 'rec') AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'forgets') \
+         THEN CREATE TRIGGER forgets BEFORE UPDATE ON rec FOR EACH ROW EXECUTE FUNCTION forget(); END IF; END $$",
+    );
+    server.sql(
+        "template1",
+        "CREATE EVENT TRIGGER arms ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION arm()",
+    );
+    let history = run(&mut server, 2_000, 0).await;
+    let why = check(&history).unwrap_err();
+    println!("found: {why}");
+}
