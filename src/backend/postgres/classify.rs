@@ -145,3 +145,60 @@ fn verdict(state: &str) -> Verdict {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Outcome, Retry};
+
+    /// What a write and its caller are told for each code that an operator meets.
+    #[test]
+    fn sqlstates_are_told_apart() {
+        for (state, code, remedy, unknown, words) in [
+            ("40001", Code::Unavailable, Remedy::Again, false, "another transaction"),
+            ("40P01", Code::Unavailable, Remedy::Again, false, "another transaction"),
+            ("55P03", Code::Overloaded, Remedy::None, false, "lock"),
+            ("57014", Code::Overloaded, Remedy::None, false, "statement_timeout"),
+            ("57P01", Code::Unavailable, Remedy::Again, true, "shutting down"),
+            ("57P02", Code::Unavailable, Remedy::Again, true, "shutting down"),
+            ("57P03", Code::Unavailable, Remedy::Again, false, "starting"),
+            ("25006", Code::Unavailable, Remedy::None, false, "primary"),
+            ("53100", Code::Unavailable, Remedy::None, false, "disk is full"),
+            ("53200", Code::Unavailable, Remedy::None, false, "memory"),
+            ("53300", Code::Overloaded, Remedy::Again, false, "pool_size"),
+            ("53400", Code::Overloaded, Remedy::None, false, "resources"),
+            ("28P01", Code::Unavailable, Remedy::None, false, "password"),
+            ("28000", Code::Unavailable, Remedy::None, false, "pg_hba.conf"),
+            ("3D000", Code::Unavailable, Remedy::None, false, "no such database"),
+            ("42501", Code::Unavailable, Remedy::None, false, "right"),
+            ("42P01", Code::Unavailable, Remedy::None, false, "schema"),
+            ("54000", Code::TooLarge, Remedy::Apart, false, ""),
+            ("22021", Code::Internal, Remedy::Apart, false, "row"),
+            ("23514", Code::Internal, Remedy::Apart, false, "row"),
+            ("08006", Code::Unavailable, Remedy::Again, true, "connection"),
+            ("XX000", Code::Unavailable, Remedy::None, true, ""),
+            ("", Code::Internal, Remedy::None, false, ""),
+        ] {
+            let verdict = verdict(state);
+            assert_eq!((verdict.code, verdict.remedy, verdict.unknown), (code, remedy, unknown), "{state}");
+            assert!(verdict.hint.contains(words), "{state}: {}", verdict.hint);
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_unknown_to_a_write_that_was_sent_and_to_nothing_else() {
+        let lost = || sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        let write = classify("main", Stage::Write, &lost()).error;
+        assert_eq!((write.code, write.retry()), (Code::Indeterminate, Retry::UnknownOutcome));
+        for stage in [Stage::Before, Stage::Read] {
+            let fault = classify("main", stage, &lost());
+            assert_eq!((fault.error.code, fault.remedy), (Code::Unavailable, Remedy::Again));
+            assert_eq!(fault.error.code.outcome(), Outcome::Refused);
+        }
+        let full = classify("main", Stage::Before, &sqlx::Error::PoolTimedOut);
+        assert_eq!((full.error.code, full.remedy), (Code::Overloaded, Remedy::None));
+        // What came back does not fit the statement: a write may have happened all the same.
+        let odd = classify("main", Stage::Write, &sqlx::Error::RowNotFound);
+        assert_eq!(odd.error.code, Code::Indeterminate);
+    }
+}

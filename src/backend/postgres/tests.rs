@@ -185,3 +185,86 @@ async fn one_bad_row_does_not_fail_its_neighbours_and_one_key_is_written_in_turn
     }
     store.close().await;
 }
+
+/// What the store says is wrong, once it says these words.
+async fn says(store: &PostgreSql, words: &str) {
+    let mut said = String::new();
+    for _ in 0..1000 {
+        said = Backend::health(store).err().map(|error| error.message).unwrap_or_default();
+        if said.contains(words) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{words:?} is not said: {said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_it_from_serving_is_said_and_gone_once_it_is_mended() {
+    let server = Postgres::shared();
+    for (url, words) in [
+        (server.url("nowhere"), "no such database"),
+        (server.url("postgres").replace("test@", "nobody@"), "may not connect"),
+        (format!("{}?sslmode=require", server.url("postgres")), "TLS"),
+        ("postgres://u:hunter2@127.0.0.1:1/d".to_owned(), "connection"),
+    ] {
+        let store = PostgreSql::open(&settings(&[("main", url.as_str(), 1)])).unwrap();
+        says(&store, words).await;
+        let begun = Instant::now();
+        let refused = Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
+        assert!(!refused.message.contains("hunter2"), "{refused:?}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "at once: {:?}", begun.elapsed());
+        Backend::close(&store).await;
+    }
+
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    let end_connections =
+        format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}'");
+    server.sql("postgres", &format!("ALTER DATABASE {database} SET default_transaction_read_only = on"));
+    server.sql("postgres", &end_connections);
+    let mut refused = Backend::write(&store, vec![put("k")], deadline()).await.remove(0);
+    // The first may still meet a connection that is just being ended.
+    while matches!(&refused, Err(error) if !error.message.contains("25006")) {
+        refused = Backend::write(&store, vec![put("k")], deadline()).await.remove(0);
+    }
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
+    assert!(refused.message.contains("is this the primary?"), "{refused:?}");
+    server.sql("postgres", &format!("ALTER DATABASE {database} RESET default_transaction_read_only"));
+    server.sql("postgres", &end_connections);
+    while Backend::write(&store, vec![put("k")], deadline()).await.remove(0).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Backend::close(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_fails_leaves_what_was_there_and_is_tried_again() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap();
+    // In the way of the last table of the step.
+    server.sql(database, "CREATE TABLE shard_name (mine int)");
+    let store = PostgreSql::open(&settings(&[("main", url.as_str(), 1)])).unwrap();
+    says(&store, "its schema could not be brought up to date").await;
+    assert_eq!(
+        server.sql(database, "SELECT count(*) FROM pg_class WHERE relname = 'rec'"),
+        "0",
+        "all or nothing"
+    );
+    server.sql(database, "DROP TABLE shard_name");
+    while Backend::health(&store).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+    Backend::close(&store).await;
+    // A step of a newer version is none of this one's business.
+    let newer = "INSERT INTO datastore_schema (version, description, success, checksum, execution_time) VALUES (999, 'newer', true, '', 0)";
+    server.sql(database, newer);
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
+    Backend::close(&store).await;
+}
