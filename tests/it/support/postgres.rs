@@ -29,7 +29,8 @@ impl Postgres {
 
     /// A server for one test alone, with further settings such as `max_connections=20`.
     pub(crate) fn start(settings: &[&str]) -> Postgres {
-        let (scratch, port) = (tempfile::tempdir().unwrap(), free_port());
+        // A short path for its socket, which its user can reach wherever temporary folders are otherwise.
+        let (scratch, port) = (tempfile::tempdir_in("/tmp").unwrap(), free_port());
         if let Some((user, group)) = postgres_ids() {
             chown(scratch.path(), Some(user), Some(group)).unwrap();
         }
