@@ -50,7 +50,6 @@ async fn client(
         let begun = now();
         let reply = ask(&nats, format!("{prefix}.v1.h.{op}"), body, ANSWERED_WITHIN).await;
         let ended = now();
-        count.fetch_add(1, Ordering::Relaxed);
         let did = match (op, reply) {
             ("get", Some(reply)) if reply.get("error").is_none() => Some(Did::Read(found(&reply))),
             ("get", _) => None,
@@ -73,6 +72,8 @@ async fn client(
             _ => {}
         }
         if let Some(did) = did {
+            // What was refused, as all is while the server is down, tells nothing.
+            count.fetch_add(1, Ordering::Relaxed);
             history.entry(key).or_default().push(Event { begun, ended, did });
         }
     }
@@ -88,7 +89,7 @@ fn found(reply: &Json) -> Option<(u64, String)> {
     Some((record["value"].as_u64().unwrap(), text(&record["version"])))
 }
 
-/// Runs a load of so many requests and kills the server so often in between; then reads everything once.
+/// Runs a load of so many operations and kills the server so often in between; then reads everything once.
 async fn run(server: &mut Postgres, requests: usize, kills: usize) -> History {
     let nats = Nats::shared();
     let setup = Setup::new(nats, Backend::Postgres).on_database(&server.database());
@@ -141,15 +142,15 @@ fn check(history: &History) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() {
-    let (requests, kills) = if soak() { (40_000, 5) } else { (6_000, 2) };
+    let (requests, kills) = if soak() { (30_000, 5) } else { (5_000, 2) };
     let mut server = Postgres::start(&[]);
     let history = run(&mut server, requests, kills).await;
     let events: Vec<&Event> = history.values().flatten().collect();
     let unknown = events.iter().filter(|event| matches!(event.did, Did::MayHaveWritten { .. })).count();
     check(&history).unwrap();
     let found = format!("{} told, {unknown} of unknown end: an order exists", events.len());
-    row(&format!("history of {requests} requests, {kills} kills of PostgreSQL"), "linearizable", &found);
-    assert!(events.len() > requests / 2, "{} of {requests} were told anything", events.len());
+    row(&format!("history of {requests} operations, {kills} kills of PostgreSQL"), "linearizable", &found);
+    assert!(events.len() >= requests, "{} of {requests}", events.len());
 }
 
 /// The checkers see what they are there to see: a server that now and then keeps the old document under the new version.
