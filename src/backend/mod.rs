@@ -17,11 +17,11 @@ mod suite;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
-#[allow(dead_code, reason = "the black-box tests use all of it")]
+#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
-#[allow(dead_code, reason = "the black-box tests use all of it")]
+#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/process.rs"]
 mod process;
 

@@ -78,7 +78,11 @@ fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined: usize) -> Result<Page
         .map(|part| {
             let bytes: usize = part.iter().map(|row| row.bytes).sum();
             let load: usize = part.iter().map(|row| row.load).sum();
-            let full = part.len() >= examined || bytes >= range.max_bytes || load >= LOAD_BYTES_MAX;
+            let lives = part.iter().filter(|row| row.found.is_some()).count();
+            let full = part.len() >= examined
+                || lives >= range.limit
+                || bytes >= range.max_bytes
+                || load >= LOAD_BYTES_MAX;
             (full, part.into_iter().peekable())
         })
         .collect();
@@ -129,6 +133,7 @@ impl Shard {
             .bind(count(range.max_bytes))
             .bind(range.keys_only)
             .bind(count(LOAD_BYTES_MAX))
+            .bind(count(range.limit))
             .fetch_all(&mut *connection)
             .await
             .map_err(|error| self.judge(Stage::Read, &error))?;

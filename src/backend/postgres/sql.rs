@@ -217,36 +217,42 @@ pub(super) const READ_ROWS: &str = concat!(
 /// The server's time.
 pub(super) const NOW: &str = concat!("SELECT ", now!());
 
+/// A page of a namespace, in one direction: behind which side of `$4` it goes on, and in which order.
+macro_rules! page {
+    ($behind:literal, $order:literal) => {
+        concat!(
+            "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
+             SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded, \
+             sum(live::int) OVER w - live::int AS lives FROM ( \
+             SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, \
+             CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, CASE WHEN x.live THEN octet_length(t.key) \
+             + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
+             FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+            now!(),
+            ") AS live OFFSET 0) x \
+             WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
+             AND ($4::text IS NULL OR t.key ",
+            $behind,
+            " $4::text) ORDER BY t.key ",
+            $order,
+            " LIMIT $5::bigint) p WINDOW w AS (ORDER BY key ",
+            $order,
+            ")) q WHERE before < $6::bigint AND loaded < $8::bigint AND lives < $9::bigint ORDER BY key ",
+            $order
+        )
+    };
+}
+
 /// A page of a namespace going up. `$1` namespace, `$2` first key, `$3` last key, exclusive (null = none), `$4` the key to go
 /// on behind (null = none), `$5` rows to look at, `$6` bytes after which the page is full, `$7` whether documents do not count
-/// towards them, `$8` bytes of documents after which the page ends in any case.
+/// towards them, `$8` bytes of documents after which the page ends in any case, `$9` live rows after which it is full.
 ///
 /// Every row looked at, dead ones without a document: key, version, whether it is live, end of life, document, bytes that
-/// count, bytes of the document. What stands behind the page's bytes is neither read nor given.
-pub(super) const SCAN: &str = concat!(
-    "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
-     SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded FROM ( \
-     SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, \
-     CASE WHEN x.live THEN octet_length(t.key) + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
-     FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
-    now!(),
-    ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
-     AND ($4::text IS NULL OR t.key > $4::text) ORDER BY t.key LIMIT $5::bigint) p WINDOW w AS (ORDER BY key )) q \
-     WHERE before < $6::bigint AND loaded < $8::bigint ORDER BY key "
-);
+/// count, bytes of the document. The documents of what stands behind the page's end are neither read nor given.
+pub(super) const SCAN: &str = page!(">", "ASC");
 
 /// The same going down: `$4` is the key to go on in front of.
-pub(super) const SCAN_REVERSE: &str = concat!(
-    "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
-     SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded FROM ( \
-     SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, \
-     CASE WHEN x.live THEN octet_length(t.key) + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
-     FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
-    now!(),
-    ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
-     AND ($4::text IS NULL OR t.key < $4::text) ORDER BY t.key DESC LIMIT $5::bigint) p WINDOW w AS (ORDER BY key DESC)) q \
-     WHERE before < $6::bigint AND loaded < $8::bigint ORDER BY key DESC"
-);
+pub(super) const SCAN_REVERSE: &str = page!("<", "DESC");
 
 /// [`READ_ROWS`] whose rows nobody else may write until the transaction ends, nor take the slots away.
 pub(super) const LOCK_ROWS: &str = concat!(
