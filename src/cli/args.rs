@@ -429,8 +429,14 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) batch_size: u32,
     /// Measure an echo over the same NATS server in the same run, round by round, and compare
-    #[arg(long)]
+    #[arg(long, conflicts_with = "peer_postgres")]
     pub(crate) echo: bool,
+    /// Measure what a service would write by hand on this PostgreSQL in the same run, round by round, and compare (get, put)
+    #[arg(long, value_name = "URL")]
+    pub(crate) peer_postgres: Option<String>,
+    /// The records of the bench stand already: do not store them first
+    #[arg(long)]
+    pub(crate) no_load: bool,
 }
 
 /// What the load generator sends.

@@ -1,4 +1,4 @@
-//! `bench`: a load generator, beside the transport's own limit.
+//! `bench`: a load generator, beside the transport's own limit or what a service would write by hand.
 //!
 //! Without `--rate` each of `--concurrency` callers sends its next request when the last one is answered. With it
 //! every request has an intended start, and its latency counts from there, however late it was sent: a stall is
@@ -7,6 +7,7 @@
 
 pub(super) mod echo;
 mod load;
+mod peer;
 mod report;
 mod workload;
 
@@ -22,8 +23,8 @@ use load::Measured;
 use report::Report;
 use workload::Target;
 
-/// Rounds of workload and echo, one after the other: what the machine does meanwhile meets both alike.
-const ECHO_ROUNDS: u32 = 5;
+/// Rounds of workload and rival, one after the other: what the machine does meanwhile meets both alike.
+const ROUNDS: u32 = 5;
 
 pub(super) async fn run(session: &Session, output: &mut Output, bench: Bench) -> Ended {
     let client = session.client().await?;
@@ -31,6 +32,8 @@ pub(super) async fn run(session: &Session, output: &mut Output, bench: Bench) ->
     let target = Arc::new(Target::prepare(&client, namespace, &bench, session.connection.timeout).await?);
     let report = if bench.echo {
         against_echo(session, &client, &target, &bench).await?
+    } else if let Some(url) = &bench.peer_postgres {
+        against_peer(session, url, &target, &bench).await?
     } else {
         Report::alone(measure(&target, &bench, bench.duration).await)
     };
@@ -57,7 +60,6 @@ async fn measure(target: &Arc<Target>, bench: &Bench, duration: std::time::Durat
     .await
 }
 
-/// Workload, echo, workload, echo, ...
 async fn against_echo(
     session: &Session,
     client: &Client,
@@ -65,17 +67,44 @@ async fn against_echo(
     bench: &Bench,
 ) -> Result<Report, Fault> {
     let echo = Arc::new(echo::Echo::start(session, client, bench.value_bytes as usize).await?);
-    let round = bench.duration / ECHO_ROUNDS;
-    let mut rounds = Vec::new();
-    for _ in 0..ECHO_ROUNDS {
-        let workload = measure(target, bench, round).await;
+    let send = move || {
         let echo = echo.clone();
-        let echoed = load::run(bench, round, move || {
-            let echo = echo.clone();
-            async move { echo.send().await }
-        })
-        .await;
-        rounds.push((workload, echoed));
+        async move { echo.send().await }
+    };
+    Ok(Report::against("echo", rounds(target, bench, send).await))
+}
+
+async fn against_peer(
+    session: &Session,
+    url: &str,
+    target: &Arc<Target>,
+    bench: &Bench,
+) -> Result<Report, Fault> {
+    let peer = Arc::new(peer::Peer::start(url, target, session.connection.timeout).await?);
+    let (asked, picked) = (peer.clone(), target.clone());
+    let send = move || {
+        let (peer, at) = (asked.clone(), picked.pick());
+        async move { peer.send(at).await }
+    };
+    let rounds = rounds(target, bench, send).await;
+    peer.end().await?;
+    Ok(Report::against("peer", rounds))
+}
+
+/// Workload, rival, workload, rival, ...
+async fn rounds<F>(
+    target: &Arc<Target>,
+    bench: &Bench,
+    rival: impl Fn() -> F + Clone + Send + 'static,
+) -> Vec<(Measured, Measured)>
+where
+    F: Future<Output = Result<u64, String>> + Send + 'static,
+{
+    let round = bench.duration / ROUNDS;
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let workload = measure(target, bench, round).await;
+        rounds.push((workload, load::run(bench, round, rival.clone()).await));
     }
-    Ok(Report::against_echo(rounds))
+    rounds
 }

@@ -11,31 +11,32 @@ const PERCENTILES: [(&str, f64); 4] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.
 /// The measured rounds.
 pub(super) struct Report {
     workload: Measured,
-    echo: Option<Compared>,
+    rival: Option<Compared>,
 }
 
 struct Compared {
-    echo: Measured,
-    /// Of the medians over the rounds: workload / echo.
+    name: &'static str,
+    measured: Measured,
+    /// Of the medians over the rounds: workload / rival.
     throughput_ratio: f64,
     p50_ratio: f64,
 }
 
 impl Report {
     pub(super) fn alone(workload: Measured) -> Self {
-        Self { workload, echo: None }
+        Self { workload, rival: None }
     }
 
-    pub(super) fn against_echo(rounds: Vec<(Measured, Measured)>) -> Self {
-        let (workload, echo): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+    pub(super) fn against(name: &'static str, rounds: Vec<(Measured, Measured)>) -> Self {
+        let (workload, rival): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
         let ratio = |of: fn(&Measured) -> f64| {
             median(workload.iter().map(of).collect())
-                / median(echo.iter().map(of).collect()).max(f64::MIN_POSITIVE)
+                / median(rival.iter().map(of).collect()).max(f64::MIN_POSITIVE)
         };
         let throughput_ratio = ratio(Measured::throughput);
         let p50_ratio = ratio(|round| round.latency_us.value_at_percentile(50.0) as f64);
-        let compared = Compared { echo: Measured::sum(&echo), throughput_ratio, p50_ratio };
-        Self { workload: Measured::sum(&workload), echo: Some(compared) }
+        let compared = Compared { name, measured: Measured::sum(&rival), throughput_ratio, p50_ratio };
+        Self { workload: Measured::sum(&workload), rival: Some(compared) }
     }
 
     pub(super) fn nothing_succeeded(&self) -> bool {
@@ -51,12 +52,12 @@ impl Report {
             .map_or_else(|| format!("{} bytes a value", bench.value_bytes), str::to_owned);
         let mut lines = vec![format!("{name}: concurrency {}, {data}{rate}", bench.concurrency)];
         lines.extend(measured_lines(&self.workload));
-        if let Some(compared) = &self.echo {
-            lines.push("echo:".to_owned());
-            lines.extend(measured_lines(&compared.echo));
+        if let Some(compared) = &self.rival {
+            lines.push(format!("{}:", compared.name));
+            lines.extend(measured_lines(&compared.measured));
             lines.push(format!(
-                "{name} / echo, medians of rounds: throughput {:.2}, p50 {:.2}",
-                compared.throughput_ratio, compared.p50_ratio
+                "{name} / {}, medians of rounds: throughput {:.2}, p50 {:.2}",
+                compared.name, compared.throughput_ratio, compared.p50_ratio
             ));
         }
         lines
@@ -72,8 +73,8 @@ impl Report {
             "data": bench.data,
             "result": measured_json(&self.workload),
         });
-        if let Some(compared) = &self.echo {
-            report["echo"] = measured_json(&compared.echo);
+        if let Some(compared) = &self.rival {
+            report[compared.name] = measured_json(&compared.measured);
             report["throughput_ratio"] = json!(compared.throughput_ratio);
             report["p50_ratio"] = json!(compared.p50_ratio);
         }

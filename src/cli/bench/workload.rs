@@ -25,8 +25,8 @@ pub(super) struct Target {
     client: Client,
     timeout: Duration,
     namespace: NamespaceClient,
-    records: Vec<(String, Value)>,
-    workload: Workload,
+    pub(super) records: Vec<(String, Value)>,
+    pub(super) workload: Workload,
     batch_size: u32,
     zipf: Option<Zipf>,
 }
@@ -53,7 +53,9 @@ impl Target {
             batch_size: bench.batch_size,
             zipf,
         };
-        if matches!(bench.workload, Workload::Get | Workload::Scan) {
+        let reads = matches!(bench.workload, Workload::Get | Workload::Scan);
+        // The peer's table is filled too: replacing a record costs both of them something else than a first write.
+        if !bench.no_load && (reads || bench.peer_postgres.is_some()) {
             target.seed(client.max_payload() / 4).await?;
         }
         target.namespace = target.namespace.with_options(RequestOptions::once(timeout));
@@ -123,7 +125,8 @@ impl Target {
         Request::Put(PutRequest { key: key.clone(), value: Some(Ok(value.clone())), ..PutRequest::default() })
     }
 
-    fn pick(&self) -> usize {
+    /// The place of a record, by the distribution asked for.
+    pub(super) fn pick(&self) -> usize {
         match &self.zipf {
             None => fastrand::usize(..self.records.len()),
             Some(zipf) => zipf.pick(fastrand::f64()),
