@@ -72,8 +72,12 @@ impl<I: Item, O: Send + 'static> Lane<I, O> {
         let (answer, answered) = oneshot::channel();
         let taken = Arc::new(AtomicBool::new(false));
         let job = Job { item, deadline, taken: taken.clone(), answer };
-        if !matches!(timeout_at(deadline, self.jobs.send(job)).await, Ok(Ok(()))) {
-            return Answer::Unsent;
+        // Nearly always there is room, and then no timer has to be set for it.
+        if let Err(refused) = self.jobs.try_send(job) {
+            let job = refused.into_inner();
+            if !matches!(timeout_at(deadline, self.jobs.send(job)).await, Ok(Ok(()))) {
+                return Answer::Unsent;
+            }
         }
         match timeout_at(wait_until, answered).await {
             Ok(Ok(done)) => Answer::Done(done),
@@ -147,9 +151,9 @@ async fn send<I: Item, O: Send + 'static>(mut batch: Vec<Job<I, O>>, run: &Run<I
         answer(job, Err(Fault { error: crate::backend::late(), remedy: Remedy::None }));
     }
     // One order for all, so that statements wait for each other and never in a ring.
-    batch_now.sort_by(|one, other| {
-        let key = |job: &Job<I, O>| (job.item.at().namespace.clone(), job.item.at().key.clone());
-        key(one).cmp(&key(other))
+    batch_now.sort_unstable_by(|one, other| {
+        let (one, other) = (one.item.at(), other.item.at());
+        one.namespace.cmp(&other.namespace).then_with(|| one.key.cmp(&other.key))
     });
     let Some(deadline) = batch_now.iter().map(|job| job.deadline).min() else { return };
     let items: Vec<I> = batch_now.iter().map(|job| job.item.clone()).collect();

@@ -168,7 +168,10 @@ impl Backend for PostgreSql {
     }
 
     async fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Vec<Result<Option<Found>>> {
-        join_all(keys.into_iter().map(|key| self.shared.read(key, deadline))).await
+        match <[RowKey; 1]>::try_from(keys) {
+            Ok([key]) => vec![self.shared.read(key, deadline).await],
+            Err(keys) => join_all(keys.into_iter().map(|key| self.shared.read(key, deadline))).await,
+        }
     }
 
     async fn write(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Written>> {

@@ -10,16 +10,19 @@ use crate::model::Version;
 
 type Columns<T> = Result<T, sqlx::Error>;
 
+// Columns are read by their place: looking a name up costs as much as reading it. [`super::sql`] says what stands where, and
+// each statement gives the place of its key first, then a version.
+
 /// The place of a row's key in its statement.
 pub(super) fn ordinal(row: &PgRow) -> Columns<usize> {
-    let ord: i64 = row.try_get("ord")?;
+    let ord: i64 = row.try_get(0)?;
     // `WITH ORDINALITY` counts from 1.
     Ok(usize::try_from(ord - 1).unwrap_or(usize::MAX))
 }
 
-/// The version in two columns, unless they are null.
-pub(super) fn version(row: &PgRow, hlc: &str, origin: &str) -> Columns<Option<Version>> {
-    let (hlc, origin): (Option<i64>, Option<i64>) = (row.try_get(hlc)?, row.try_get(origin)?);
+/// The version in the two columns from a place on, unless they are null.
+pub(super) fn version(row: &PgRow, place: usize) -> Columns<Option<Version>> {
+    let (hlc, origin): (Option<i64>, Option<i64>) = (row.try_get(place)?, row.try_get(place + 1)?);
     let version =
         |(hlc, origin): (i64, i64)| Version { hlc: hlc.cast_unsigned(), origin: origin.cast_unsigned() };
     Ok(hlc.zip(origin).map(version))
@@ -27,14 +30,14 @@ pub(super) fn version(row: &PgRow, hlc: &str, origin: &str) -> Columns<Option<Ve
 
 /// What a read found.
 pub(super) fn found(row: &PgRow) -> Columns<Option<Found>> {
-    let Some(version) = version(row, "hlc", "origin")? else {
+    let Some(version) = version(row, 1)? else {
         return Ok(None);
     };
-    let live = match row.try_get("live")? {
+    let live = match row.try_get(3)? {
         false => None,
         true => Some(Live {
-            body: row.try_get::<Vec<u8>, _>("val")?.into(),
-            expires_at_ms: row.try_get("expires")?,
+            body: row.try_get::<Vec<u8>, _>(5)?.into(),
+            expires_at_ms: row.try_get(4)?,
         }),
     };
     Ok(Some(Found { version, live }))
@@ -44,7 +47,7 @@ pub(super) fn found(row: &PgRow) -> Columns<Option<Found>> {
 pub(super) fn row(row: &PgRow, slot: u16) -> Columns<(Option<Row>, Now)> {
     let gc_floor: i64 = row.try_get("gc_floor")?;
     let now = Now { wall_ms: row.try_get("now")?, gc_floor: gc_floor.cast_unsigned() };
-    let Some(version) = version(row, "hlc", "origin")? else {
+    let Some(version) = version(row, 1)? else {
         return Ok((None, now));
     };
     let is_live = row.try_get::<i16, _>("kind")? == super::LIVE;

@@ -246,9 +246,10 @@ impl Shard {
         let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
         let rows = self.run(Stage::Write, query, &mut connection).await?;
         self.each(Stage::Write, puts.len(), &rows, |row| {
-            let version = rows::version(row, "hlc", "origin")?;
-            let was: Option<bool> = sqlx::Row::try_get(row, "was")?;
-            Ok(Put { written: version.zip(was), before: before(row, "s_")? })
+            let version = rows::version(row, 1)?;
+            let was: Option<bool> = sqlx::Row::try_get(row, 3)?;
+            let before = if version.is_none() { before(row, 4)? } else { Before::default() };
+            Ok(Put { written: version.zip(was), before })
         })
     }
 
@@ -269,8 +270,8 @@ impl Shard {
             return Ok(vec![None]);
         };
         let read = || -> Result<_, sqlx::Error> {
-            let was: Option<bool> = sqlx::Row::try_get(row, "was")?;
-            Ok(rows::version(row, "hlc", "origin")?.zip(was))
+            let was: Option<bool> = sqlx::Row::try_get(row, 2)?;
+            Ok(rows::version(row, 0)?.zip(was))
         };
         let written = read().map_err(|error| self.judge(Stage::Write, &error))?;
         let mut before = Before::default();
@@ -316,10 +317,10 @@ impl Shard {
         self.each(Stage::Write, writes.len(), &rows, |row| {
             Ok(Cond {
                 result: sqlx::Row::try_get(row, "res")?,
-                version: rows::version(row, "hlc", "origin")?,
+                version: rows::version(row, 1)?,
                 expires_at_ms: sqlx::Row::try_get::<Option<i64>, _>(row, "expires")?.unwrap_or(0),
                 live: sqlx::Row::try_get(row, "live")?,
-                before: before(row, "c_")?,
+                before: before(row, 6)?,
             })
         })
     }
@@ -383,15 +384,12 @@ impl Shard {
     }
 }
 
-fn before(row: &PgRow, prefix: &str) -> Result<Before, sqlx::Error> {
-    let column = |name: &str| format!("{prefix}{name}");
-    let ops: Option<Vec<i64>> = sqlx::Row::try_get(row, column("ops").as_str())?;
-    let was: Option<bool> = sqlx::Row::try_get(row, column("was").as_str())?;
-    Ok(Before {
-        version: rows::version(row, &column("hlc"), &column("origin"))?,
-        ops: ops.unwrap_or_default(),
-        was: was.unwrap_or(false),
-    })
+/// What stood there, in the four columns from a place on.
+fn before(row: &PgRow, place: usize) -> Result<Before, sqlx::Error> {
+    let ops: Option<Vec<i64>> = sqlx::Row::try_get(row, place + 2)?;
+    let was: Option<bool> = sqlx::Row::try_get(row, place + 3)?;
+    let version = rows::version(row, place)?;
+    Ok(Before { version, ops: ops.unwrap_or_default(), was: was.unwrap_or(false) })
 }
 
 type Bound<'q> = Query<'q, Postgres, PgArguments>;

@@ -10,7 +10,8 @@
 /// Milliseconds of the server's clock, now.
 macro_rules! now {
     () => {
-        "(extract(epoch FROM clock_timestamp())*1000)::bigint"
+        // `extract` gives a numeric, which costs ten times as much to work with as the float.
+        "(date_part('epoch', clock_timestamp())*1000)::bigint"
     };
 }
 
@@ -55,27 +56,26 @@ macro_rules! bump {
 /// `$1` slot, `$2` namespace, `$3` key, `$4` hlc, `$5` origin, `$6` kind, `$7` end of life, `$8` op (0 = none), `$9`
 /// document: arrays. `$10` the server's time at which nothing may be written any more.
 ///
-/// A row for each key of a slot that is owned: its place, the version it got or nothing, `was`; then what stood there
-/// when the statement began, which explains a version that is missing.
+/// A row for each key of a slot that is owned: its place, the version it got or nothing, `was`; then, only where it got none,
+/// what stood there when the statement began, which explains that.
 pub(super) const PUT: &str = concat!(
-    "WITH i AS (SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::smallint[], \
-     $7::bigint[], $8::bigint[], $9::bytea[]) WITH ORDINALITY \
-     AS t(slot, ns, key, hlc, origin, kind, expires, op, val, ord)), ",
+    "WITH ",
     owned!(),
-    ", s AS MATERIALIZED (SELECT i.*, o.moving, GREATEST(LEAST(i.hlc, o.cap), o.gc_floor + 1) AS h, \
-     r.hlc AS s_hlc, r.origin AS s_origin, r.ops AS s_ops, r.was AS s_was \
-     FROM i JOIN o USING (slot) LEFT JOIN rec r ON r.ns = i.ns AND r.key = i.key), \
-     s2 AS (SELECT *, CASE WHEN h = hlc THEN origin ELSE origin | (1::bigint << 62) END AS g FROM s), \
-     w AS (INSERT INTO rec AS t (ns, key, slot, hlc, origin, kind, was, expires, ops, val) \
-     SELECT ns, key, slot, h, g, kind, false, expires, CASE WHEN op = 0 THEN '{}' ELSE ARRAY[op, h # g] END, val \
-     FROM s2 WHERE ",
+    ", w AS (INSERT INTO rec AS t (ns, key, slot, hlc, origin, kind, was, expires, ops, val) \
+     SELECT ns, key, slot, h, g, kind, false, expires, CASE WHEN op = 0 THEN '{}' ELSE ARRAY[op, h # g] END, val FROM ( \
+     SELECT s.*, CASE WHEN h = hlc THEN origin ELSE origin | (1::bigint << 62) END AS g FROM ( \
+     SELECT i.*, GREATEST(LEAST(i.hlc, o.cap), o.gc_floor + 1) AS h FROM unnest($1::int[], $2::text[], $3::text[], \
+     $4::bigint[], $5::bigint[], $6::smallint[], $7::bigint[], $8::bigint[], $9::bytea[]) \
+     AS i(slot, ns, key, hlc, origin, kind, expires, op, val) JOIN o USING (slot)) s) v WHERE ",
     now!(),
     " < $10::bigint ORDER BY ns, key ",
     bump!("$10::bigint"),
-    " RETURNING t.ns, t.key, t.hlc, t.origin, t.was), \
-     l AS (INSERT INTO move_log SELECT s.slot, s.ns, s.key FROM w JOIN s USING (ns, key) WHERE s.moving) \
-     SELECT s.ord, w.hlc, w.origin, w.was, s.s_hlc, s.s_origin, s.s_ops, s.s_was \
-     FROM s LEFT JOIN w ON w.ns = s.ns AND w.key = s.key"
+    " RETURNING t.ns, t.key, t.slot, t.hlc, t.origin, t.was), \
+     l AS (INSERT INTO move_log SELECT w.slot, w.ns, w.key FROM w JOIN o USING (slot) WHERE o.moving) \
+     SELECT i.ord, w.hlc, w.origin, w.was, r.hlc, r.origin, r.ops, r.was \
+     FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) JOIN o USING (slot) \
+     LEFT JOIN w ON w.ns = i.ns AND w.key = i.key \
+     LEFT JOIN rec r ON r.ns = i.ns AND r.key = CASE WHEN w.key IS NULL THEN i.key END"
 );
 
 /// [`PUT`] of one key, which takes half the time. The same parameters, not as arrays; no row where the slot is not
