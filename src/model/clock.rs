@@ -21,7 +21,27 @@ pub struct HybridClock {
 #[expect(clippy::disallowed_methods, reason = "the one reader of the machine's clock")]
 pub fn wall_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(offset_ms())
+}
+
+/// How far this process's clock is moved.
+#[cfg(not(feature = "test-clock"))]
+const fn offset_ms() -> i64 {
+    0
+}
+
+/// How far this process's clock is moved: `DATASTORE_TEST_CLOCK_OFFSET_MS`, read once.
+#[cfg(feature = "test-clock")]
+fn offset_ms() -> i64 {
+    static OFFSET_MS: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    *OFFSET_MS.get_or_init(|| {
+        let set = std::env::var("DATASTORE_TEST_CLOCK_OFFSET_MS").unwrap_or_default();
+        if set.is_empty() {
+            0
+        } else {
+            set.parse().expect("DATASTORE_TEST_CLOCK_OFFSET_MS is a number of ms")
+        }
+    })
 }
 
 /// The smallest reading of a wall-clock millisecond.

@@ -40,8 +40,9 @@ pub const ONLY_SHARD: &str = "main";
 const LIVE: i16 = 0;
 const TOMBSTONE: i16 = 1;
 
-/// Statements of reads, and of unconditional writes, that a shard has under way at once: fewer make larger batches.
-const LANE_STATEMENTS: usize = 4;
+/// Statements of reads, and of unconditional writes, that a shard has under way at once: fewer make larger batches, one would leave the
+/// server idle while the next is gathered.
+const LANE_STATEMENTS: usize = 2;
 /// How long beyond its deadline a caller waits for the word on a statement that was sent.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// Pause before a statement is tried again, at most; the first is a random part of the least.

@@ -35,10 +35,7 @@ pub(super) fn found(row: &PgRow) -> Columns<Option<Found>> {
     };
     let live = match row.try_get(3)? {
         false => None,
-        true => Some(Live {
-            body: row.try_get::<Vec<u8>, _>(5)?.into(),
-            expires_at_ms: row.try_get(4)?,
-        }),
+        true => Some(Live { body: row.try_get::<Vec<u8>, _>(5)?.into(), expires_at_ms: row.try_get(4)? }),
     };
     Ok(Some(Found { version, live }))
 }
