@@ -12,15 +12,15 @@ run: deps-run
 
 ## test: every kind of check in its short form
 test: deps-test
-	$(CARGO) test --locked
-	$(CARGO) test --locked --bench record --bench sizes
+	$(CARGO) test --locked --features test-clock
+	$(CARGO) test --locked --features test-clock --bench record --bench sizes
 	$(CARGO) check --locked --no-default-features
 
 ## check: formatting and lints, warnings are errors
 check: deps-fuzz
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	CARGO_TARGET_DIR=target/fuzz $(CARGO) check --locked --manifest-path fuzz/Cargo.toml
 
 ## soak: the full figures: 20 rounds of kill -9, syncs counted by strace, counters through restarts, the tables of

@@ -13,11 +13,14 @@ use crate::crash::{ask, row, soak};
 use crate::support::linear::{Did, Event, check_order, check_versions};
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
+#[cfg(feature = "test-clock")]
+use crate::support::time::now_ms;
 use crate::support::worker::{Backend, Setup, Worker};
 
 const KEYS: usize = 8;
 const CLIENTS: usize = 16;
-const WORKERS: usize = 3;
+/// How far the clocks of the workers are moved, milliseconds.
+const TOGETHER: &[i64] = &[0, 0, 0];
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What clients did, by key.
@@ -89,11 +92,21 @@ fn found(reply: &Json) -> Option<(u64, String)> {
     Some((record["value"].as_u64().unwrap(), text(&record["version"])))
 }
 
+/// Workers on one database, whose clocks are moved.
+fn workers(setup: &Setup, clocks: &[i64]) -> Vec<Worker> {
+    let moved = |ms: &i64| match ms {
+        0 => Worker::start(setup.clone()),
+        ms => Worker::start(
+            setup.clone().wrapped(&["env".to_owned(), format!("DATASTORE_TEST_CLOCK_OFFSET_MS={ms}")]),
+        ),
+    };
+    clocks.iter().map(moved).collect()
+}
+
 /// Runs a load of so many operations and kills the server so often in between; then reads everything once.
-async fn run(server: &mut Postgres, requests: usize, kills: usize) -> History {
+async fn run(server: &mut Postgres, setup: &Setup, clocks: &[i64], requests: usize, kills: usize) -> History {
     let nats = Nats::shared();
-    let setup = Setup::new(nats, Backend::Postgres).on_database(&server.database());
-    let workers: Vec<Worker> = (0..WORKERS).map(|_| Worker::start(setup.clone())).collect();
+    let workers = workers(setup, clocks);
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let (values, zero) = (Arc::new(AtomicU64::new(1)), Instant::now());
     let mut clients = Vec::new();
@@ -144,7 +157,8 @@ fn check(history: &History) -> Result<(), String> {
 async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() {
     let (requests, kills) = if soak() { (30_000, 5) } else { (5_000, 2) };
     let mut server = Postgres::start(&[]);
-    let history = run(&mut server, requests, kills).await;
+    let setup = Setup::new(Nats::shared(), Backend::Postgres).on_database(&server.database());
+    let history = run(&mut server, &setup, TOGETHER, requests, kills).await;
     let events: Vec<&Event> = history.values().flatten().collect();
     let unknown = events.iter().filter(|event| matches!(event.did, Did::MayHaveWritten { .. })).count();
     check(&history).unwrap();
@@ -158,7 +172,7 @@ async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() 
 async fn a_lost_update_in_the_server_is_found() {
     let mut server = Postgres::start(&[]);
     let setup = Setup::new(Nats::shared(), Backend::Postgres).on_database(&server.database());
-    drop(Worker::start(setup));
+    drop(Worker::start(setup.clone()));
     // The next database is made from this one.
     server.sql(
         "template1",
@@ -175,7 +189,36 @@ async fn a_lost_update_in_the_server_is_found() {
         "template1",
         "CREATE EVENT TRIGGER arms ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION arm()",
     );
-    let history = run(&mut server, 2_000, 0).await;
+    let setup = setup.on_database(&server.database());
+    let history = run(&mut server, &setup, TOGETHER, 2_000, 0).await;
     let why = check(&history).unwrap_err();
     println!("found: {why}");
+}
+
+/// Of two workers whose clocks are 600 ms apart, each acknowledged write stands above those acknowledged before it.
+#[cfg(feature = "test-clock")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_of_skewed_clocks_keep_the_order_of_acknowledged_writes() {
+    let requests = if soak() { 30_000 } else { 5_000 };
+    let clocks = [300, -300];
+    let mut server = Postgres::start(&[]);
+    let setup = Setup::new(Nats::shared(), Backend::Postgres).on_database(&server.database());
+    let history = run(&mut server, &setup, &clocks, requests, 0).await;
+    check(&history).unwrap();
+    let found = format!("{} told: an order exists", history.values().map(Vec::len).sum::<usize>());
+    row(&format!("history of {requests} operations, clocks 600 ms apart"), "linearizable", &found);
+
+    // The clocks were apart: nothing raises the first version of a key, which shows its worker's clock.
+    let _workers = workers(&setup, &clocks);
+    let (client, mut ahead) = (Nats::shared().client().await, Vec::new());
+    for fresh in 0..40 {
+        let body = json!({"key": format!("fresh/{fresh}"), "value": 1});
+        let subject = format!("{}.v1.h.put", setup.prefix);
+        let reply = ask(&client, subject, body, ANSWERED_WITHIN).await.unwrap();
+        let hlc = u64::from_str_radix(&text(&reply["version"])[..16], 16).unwrap();
+        ahead.push(i64::try_from(hlc >> 16).unwrap() - now_ms());
+    }
+    // The store lets no version be more than 250 ms ahead of its own clock.
+    assert!(ahead.iter().any(|ms| (100..=250).contains(ms)), "{ahead:?}");
+    assert!(ahead.iter().any(|ms| (-400..=-250).contains(ms)), "{ahead:?}");
 }

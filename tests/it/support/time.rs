@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Unix time in milliseconds.
-#[allow(clippy::disallowed_methods)] // a client of the service has a clock of its own
+#[expect(clippy::disallowed_methods, reason = "a client of the service has a clock of its own")]
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
