@@ -29,7 +29,7 @@ soak: deps-test deps-fuzz
 	$(CARGO) build --release --locked
 	scripts/soak.sh
 
-## bench: throughput beside the transport's own limit, measured in the same run
+## bench: throughput beside the transport's own limit and hand-written peers, measured in the same run; target/bench/report.md
 bench: deps-run
 	$(CARGO) build --release --locked
 	scripts/bench.sh
