@@ -10,6 +10,7 @@ use sqlx::{Connection as _, Row as _};
 use tokio_util::sync::CancellationToken;
 
 use super::classify::Stage;
+use super::connections::Loan;
 use super::shard::Shard;
 use super::{NOBODY, Server, Shared, migrate, sql};
 use crate::model::{Error, Result};
@@ -63,7 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 async fn look(shard: &Shard, migrated: &mut bool) -> Result<()> {
     let judge = |error: sqlx::Error| shard.judge(Stage::Read, &error).error;
     let mut connection =
-        sqlx::PgConnection::connect_with(&shard.pool.connect_options()).await.map_err(judge)?;
+        sqlx::PgConnection::connect_with(&shard.connections.options()).await.map_err(judge)?;
     if !*migrated {
         migrate::run(&mut connection).await.map_err(|error| {
             Error::unavailable(
@@ -120,8 +121,8 @@ async fn place(shared: &Shared, there: &[bool]) -> Result<()> {
 async fn owned(shard: &Shard) -> Result<Vec<u16>> {
     let judge = |error: sqlx::Error| shard.judge(Stage::Read, &error).error;
     let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
-    let name = sqlx::query(sql::NAME).fetch_optional(&mut *connection).await.map_err(judge)?;
-    if let Some(name) = name {
+    let name = connection.rows_in_time(sqlx::query(sql::NAME)).await.map_err(judge)?;
+    if let Some(name) = name.first() {
         let name: String = name.try_get(0).map_err(judge)?;
         if name != shard.name {
             return Err(Error::internal(format!(
@@ -130,7 +131,7 @@ async fn owned(shard: &Shard) -> Result<Vec<u16>> {
             )));
         }
     }
-    let rows = sqlx::query(sql::SLOTS_OWNED).fetch_all(&mut *connection).await.map_err(judge)?;
+    let rows = connection.rows_in_time(sqlx::query(sql::SLOTS_OWNED)).await.map_err(judge)?;
     let slots =
         rows.iter().map(|row| row.try_get::<i32, _>(0)).collect::<Result<Vec<_>, _>>().map_err(judge)?;
     Ok(slots.into_iter().filter_map(|slot| u16::try_from(slot).ok()).collect())
@@ -142,9 +143,9 @@ async fn assign(shared: &Shared) -> Result<()> {
     order.sort_by(|one, other| one.shard.name.cmp(&other.shard.name));
     let Some(first) = order.first() else { return Ok(()) };
     let judge = |error: sqlx::Error| first.shard.judge(Stage::Read, &error).error;
-    let mut connection = first.shard.connection().await.map_err(|fault| fault.error)?;
-    let mut lock = connection.begin().await.map_err(judge)?;
-    sqlx::query(sql::LOCK_PLACEMENT).execute(&mut *lock).await.map_err(judge)?;
+    let mut lock = first.shard.connection().await.map_err(|fault| fault.error)?;
+    lock.begin(lock.in_time()).await.map_err(judge)?;
+    lock.rows_in_time(sqlx::query(sql::LOCK_PLACEMENT)).await.map_err(judge)?;
     for server in &order {
         if !owned(&server.shard).await?.is_empty() {
             return Ok(());
@@ -162,20 +163,19 @@ async fn assign(shared: &Shared) -> Result<()> {
     }
     for (server, slots) in parts.iter().rev() {
         let judge = |error: sqlx::Error| server.shard.judge(Stage::Read, &error).error;
-        let own = async |connection: &mut sqlx::PgConnection| -> Result<(), sqlx::Error> {
-            sqlx::query(sql::SET_NAME).bind(&server.shard.name).execute(&mut *connection).await?;
-            sqlx::query(sql::OWN).bind(slots).execute(&mut *connection).await?;
-            Ok(())
+        let own = async |connection: &mut Loan| -> Result<(), sqlx::Error> {
+            connection.rows_in_time(sqlx::query(sql::SET_NAME).bind(&server.shard.name)).await?;
+            connection.rows_in_time(sqlx::query(sql::OWN).bind(slots)).await?;
+            connection.commit(connection.in_time()).await
         };
         if server.shard.name == first.shard.name {
             own(&mut lock).await.map_err(judge)?;
         } else {
             let mut connection = server.shard.connection().await.map_err(|fault| fault.error)?;
-            let mut transaction = connection.begin().await.map_err(judge)?;
-            own(&mut transaction).await.map_err(judge)?;
-            transaction.commit().await.map_err(judge)?;
+            connection.begin(connection.in_time()).await.map_err(judge)?;
+            own(&mut connection).await.map_err(judge)?;
         }
         tracing::info!(shard = server.shard.name, slots = slots.len(), "slots assigned");
     }
-    lock.commit().await.map_err(judge)
+    Ok(())
 }

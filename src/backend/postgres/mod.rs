@@ -6,6 +6,7 @@
 //! any number of workers may serve the same servers.
 
 mod classify;
+mod connections;
 mod keeper;
 mod lane;
 mod migrate;
@@ -45,6 +46,8 @@ const TOMBSTONE: i16 = 1;
 const LANE_STATEMENTS: usize = 2;
 /// How long beyond its deadline a caller waits for the word on a statement that was sent.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// How long beyond its deadline a statement may go on in silence before its connection is given up.
+const HUNG_AFTER: Duration = Duration::from_secs(1);
 /// Pause before a statement is tried again, at most; the first is a random part of the least.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -235,7 +238,7 @@ impl Backend for PostgreSql {
         {
             tracing::error!("the keeper of the PostgreSQL connections ended with a panic");
         }
-        join_all(self.shared.shards.iter().map(|server| server.shard.pool.close())).await;
+        join_all(self.shared.shards.iter().map(|server| server.shard.connections.close())).await;
     }
 }
 

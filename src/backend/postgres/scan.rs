@@ -1,6 +1,6 @@
 //! Pages, sweeps and what a namespace notes.
 
-use sqlx::{Connection as _, Row as _};
+use sqlx::Row as _;
 
 use super::classify::{Fault, RETRY_AFTER_MS, Stage};
 use super::shard::Shard;
@@ -124,7 +124,7 @@ impl Shard {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let mut connection = self.connection().await?;
         let statement = if range.reverse { sql::SCAN_REVERSE } else { sql::SCAN };
-        let rows = sqlx::query(statement)
+        let query = sqlx::query(statement)
             .bind(range.namespace.as_str())
             .bind(&range.start)
             .bind(&range.end)
@@ -133,10 +133,8 @@ impl Shard {
             .bind(count(range.max_bytes))
             .bind(range.keys_only)
             .bind(count(LOAD_BYTES_MAX))
-            .bind(count(range.limit))
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| self.judge(Stage::Read, &error))?;
+            .bind(count(range.limit));
+        let rows = connection.rows_in_time(query).await.map_err(|error| self.judge(Stage::Read, &error))?;
         let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
             let found = rows::found(row)?.filter(|found| found.live.is_some());
             let count =
@@ -152,14 +150,12 @@ impl Shard {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (namespace, key) = (text(&after[..split]), text(after.get(split + 1..).unwrap_or_default()));
         let mut connection = self.connection().await?;
-        let rows = sqlx::query(sql::WALK)
+        let walk = sqlx::query(sql::WALK)
             .bind(namespace)
             .bind(key)
             .bind(i64::try_from(SWEEP_ROWS_MAX).unwrap_or(i64::MAX))
-            .bind(CLOCK_EPSILON_MS)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(judge)?;
+            .bind(CLOCK_EPSILON_MS);
+        let rows = connection.rows_in_time(walk).await.map_err(judge)?;
         let mut swept = Swept { examined: rows.len(), ..Swept::default() };
         let (mut expired, mut old, mut slots) = (Dead::default(), Dead::default(), Vec::<i32>::new());
         let mut floor = 0;
@@ -177,21 +173,17 @@ impl Shard {
             }
         }
         if !expired.keys.is_empty() {
-            let done = expired.bind(sqlx::query(sql::BURY)).execute(&mut *connection).await.map_err(judge)?;
-            swept.expired = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+            let done = connection.rows_in_time(expired.bind(sqlx::query(sql::BURY))).await.map_err(judge)?;
+            swept.expired = done.len();
         }
         if !old.keys.is_empty() {
-            let mut transaction = connection.begin().await.map_err(judge)?;
-            sqlx::query(sql::CLOSE_SLOTS).bind(&slots).fetch_all(&mut *transaction).await.map_err(judge)?;
-            sqlx::query(sql::RAISE_FLOORS)
-                .bind(&slots)
-                .bind(floor)
-                .execute(&mut *transaction)
-                .await
-                .map_err(judge)?;
-            let done = old.bind(sqlx::query(sql::REMOVE)).execute(&mut *transaction).await.map_err(judge)?;
-            transaction.commit().await.map_err(judge)?;
-            swept.removed = usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+            connection.begin(connection.in_time()).await.map_err(judge)?;
+            connection.rows_in_time(sqlx::query(sql::CLOSE_SLOTS).bind(&slots)).await.map_err(judge)?;
+            let raise = sqlx::query(sql::RAISE_FLOORS).bind(&slots).bind(floor);
+            connection.rows_in_time(raise).await.map_err(judge)?;
+            let done = connection.rows_in_time(old.bind(sqlx::query(sql::REMOVE))).await.map_err(judge)?;
+            connection.commit(connection.in_time()).await.map_err(judge)?;
+            swept.removed = done.len();
         }
         if let Some(last) = rows.last().filter(|_| rows.len() == SWEEP_ROWS_MAX) {
             let (namespace, key): (String, String) =
@@ -211,17 +203,11 @@ impl Shard {
         let mut connection = self.connection().await?;
         if let Some(first) = first {
             // Nothing is lost by noting it twice, so this is no write that may have happened.
-            sqlx::query(sql::NOTE_PARTITIONING)
-                .bind(namespace.as_str())
-                .bind(first)
-                .execute(&mut *connection)
-                .await
-                .map_err(judge)?;
+            let note = sqlx::query(sql::NOTE_PARTITIONING).bind(namespace.as_str()).bind(first);
+            connection.rows_in_time(note).await.map_err(judge)?;
         }
-        let row =
-            sqlx::query(sql::PARTITIONING).bind(namespace.as_str()).fetch_optional(&mut *connection).await;
-        let row = row.map_err(judge)?;
-        row.map(|row| row.try_get(0)).transpose().map_err(judge)
+        let rows = connection.rows_in_time(sqlx::query(sql::PARTITIONING).bind(namespace.as_str())).await;
+        rows.map_err(judge)?.first().map(|row| row.try_get(0)).transpose().map_err(judge)
     }
 }
 

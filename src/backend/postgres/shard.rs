@@ -1,32 +1,28 @@
-//! One PostgreSQL server: its pool, and each statement as a function.
+//! One PostgreSQL server: its connections, and each statement as a function.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{PgConnection, Postgres};
 use tokio::time::{Instant, timeout_at};
 
 use super::classify::{Fault, Remedy, Stage, classify};
+use super::connections::{Connections, Loan};
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
 use crate::backend::{Found, Row, RowKey};
 use crate::model::{Error, Version};
 
-/// A connection that was idle for longer is asked whether it still stands before it is used: what a restart of the server
-/// broke must not turn a write into one that may have happened.
-const ASK_AFTER_IDLE: Duration = Duration::from_millis(500);
-/// Connections live so long at most, so that memory a server holds for one is given back.
-const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
 /// Samples of the server's clock that are older are replaced by any newer one.
 const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct Shard {
     pub(super) name: String,
-    pub(super) pool: PgPool,
+    pub(super) connections: Arc<Connections>,
     clock: Mutex<Option<ClockSample>>,
     /// Why it is not there, as it was last seen.
     fault: Mutex<Option<String>>,
@@ -111,23 +107,9 @@ impl Shard {
             // Whatever the server's default is: an answered write is on its disk.
             ("synchronous_commit", "on".to_owned()),
         ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(limits.pool_size)
-            .acquire_timeout(limits.connect_timeout)
-            .idle_timeout(limits.idle_timeout)
-            .max_lifetime(LIFETIME_MAX)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > ASK_AFTER_IDLE {
-                        sqlx::Connection::ping(connection).await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options);
+        let connections = Connections::new(options, limits);
         let fault = Mutex::new(Some("not connected yet".to_owned()));
-        Self { name, pool, clock: Mutex::default(), fault }
+        Self { name, connections, clock: Mutex::default(), fault }
     }
 
     /// Why it is not there, if so.
@@ -149,6 +131,7 @@ impl Shard {
             // What answers next may be another machine, with another clock.
             *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+        self.connections.release(fault.is_some());
         *noted = fault;
     }
 
@@ -189,19 +172,16 @@ impl Shard {
     }
 
     /// A connection of the pool; at once an error where the server is known not to be there.
-    pub(super) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, Fault> {
-        if let Some(fault) = self.fault().filter(|_| self.pool.num_idle() == 0) {
+    pub(super) async fn connection(&self) -> Result<Loan, Fault> {
+        if let Some(fault) = self.fault().filter(|_| !self.connections.has_idle()) {
             let error = Error::unavailable(fault, super::classify::RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::Again });
         }
-        self.pool.acquire().await.map_err(|error| self.judge(Stage::Before, &error))
+        self.connections.borrow().await.map_err(|error| self.judge(Stage::Before, &error))
     }
 
     /// The same, not waiting beyond a deadline.
-    pub(super) async fn connection_by(
-        &self,
-        deadline: Instant,
-    ) -> Result<sqlx::pool::PoolConnection<Postgres>, Fault> {
+    pub(super) async fn connection_by(&self, deadline: Instant) -> Result<Loan, Fault> {
         let late = || Fault { error: crate::backend::late(), remedy: Remedy::None };
         timeout_at(deadline, self.connection()).await.unwrap_or_else(|_| Err(late()))
     }
@@ -210,16 +190,17 @@ impl Shard {
         &self,
         stage: Stage,
         query: Query<'_, Postgres, PgArguments>,
-        connection: &mut PgConnection,
+        connection: &mut Loan,
+        until: Instant,
     ) -> Result<Vec<PgRow>, Fault> {
-        query.fetch_all(connection).await.map_err(|error| self.judge(stage, &error))
+        connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))
     }
 
     /// Reads keys.
     pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Each<Option<Found>> {
         let mut connection = self.connection_by(deadline).await?;
         let query = bind_keys(sqlx::query(sql::READ), keys);
-        let rows = self.run(Stage::Read, query, &mut connection).await?;
+        let rows = self.run(Stage::Read, query, &mut connection, deadline).await?;
         self.each(Stage::Read, keys.len(), &rows, rows::found)
     }
 
@@ -227,10 +208,11 @@ impl Shard {
     pub(super) async fn read_rows(
         &self,
         keys: &[RowKey],
-        connection: &mut PgConnection,
+        deadline: Instant,
+        connection: &mut Loan,
     ) -> Each<(Option<Row>, Now)> {
         let query = bind_keys(sqlx::query(sql::READ_ROWS), keys);
-        let rows = self.run(Stage::Read, query, connection).await?;
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
         self.each(Stage::Read, keys.len(), &rows, |row| rows::row(row, keys[rows::ordinal(row)?].slot))
     }
 
@@ -241,10 +223,10 @@ impl Shard {
         let deadline_ms = self.deadline_ms(deadline)?;
         let mut connection = self.connection_by(deadline).await?;
         if let [put] = puts {
-            return self.put_one(put, deadline_ms, &mut connection).await;
+            return self.put_one(put, deadline_ms, deadline, &mut connection).await;
         }
         let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
-        let rows = self.run(Stage::Write, query, &mut connection).await?;
+        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
         self.each(Stage::Write, puts.len(), &rows, |row| {
             let version = rows::version(row, 1)?;
             let was: Option<bool> = sqlx::Row::try_get(row, 3)?;
@@ -253,7 +235,13 @@ impl Shard {
         })
     }
 
-    async fn put_one(&self, put: &Proposal, deadline_ms: i64, connection: &mut PgConnection) -> Each<Put> {
+    async fn put_one(
+        &self,
+        put: &Proposal,
+        deadline_ms: i64,
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Put> {
         let query = sqlx::query(sql::PUT_ONE)
             .bind(i32::from(put.at.slot))
             .bind(put.at.namespace.as_str())
@@ -265,7 +253,7 @@ impl Shard {
             .bind(put.op.cast_signed())
             .bind(put.body.as_deref())
             .bind(deadline_ms);
-        let rows = self.run(Stage::Write, query, connection).await?;
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         let Some(row) = rows.first() else {
             return Ok(vec![None]);
         };
@@ -276,7 +264,7 @@ impl Shard {
         let written = read().map_err(|error| self.judge(Stage::Write, &error))?;
         let mut before = Before::default();
         if written.is_none() {
-            let rows = self.read_rows(std::slice::from_ref(&put.at), connection).await?;
+            let rows = self.read_rows(std::slice::from_ref(&put.at), deadline, connection).await?;
             if let Some(Some((Some(row), _))) = rows.into_iter().next() {
                 let ops =
                     row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
@@ -291,7 +279,7 @@ impl Shard {
         &self,
         writes: &[(Proposal, Condition)],
         deadline: Instant,
-        connection: &mut PgConnection,
+        connection: &mut Loan,
     ) -> Each<Cond> {
         let deadline_ms = self.deadline_ms(deadline)?;
         let proposals: Vec<Proposal> = writes.iter().map(|(proposal, _)| proposal.clone()).collect();
@@ -313,7 +301,7 @@ impl Shard {
                 writes.iter().map(|(_, condition)| condition.lookback_ms.unwrap_or(-1)).collect::<Vec<i64>>(),
             )
             .bind(deadline_ms);
-        let rows = self.run(Stage::Write, query, connection).await?;
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         self.each(Stage::Write, writes.len(), &rows, |row| {
             Ok(Cond {
                 result: sqlx::Row::try_get(row, "res")?,
@@ -330,7 +318,7 @@ impl Shard {
         let mut connection = self.connection_by(deadline).await?;
         let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|(at, row)| (at, row)).collect();
         let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
-        let rows = self.run(Stage::Write, query, &mut connection).await?;
+        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
         self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
     }
 
@@ -338,10 +326,11 @@ impl Shard {
     pub(super) async fn lock_rows(
         &self,
         keys: &[RowKey],
-        connection: &mut PgConnection,
+        deadline: Instant,
+        connection: &mut Loan,
     ) -> Each<(Option<Row>, Now)> {
         let query = bind_keys(sqlx::query(sql::LOCK_ROWS), keys);
-        let rows = self.run(Stage::Read, query, connection).await?;
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
         self.each(Stage::Read, keys.len(), &rows, |row| rows::row(row, keys[rows::ordinal(row)?].slot))
     }
 
@@ -350,7 +339,7 @@ impl Shard {
         &self,
         stores: &[(RowKey, Row, bool)],
         deadline: Instant,
-        connection: &mut PgConnection,
+        connection: &mut Loan,
     ) -> Result<usize, Fault> {
         let deadline_ms = self.deadline_ms(deadline)?;
         let rows: Vec<(&RowKey, &Row)> = stores.iter().map(|(at, row, _)| (at, row)).collect();
@@ -358,7 +347,7 @@ impl Shard {
             .bind(stores.iter().map(|(_, _, stands)| *stands).collect::<Vec<bool>>())
             .bind(deadline_ms);
         // Its transaction is not committed yet, so nothing has happened where this fails.
-        let rows = self.run(Stage::Read, query, connection).await?;
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
         let stored = rows.first().map(|row| sqlx::Row::try_get::<i64, _>(row, 0)).transpose();
         let stored = stored.map_err(|error| self.judge(Stage::Read, &error))?;
         Ok(usize::try_from(stored.unwrap_or(0)).unwrap_or(0))

@@ -298,10 +298,10 @@ pub(super) const WALK: &str = concat!(
 );
 
 /// Turns expired records into tombstones, each only if it is the one that was seen: `$1` namespace, `$2` key, `$3` hlc,
-/// `$4` origin. They keep their versions.
+/// `$4` origin. They keep their versions. A row for each that was.
 pub(super) const BURY: &str = "UPDATE rec t SET kind = 1, val = NULL, expires = 0 \
      FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
-     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 0";
+     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 0 RETURNING 1";
 
 /// Waits until nobody writes into the slots `$1`, and keeps them out until the transaction ends.
 pub(super) const CLOSE_SLOTS: &str =
@@ -314,7 +314,7 @@ pub(super) const RAISE_FLOORS: &str =
 /// Removes tombstones, as [`BURY`].
 pub(super) const REMOVE: &str = "DELETE FROM rec t \
      USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
-     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 1";
+     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 1 RETURNING 1";
 
 /// Notes how namespace `$1` is partitioned, unless it is noted.
 pub(super) const NOTE_PARTITIONING: &str =

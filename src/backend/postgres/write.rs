@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures_util::future::join_all;
-use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
 use super::classify::{Fault, Remedy, Stage};
+use super::connections::Loan;
 use super::lane::Answer;
 use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
 use super::{ANSWER_GRACE, Pause, Shared, not_owner, rows, to_its_end};
@@ -237,7 +237,7 @@ async fn attempt(
     deadline: Instant,
 ) -> Attempt<Option<Result<Option<Written>>>> {
     let mut connection = shard.connection_by(deadline).await?;
-    let read = shard.read_rows(std::slice::from_ref(&write.at), &mut connection).await?;
+    let read = shard.read_rows(std::slice::from_ref(&write.at), deadline, &mut connection).await?;
     let Some((present, now)) = read.into_iter().next().flatten() else {
         return Ok(None);
     };
@@ -280,11 +280,11 @@ async fn transaction(
     deadline: Instant,
 ) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
     let mut connection = shard.connection_by(deadline).await?;
-    let mut transaction = connection.begin().await.map_err(|error| shard.judge(Stage::Read, &error))?;
-    let decided = decide_all(shard, writes, deadline, &mut transaction).await?;
+    connection.begin(deadline).await.map_err(|error| shard.judge(Stage::Read, &error))?;
+    let decided = decide_all(shard, writes, deadline, &mut connection).await?;
     let end = match decided {
-        Ok(_) => transaction.commit().await,
-        Err(_) => transaction.rollback().await,
+        Ok(_) => connection.commit(deadline).await,
+        Err(_) => connection.rollback(deadline).await,
     };
     match (decided, end) {
         (Ok(written), Ok(())) => Ok(Ok(written)),
@@ -297,7 +297,7 @@ async fn decide_all(
     shard: &Shard,
     writes: &[Write],
     deadline: Instant,
-    connection: &mut PgConnection,
+    connection: &mut Loan,
 ) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
     // In the order of keys for the locks; what is answered is in the order asked.
     let mut keys: Vec<RowKey> = writes.iter().map(|write| write.at.clone()).collect();
@@ -306,7 +306,7 @@ async fn decide_all(
     let mut table = Locked::default();
     let mut now = None;
     for part in keys.chunks(STATEMENT_ROWS_MAX) {
-        let read = shard.lock_rows(part, connection).await?;
+        let read = shard.lock_rows(part, deadline, connection).await?;
         for (at, row) in part.iter().zip(read) {
             let Some((row, seen)) = row else { return Err(not_owner(at)) };
             now = Some(seen);
