@@ -29,6 +29,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -111,6 +112,15 @@ pub struct Found {
     pub version: Version,
     /// The record, unless it is deleted or expired.
     pub live: Option<Live>,
+}
+
+/// What a read finds that may be older than what its owner holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aged {
+    /// As of a [`Backend::read`].
+    pub found: Option<Found>,
+    /// When it was the newest, at the latest; `None` = a replica did not say it, the owner did.
+    pub as_of: Option<Instant>,
 }
 
 /// A live record's document.
@@ -237,6 +247,8 @@ pub struct Range {
     pub limit: usize,
     /// The page ends after the row that brings its stored bytes to this.
     pub max_bytes: usize,
+    /// What it shows may be as old as that; zero = as new as the owner's.
+    pub staleness: Duration,
 }
 
 /// A page of live rows.
@@ -246,6 +258,8 @@ pub struct Page {
     pub rows: Vec<(Key, Result<Found>)>,
     /// Where to go on; `None` = the range is done. A page may be short or empty and still go on.
     pub resume: Option<Key>,
+    /// When what it shows was the newest, at the latest, where a part of it is a replica's.
+    pub as_of: Option<Instant>,
 }
 
 /// How many rows a page looks at for each row it may return: dead rows cost time too.
@@ -278,6 +292,20 @@ pub trait Backend: Send + Sync + 'static {
         keys: Vec<RowKey>,
         deadline: Instant,
     ) -> impl Future<Output = Vec<Result<Option<Found>>>> + Send;
+
+    /// Reads keys, in order, which may be older than their owner's by so much: a replica may answer.
+    fn read_aged(
+        &self,
+        keys: Vec<RowKey>,
+        staleness: Duration,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Aged>>> + Send {
+        let _ = staleness;
+        async move {
+            let read = self.read(keys, deadline).await.into_iter();
+            read.map(|read| read.map(|found| Aged { found, as_of: None })).collect()
+        }
+    }
 
     /// Writes one after another, each by itself; writes to the same key keep their order.
     fn write(
@@ -337,6 +365,12 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait DynBackend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
+    fn read_aged(
+        &self,
+        keys: Vec<RowKey>,
+        staleness: Duration,
+        deadline: Instant,
+    ) -> Boxed<'_, Vec<Result<Aged>>>;
     fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>>;
     fn write_atomic(
         &self,
@@ -362,6 +396,14 @@ impl<B: Backend> DynBackend for B {
     }
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
         Box::pin(Backend::read(self, keys, deadline))
+    }
+    fn read_aged(
+        &self,
+        keys: Vec<RowKey>,
+        staleness: Duration,
+        deadline: Instant,
+    ) -> Boxed<'_, Vec<Result<Aged>>> {
+        Box::pin(Backend::read_aged(self, keys, staleness, deadline))
     }
     fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>> {
         Box::pin(Backend::write(self, writes, deadline))

@@ -69,7 +69,7 @@ impl<'r> Collector<'r> {
 
     /// The page. `more` tells whether the walk has another row: without one there is nothing to go on with.
     pub(super) fn page(self, more: bool) -> Page {
-        Page { rows: self.rows, resume: if more { self.last } else { None } }
+        Page { rows: self.rows, resume: if more { self.last } else { None }, as_of: None }
     }
 
     fn key(&self, stored_key: &[u8]) -> Result<Key> {

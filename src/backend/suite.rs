@@ -80,7 +80,12 @@ async fn on_each<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
         Arc::new(Local::open(DirectoryLock::acquire(directory.path()).await.unwrap()).unwrap());
     trial(local.clone()).await;
     local.close().await;
-    let shard = ShardSettings { name: "main".to_owned(), url: Postgres::shared().database(), weight: 1 };
+    let shard = ShardSettings {
+        name: "main".to_owned(),
+        url: Postgres::shared().database(),
+        weight: 1,
+        replicas: Vec::new(),
+    };
     let settings = PostgresSettings { shards: vec![shard], limits: Limits::default() };
     let postgres: Arc<dyn DynBackend> = Arc::new(PostgreSql::open(&settings).unwrap());
     while postgres.health().is_err() {
@@ -238,6 +243,7 @@ async fn pages_meet_end_to_end_in_both_directions() {
                     keys_only: false,
                     limit: 2,
                     max_bytes: 1 << 20,
+                    staleness: std::time::Duration::ZERO,
                 };
                 let page = backend.scan(range, deadline()).await.unwrap();
                 assert!(page.rows.len() <= 2);

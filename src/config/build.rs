@@ -70,10 +70,16 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
             true => u32::try_from(shard.integer("weight")).expect("checked: 1 to 1000000"),
             false => 1,
         },
+        replicas: texts(shard, "replica_urls"),
     };
     let shards = match backend.0.get("shards").and_then(Value::as_array) {
         Some(shards) => shards.iter().map(|each| shard(&Section::of(each))).collect(),
-        None => vec![ShardSettings { name: ONLY_SHARD.to_owned(), url: backend.text("url"), weight: 1 }],
+        None => vec![ShardSettings {
+            name: ONLY_SHARD.to_owned(),
+            url: backend.text("url"),
+            weight: 1,
+            replicas: texts(backend, "replica_urls"),
+        }],
     };
     let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
     let limits = Limits {
@@ -84,6 +90,12 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         ..Limits::default()
     };
     PostgresSettings { shards, limits }
+}
+
+/// A list of texts; empty where it is left out.
+fn texts(section: &Section<'_>, name: &str) -> Vec<String> {
+    let listed = section.0.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    listed.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn policy_settings(policy: &Section<'_>) -> PolicySettings {

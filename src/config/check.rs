@@ -15,6 +15,9 @@ use crate::model::Namespace;
 /// The policy of every namespace that is not named.
 const ANY_NAMESPACE: &str = "*";
 
+/// Read replicas of one server.
+const REPLICAS_MAX: usize = 16;
+
 /// Why a kind of backend cannot keep `strong`.
 const NOT_STRONG: [(&str, &str); 2] = [
     ("redis", "its replication is asynchronous, so a failover may take back acknowledged writes"),
@@ -168,9 +171,22 @@ impl Check<'_> {
             (Some(url), None) => self.postgres_url(&path.child("url"), url),
             (None, Some(shards)) => self.shards(&path.child("shards"), shards),
         }
-        if backend.get("replica_urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty()) {
-            let message = "is not built yet in this version; it should be []".to_owned();
+        if backend.contains_key("shards") && backend.contains_key("replica_urls") {
+            let message = "goes with url: each of the shards has its own".to_owned();
             self.add(&path.child("replica_urls"), None, message);
+        }
+        self.replica_urls(path, backend);
+    }
+
+    fn replica_urls(&mut self, path: &KeyPath, server: &Table) {
+        let urls =
+            server.get("replica_urls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let path = path.child("replica_urls");
+        if urls.len() > REPLICAS_MAX {
+            self.add(&path, Some(urls.len().to_string()), format!("holds more than {REPLICAS_MAX} urls"));
+        }
+        for (at, url) in urls.iter().enumerate() {
+            self.postgres_url(&path.element(at), url);
         }
     }
 
@@ -195,6 +211,7 @@ impl Check<'_> {
                 None => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
                 Some(url) => self.postgres_url(&path.child("url"), url),
             }
+            self.replica_urls(&path, shard);
         }
     }
 

@@ -118,6 +118,7 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.shards.*.name", FILLED),
     key("backends.*.shards.*.url", FILLED).hides(Hides::UrlLogin),
     key("backends.*.shards.*.weight", WEIGHT),
+    key("backends.*.shards.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin),
     key("backends.*.hosts", Holds::Texts).of(&["riak"]),
     key("backends.*.bucket_type", FILLED).of(&["riak"]),
     key("namespaces.*.backend", FILLED),

@@ -45,9 +45,11 @@ impl Store {
         self.check_partitioning(call, writes).await?;
         let mut results: Vec<Option<BatchResult>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
-        for round in rounds(batch.ops, &mut results) {
+        for (number, round) in rounds(batch.ops, &mut results).into_iter().enumerate() {
+            // A get behind the first round has a write of its key before it, and must see it.
+            let newest = number > 0;
             let (gets, writes) =
-                join(self.gets(call, round.gets, &mut room), self.writes(call, round.writes)).await;
+                join(self.gets(call, round.gets, newest, &mut room), self.writes(call, round.writes)).await;
             for (at, reply) in gets {
                 results[at] = Some(BatchResult::Get(reply));
             }
@@ -60,16 +62,19 @@ impl Store {
         Ok(BatchReply { error: None, results })
     }
 
-    async fn gets(&self, call: &Call, gets: Vec<(usize, Get)>, room: &mut Room) -> Vec<(usize, GetReply)> {
+    async fn gets(
+        &self,
+        call: &Call,
+        gets: Vec<(usize, Get)>,
+        newest: bool,
+        room: &mut Room,
+    ) -> Vec<(usize, GetReply)> {
         let mut replies = Vec::with_capacity(gets.len());
         for chunk in gets.chunks(READS_AT_ONCE_MAX) {
-            let keys = chunk.iter().map(|(_, get)| call.row_key(&get.key)).collect();
-            let found = call.policy.backend.read(keys, call.deadline).await;
+            let asked: Vec<&Get> = chunk.iter().map(|(_, get)| get).collect();
+            let found = self.find(call, &asked, newest).await;
             for ((at, get), found) in chunk.iter().zip(found) {
-                let level = call.check_level(get.consistency, get.max_staleness_ms);
-                let reply = level
-                    .and(found.map_err(|error| call.located(&get.key, error)))
-                    .and_then(|found| self.answer(call, get, found));
+                let reply = found.and_then(|aged| self.answer(call, get, aged));
                 replies.push((*at, room.fit_get(call, reply.unwrap_or_else(|error| brief(error).into()))));
             }
         }

@@ -20,6 +20,7 @@ mod write;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -167,16 +168,22 @@ impl Call {
         Err(Error::deadline("the deadline passed before any work was done"))
     }
 
-    /// Checks that the level a read asks for can be kept here.
-    fn check_level(&self, asked: Consistency, max_staleness_ms: Option<i64>) -> Result<()> {
-        let level = if asked == Consistency::Default { self.policy.settings.consistency } else { asked };
+    /// How old the answer to a read may be that asks for a level; zero = as new as the owner's.
+    fn staleness(&self, asked: Consistency, max_staleness_ms: Option<i64>) -> Result<Duration> {
+        let settings = &self.policy.settings;
+        let level = if asked == Consistency::Default { settings.consistency } else { asked };
         if max_staleness_ms.is_some() && level != Consistency::Bounded {
             return Err(Error::invalid("max_staleness_ms goes with consistency bounded alone"));
         }
         if level == Consistency::Strong && !self.policy.capability.strong {
             return Err(self.unsupported("strong reads"));
         }
-        Ok(())
+        let ms = match level {
+            Consistency::Bounded => max_staleness_ms.unwrap_or(settings.max_staleness_ms),
+            Consistency::Eventual => settings.max_stale_ms,
+            Consistency::Strong | Consistency::Default => 0,
+        };
+        Ok(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
     }
 
     fn unsupported(&self, what: &str) -> Error {

@@ -1,5 +1,7 @@
 //! Scan: a page of records in key order, and the cursor that goes on behind it.
 
+use std::time::Duration;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::{Found, Range};
@@ -18,7 +20,7 @@ const ENVELOPE_BYTES: usize = 128;
 impl Store {
     /// One page. It may be short or empty and still have a cursor; a cursor of "" means done.
     pub async fn scan(&self, call: &Call, scan: Scan) -> Result<ScanReply> {
-        call.check_level(scan.consistency, None)?;
+        let staleness = call.staleness(scan.consistency, None)?;
         let after = if scan.cursor.is_empty() {
             None
         } else {
@@ -29,7 +31,7 @@ impl Store {
         }
         call.check_deadline()?;
         self.check_partitioning(call, false).await?;
-        let Some(range) = range(call, &scan, after) else {
+        let Some(range) = range(call, &scan, after, staleness) else {
             return Ok(ScanReply::default());
         };
         let page =
@@ -38,7 +40,8 @@ impl Store {
                 _ => error,
             })?;
 
-        let mut reply = ScanReply::default();
+        let (source, age_ms) = super::read::origin(page.as_of);
+        let mut reply = ScanReply { source, age_ms, ..ScanReply::default() };
         let mut bytes = ENVELOPE_BYTES;
         let mut last: Option<Key> = None;
         for (key, found) in page.rows {
@@ -48,7 +51,7 @@ impl Store {
                 // cursor behind it, so that the rest of the range stays within reach.
                 Err(error) if last.is_none() => {
                     let cursor = cursor::write(&key, binding(call, &scan));
-                    return Ok(ScanReply { error: Some(error), cursor, ..ScanReply::default() });
+                    return Ok(ScanReply { error: Some(error), cursor, ..reply });
                 }
                 Err(_) => {
                     reply.cursor =
@@ -89,7 +92,7 @@ impl Store {
 }
 
 /// The part of the namespace that is left to scan; `None` where no key can lie in it.
-fn range(call: &Call, scan: &Scan, after: Option<String>) -> Option<Range> {
+fn range(call: &Call, scan: &Scan, after: Option<String>, staleness: Duration) -> Option<Range> {
     let start = if scan.prefix > scan.start { &scan.prefix } else { &scan.start };
     let prefix_end = successor(&scan.prefix);
     let end = match (scan.end.is_empty(), prefix_end) {
@@ -109,6 +112,7 @@ fn range(call: &Call, scan: &Scan, after: Option<String>) -> Option<Range> {
         keys_only: scan.keys_only,
         limit: scan.limit,
         max_bytes: scan.max_bytes.min(call.reply_bytes_max),
+        staleness,
     })
 }
 

@@ -18,5 +18,6 @@ mod history;
 mod lifecycle;
 mod readme;
 mod record;
+mod replica;
 mod support;
 mod transfer;

@@ -10,6 +10,7 @@ mod connections;
 mod keeper;
 mod lane;
 mod migrate;
+mod replica;
 mod rows;
 mod scan;
 mod shard;
@@ -25,14 +26,16 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use classify::{Fault, RETRY_AFTER_MS, Remedy};
 use lane::{Answer, Lane};
+use replica::Replicas;
 use shard::{Proposal, Put, Shard};
 
 /// What the one server of a backend without `shards` is called.
@@ -72,6 +75,8 @@ pub struct ShardSettings {
     pub url: String,
     /// Its part of the slots, against the others'.
     pub weight: u32,
+    /// Where its read replicas are.
+    pub replicas: Vec<String>,
 }
 
 /// Bounds of each server's pool.
@@ -115,7 +120,7 @@ impl std::fmt::Debug for ShardSettings {
 pub struct PostgreSql {
     shared: Arc<Shared>,
     stop: CancellationToken,
-    keeper: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    keeper: Mutex<Option<JoinSet<()>>>,
 }
 
 /// What requests and the keeper share.
@@ -133,6 +138,7 @@ struct Shared {
 struct Server {
     shard: Arc<Shard>,
     weight: u32,
+    replicas: Option<Arc<Replicas>>,
     reads: Lane<RowKey, Option<Option<Found>>>,
     puts: Lane<Proposal, Option<Put>>,
 }
@@ -143,17 +149,25 @@ impl PostgreSql {
     /// A URL that cannot be read is `invalid_argument`, without its password.
     pub fn open(settings: &PostgresSettings) -> Result<Self> {
         let mut shards = Vec::new();
-        for ShardSettings { name, url, weight } in &settings.shards {
-            let unreadable = |_| Error::invalid(format!("the url of PostgreSQL {name:?} cannot be read"));
+        for ShardSettings { name, url, weight, replicas } in &settings.shards {
+            let unreadable = |_| Error::invalid(format!("a url of PostgreSQL {name:?} cannot be read"));
             let options: PgConnectOptions = url.parse().map_err(unreadable)?;
             let shard = Arc::new(Shard::new(name.clone(), options, &settings.limits));
-            shards.push(Server::new(shard, *weight));
+            let places = replicas.iter().map(|url| url.parse()).collect::<Result<Vec<_>, _>>();
+            let places = places.map_err(unreadable)?;
+            let replicas =
+                (!places.is_empty()).then(|| Replicas::new(shard.clone(), places, &settings.limits));
+            shards.push(Server::new(shard, *weight, replicas));
         }
         let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
         let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
         let shared = Arc::new(Shared { shards, owners, unplaced, turns: write::Turns::default() });
         let stop = CancellationToken::new();
-        let keeper = tokio::spawn(keeper::run(shared.clone(), stop.clone()));
+        let mut keeper = JoinSet::new();
+        keeper.spawn(keeper::run(shared.clone(), stop.clone()));
+        for replicas in shared.shards.iter().filter_map(|server| server.replicas.as_ref()) {
+            keeper.spawn(replicas.clone().watch(stop.clone()));
+        }
         Ok(Self { shared, stop, keeper: Mutex::new(Some(keeper)) })
     }
 }
@@ -178,6 +192,17 @@ impl Backend for PostgreSql {
         }
     }
 
+    async fn read_aged(
+        &self,
+        keys: Vec<RowKey>,
+        staleness: Duration,
+        deadline: Instant,
+    ) -> Vec<Result<Aged>> {
+        // From when on it counts as asked; a moment too old for the age of the machine is the first there is.
+        let oldest = Instant::now().checked_sub(staleness);
+        join_all(keys.into_iter().map(|key| self.shared.read_aged(key, oldest, deadline))).await
+    }
+
     async fn write(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Written>> {
         self.shared.write(writes, deadline).await
     }
@@ -200,7 +225,7 @@ impl Backend for PostgreSql {
 
     async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {
         let shared = self.shared.clone();
-        let work = async move { shared.scan(&range).await };
+        let work = async move { shared.scan(&range, deadline).await };
         match timeout_at(deadline, tokio::spawn(work)).await {
             Err(_) => Err(Error::deadline("PostgreSQL did not answer the scan in time")),
             Ok(Err(panic)) => Err(Error::internal(format!("a scan failed: {panic}"))),
@@ -233,19 +258,27 @@ impl Backend for PostgreSql {
     async fn close(&self) {
         self.stop.cancel();
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(keeper) = keeper
-            && keeper.await.is_err()
-        {
-            tracing::error!("the keeper of the PostgreSQL connections ended with a panic");
+        if let Some(mut keeper) = keeper {
+            while let Some(ended) = keeper.join_next().await {
+                if ended.is_err() {
+                    tracing::error!("the keeper of the PostgreSQL connections ended with a panic");
+                }
+            }
         }
-        join_all(self.shared.shards.iter().map(|server| server.shard.connections.close())).await;
+        let close = async |server: &Server| {
+            if let Some(replicas) = &server.replicas {
+                replicas.close().await;
+            }
+            server.shard.connections.close().await;
+        };
+        join_all(self.shared.shards.iter().map(close)).await;
     }
 }
 
 // === impl Server ===
 
 impl Server {
-    fn new(shard: Arc<Shard>, weight: u32) -> Self {
+    fn new(shard: Arc<Shard>, weight: u32, replicas: Option<Arc<Replicas>>) -> Self {
         let reader = shard.clone();
         let reads = Lane::new(
             LANE_STATEMENTS,
@@ -262,7 +295,7 @@ impl Server {
                 async move { shard.put(&puts, deadline).await }.boxed()
             }),
         );
-        Self { shard, weight, reads, puts }
+        Self { shard, weight, replicas, reads, puts }
     }
 }
 
@@ -289,18 +322,34 @@ impl lane::Item for Proposal {
 // === impl Shared ===
 
 impl Shared {
-    /// The server that owns a slot.
+    /// The server that owns a slot, if it is there.
     fn server(&self, slot: u16) -> Result<&Server> {
+        let server = self.owner(slot)?;
+        match server.shard.fault() {
+            Some(fault) => Err(Error::unavailable(fault, RETRY_AFTER_MS)),
+            None => Ok(server),
+        }
+    }
+
+    /// The server that owns a slot.
+    fn owner(&self, slot: u16) -> Result<&Server> {
         let owner = self.owners[usize::from(slot)].load(Ordering::Acquire);
         let Some(server) = self.shards.get(usize::from(owner)) else {
             let why = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let why = why.unwrap_or_else(|| format!("slot {slot} is on no server that answers"));
             return Err(Error::unavailable(why, RETRY_AFTER_MS));
         };
-        match server.shard.fault() {
-            Some(fault) => Err(Error::unavailable(fault, RETRY_AFTER_MS)),
-            None => Ok(server),
+        Ok(server)
+    }
+
+    /// Reads a key that may be as old as `oldest`: from a replica that is new enough, or from its owner.
+    async fn read_aged(&self, key: RowKey, oldest: Option<Instant>, deadline: Instant) -> Result<Aged> {
+        if let (Some(replicas), Some(oldest)) = (&self.owner(key.slot)?.replicas, oldest)
+            && let Some(aged) = replicas.read(&key, oldest, deadline).await
+        {
+            return Ok(aged);
         }
+        Ok(Aged { found: self.read(key, deadline).await?, as_of: None })
     }
 
     async fn read(&self, key: RowKey, deadline: Instant) -> Result<Option<Found>> {

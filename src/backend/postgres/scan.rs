@@ -1,8 +1,10 @@
 //! Pages, sweeps and what a namespace notes.
 
 use sqlx::Row as _;
+use tokio::time::Instant;
 
 use super::classify::{Fault, RETRY_AFTER_MS, Stage};
+use super::connections::Loan;
 use super::shard::Shard;
 use super::{NOBODY, Server, Shared, rows, sql};
 use crate::backend::{EXAMINED_PER_ROW_MAX, Found, Page, Range, SWEEP_ROWS_MAX, Swept};
@@ -25,14 +27,27 @@ const LOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl Shared {
     /// A page over all shards: each gives its own, and the smallest keys of all make the page.
-    pub(super) async fn scan(&self, range: &Range) -> Result<Page> {
-        let mut parts = Vec::new();
+    pub(super) async fn scan(&self, range: &Range, deadline: Instant) -> Result<Page> {
+        let (mut parts, mut as_of) = (Vec::new(), None);
         let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
-        for Server { shard, .. } in &self.shards {
+        let oldest = Instant::now().checked_sub(range.staleness);
+        for Server { shard, replicas, .. } in &self.shards {
+            if let (Some(replicas), Some(oldest)) = (replicas, oldest)
+                && !range.staleness.is_zero()
+                && let Some((replica, mut connection, shown_as_of, now_ms)) =
+                    replicas.borrow(oldest, deadline).await
+                && let Ok(part) = replica.page(range, examined, Some(now_ms), &mut connection).await
+            {
+                as_of = Some(as_of.map_or(shown_as_of, |as_of: Instant| as_of.min(shown_as_of)));
+                parts.push(part);
+                continue;
+            }
             if let Some(fault) = shard.fault() {
                 return Err(Error::unavailable(fault, RETRY_AFTER_MS));
             }
-            parts.push(shard.page(range, examined).await.map_err(|fault| fault.error)?);
+            let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
+            let part = shard.page(range, examined, None, &mut connection).await;
+            parts.push(part.map_err(|fault| fault.error)?);
         }
         if let Some(slot) =
             self.owners.iter().position(|owner| owner.load(std::sync::atomic::Ordering::Acquire) == NOBODY)
@@ -40,7 +55,7 @@ impl Shared {
             let message = format!("slot {slot} is on no server that answers");
             return Err(Error::unavailable(message, RETRY_AFTER_MS));
         }
-        merge(parts, range, examined)
+        Ok(Page { as_of, ..merge(parts, range, examined)? })
     }
 
     /// One step over one shard; the first two bytes of `resume` say which.
@@ -120,10 +135,21 @@ fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined: usize) -> Result<Page
 }
 
 impl Shard {
-    async fn page(&self, range: &Range, examined: usize) -> Result<Vec<Walked>, Fault> {
+    /// Its part of a page; a replica's by the primary's time.
+    async fn page(
+        &self,
+        range: &Range,
+        examined: usize,
+        now_ms: Option<i64>,
+        connection: &mut Loan,
+    ) -> Result<Vec<Walked>, Fault> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let mut connection = self.connection().await?;
-        let statement = if range.reverse { sql::SCAN_REVERSE } else { sql::SCAN };
+        let statement = match (now_ms, range.reverse) {
+            (None, false) => sql::SCAN,
+            (None, true) => sql::SCAN_REVERSE,
+            (Some(_), false) => sql::SCAN_REPLICA,
+            (Some(_), true) => sql::SCAN_REVERSE_REPLICA,
+        };
         let query = sqlx::query(statement)
             .bind(range.namespace.as_str())
             .bind(&range.start)
@@ -134,6 +160,7 @@ impl Shard {
             .bind(range.keys_only)
             .bind(count(LOAD_BYTES_MAX))
             .bind(count(range.limit));
+        let query = if let Some(now_ms) = now_ms { query.bind(now_ms) } else { query };
         let rows = connection.rows_in_time(query).await.map_err(|error| self.judge(Stage::Read, &error))?;
         let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
             let found = rows::found(row)?.filter(|found| found.live.is_some());

@@ -204,6 +204,19 @@ impl Shard {
         self.each(Stage::Read, keys.len(), &rows, rows::found)
     }
 
+    /// Reads keys of a replica, over a connection whose position is known, by the primary's time.
+    pub(super) async fn read_at(
+        &self,
+        keys: &[RowKey],
+        now_ms: i64,
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Option<Found>> {
+        let query = bind_keys(sqlx::query(sql::READ_REPLICA), keys).bind(now_ms);
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
+        self.each(Stage::Read, keys.len(), &rows, rows::found)
+    }
+
     /// Reads rows to decide on.
     pub(super) async fn read_rows(
         &self,

@@ -190,18 +190,44 @@ pub(super) const APPLY: &str = concat!(
      FROM j LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
 );
 
+/// The statement of [`READ`], by a time.
+macro_rules! read {
+    ($now:expr) => {
+        concat!(
+            "SELECT i.ord, t.hlc, t.origin, x.live, t.expires, CASE WHEN x.live THEN t.val END AS val \
+             FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
+             JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key \
+             CROSS JOIN LATERAL (SELECT coalesce(t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+            $now,
+            "), false) AS live OFFSET 0) x"
+        )
+    };
+}
+
 /// Reads of any keys. `$1` slot, `$2` namespace, `$3` key: arrays.
 ///
 /// A row for each key of a slot that is owned: place, version (nothing where there is no row), whether it is live, end of
 /// life, and the document where it is.
-pub(super) const READ: &str = concat!(
-    "SELECT i.ord, t.hlc, t.origin, x.live, t.expires, CASE WHEN x.live THEN t.val END AS val \
-     FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
-     JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key \
-     CROSS JOIN LATERAL (SELECT coalesce(t.kind = 0 AND (t.expires = 0 OR t.expires > ",
-    now!(),
-    "), false) AS live OFFSET 0) x"
+pub(super) const READ: &str = read!(now!());
+
+/// The same on a replica, whose clock is another one: `$4` is the primary's time.
+pub(super) const READ_REPLICA: &str = read!("$4::bigint");
+
+/// A primary's position: the cluster's number, timeline, bytes of log, and its time. It fails on a replica.
+pub(super) const WRITTEN: &str = concat!(
+    "SELECT (SELECT system_identifier FROM pg_control_system()), \
+     ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint, \
+     (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, ",
+    now!()
 );
+
+/// A replica's position: the cluster's number, timeline, bytes of log replayed; nothing where it is none. The timeline is
+/// that of its last restart point, or that which it receives where its user may see that (`pg_monitor`): it may be told too
+/// low for a while; never too high, because a timeline is only received that began behind what was replayed.
+pub(super) const REPLAYED: &str = "SELECT (SELECT system_identifier FROM pg_control_system()), \
+     greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+     (SELECT received_tli FROM pg_stat_get_wal_receiver()))::bigint, \
+     (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint WHERE pg_is_in_recovery()";
 
 /// Reads of whole rows, for deciding on them. `$1` slot, `$2` namespace, `$3` key: arrays.
 ///
@@ -219,7 +245,7 @@ pub(super) const NOW: &str = concat!("SELECT ", now!());
 
 /// A page of a namespace, in one direction: behind which side of `$4` it goes on, and in which order.
 macro_rules! page {
-    ($behind:literal, $order:literal) => {
+    ($behind:literal, $order:literal, $now:expr) => {
         concat!(
             "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
              SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded, \
@@ -228,7 +254,7 @@ macro_rules! page {
              CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, CASE WHEN x.live THEN octet_length(t.key) \
              + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
              FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
-            now!(),
+            $now,
             ") AS live OFFSET 0) x \
              WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
              AND ($4::text IS NULL OR t.key ",
@@ -249,10 +275,16 @@ macro_rules! page {
 ///
 /// Every row looked at, dead ones without a document: key, version, whether it is live, end of life, document, bytes that
 /// count, bytes of the document. The documents of what stands behind the page's end are neither read nor given.
-pub(super) const SCAN: &str = page!(">", "ASC");
+pub(super) const SCAN: &str = page!(">", "ASC", now!());
 
 /// The same going down: `$4` is the key to go on in front of.
-pub(super) const SCAN_REVERSE: &str = page!("<", "DESC");
+pub(super) const SCAN_REVERSE: &str = page!("<", "DESC", now!());
+
+/// [`SCAN`] on a replica: `$10` is the primary's time.
+pub(super) const SCAN_REPLICA: &str = page!(">", "ASC", "$10::bigint");
+
+/// [`SCAN_REVERSE`] on a replica: `$10` is the primary's time.
+pub(super) const SCAN_REVERSE_REPLICA: &str = page!("<", "DESC", "$10::bigint");
 
 /// [`READ_ROWS`] whose rows nobody else may write until the transaction ends, nor take the slots away.
 pub(super) const LOCK_ROWS: &str = concat!(

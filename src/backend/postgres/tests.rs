@@ -19,6 +19,7 @@ fn settings(shards: &[(&str, &str, u32)]) -> PostgresSettings {
         name: (*name).to_owned(),
         url: (*url).to_owned(),
         weight: *weight,
+        replicas: Vec::new(),
     };
     PostgresSettings { shards: shards.iter().map(shard).collect(), limits: Limits::default() }
 }
@@ -64,6 +65,7 @@ async fn scan(store: &PostgreSql, limit: usize, reverse: bool) -> Result<Vec<Str
         keys_only: false,
         limit,
         max_bytes: 1 << 20,
+        staleness: Duration::ZERO,
     };
     let mut keys = Vec::new();
     loop {

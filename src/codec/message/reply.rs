@@ -25,9 +25,11 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
 
 /// Writes the reply to a get that found `record`, whose document is encoded already: nothing of it is decoded
 /// on the way. `record.value` is not looked at.
-pub fn encode_hit(record: &Record, document: Bytes) -> Vec<u8> {
+pub fn encode_hit(record: &Record, document: Bytes, source: Source, age_ms: i64) -> Vec<u8> {
     let record = wire::Record { value: document, ..to_head(record) };
-    wire::GetReply { found: true, record: Some(record), ..wire::GetReply::default() }.encode_to_vec()
+    let source = source as i32;
+    wire::GetReply { found: true, record: Some(record), source, age_ms, ..wire::GetReply::default() }
+        .encode_to_vec()
 }
 
 /// Whether the reply to a get found a record, for readers who do not look into it; an error is one.

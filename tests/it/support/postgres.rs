@@ -46,6 +46,26 @@ impl Postgres {
         Postgres { process, port, settings, scratch }
     }
 
+    /// A streaming replica of this server: reads alone, and behind by as little as it can.
+    pub(crate) fn replica(&self) -> Postgres {
+        let (scratch, port) = (tempfile::tempdir_in("/tmp").unwrap(), free_port());
+        if let Some((user, group)) = postgres_ids() {
+            chown(scratch.path(), Some(user), Some(group)).unwrap();
+        }
+        let data = scratch.path().join("data").display().to_string();
+        let from = self.url("postgres");
+        let copy = as_postgres(
+            &binary("pg_basebackup"),
+            &["--no-sync", "-R", "-X", "stream", "-c", "fast", "-d", &from, "-D", &data],
+        );
+        let made = Command::new(&copy[0]).args(&copy[1..]).output().unwrap();
+        assert!(made.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&made.stderr));
+        // By default it waits 5 s before it asks a primary again that it lost.
+        let settings = vec!["wal_retrieve_retry_interval=100ms".to_owned()];
+        let process = run(port, &settings, &scratch);
+        Postgres { process, port, settings, scratch }
+    }
+
     /// A URL of a new, empty database.
     pub(crate) fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

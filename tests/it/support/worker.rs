@@ -50,6 +50,7 @@ pub(crate) struct Setup {
     /// A program and its arguments in front of the worker's own.
     wrapper: Vec<String>,
     database: Arc<OnceLock<String>>,
+    replicas: Vec<String>,
     scratch: Arc<TempDir>,
 }
 
@@ -63,6 +64,7 @@ impl Setup {
             nats_keys: String::new(),
             wrapper: Vec::new(),
             database: Arc::default(),
+            replicas: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -80,6 +82,11 @@ impl Setup {
     /// Gives the PostgreSQL backend another database than one on the server of this run.
     pub(crate) fn on_database(self, url: &str) -> Setup {
         Setup { database: Arc::new(OnceLock::from(url.to_owned())), ..self }
+    }
+
+    /// Where the replicas of that database are.
+    pub(crate) fn with_replicas(self, urls: &[String]) -> Setup {
+        Setup { replicas: urls.to_vec(), ..self }
     }
 
     /// Runs the worker under another program, which must leave it the pid it was started with.
@@ -101,7 +108,11 @@ impl Setup {
         let backend = match self.backend {
             Backend::Memory => "kind = \"memory\"".to_owned(),
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
-            Backend::Postgres => format!("kind = \"postgres\"\nurl = \"{}\"", self.database()),
+            Backend::Postgres => format!(
+                "kind = \"postgres\"\nurl = \"{}\"\nreplica_urls = {:?}",
+                self.database(),
+                self.replicas
+            ),
         };
         let text = format!(
             "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
