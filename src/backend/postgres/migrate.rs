@@ -6,14 +6,21 @@ use std::borrow::Cow;
 use sqlx::migrate::{Migrate as _, Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, PgConnection, SqlSafeStr as _};
 
-const STEPS: &[(i64, &str, &str)] = &[(1, "records", include_str!("migrations/0001_records.sql"))];
+/// Number, name and statements.
+pub(super) type Step = (i64, &'static str, &'static str);
+
+/// All of them. One that was published is never changed.
+pub(super) const STEPS: &[Step] = &[
+    (1, "records", include_str!("migrations/0001_records.sql")),
+    (2, "placement plan", include_str!("migrations/0002_placement_plan.sql")),
+];
 
 /// Where the steps that were run are noted.
 const TABLE: &str = "datastore_schema";
 
 /// Runs the steps that are missing. Those of a newer version that this one does not know are left alone.
-pub(super) async fn run(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let migrations = STEPS
+pub(super) async fn run(connection: &mut PgConnection, steps: &[Step]) -> Result<(), sqlx::Error> {
+    let migrations = steps
         .iter()
         .map(|(version, name, sql)| {
             let sql = sqlx::AssertSqlSafe(*sql).into_sql_str();

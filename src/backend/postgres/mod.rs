@@ -14,6 +14,7 @@ mod replica;
 mod rows;
 mod scan;
 mod shard;
+mod slots;
 mod sql;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use classify::{Fault, RETRY_AFTER_MS, Remedy};
 use lane::{Answer, Lane};
+use migrate::Step;
 use replica::Replicas;
 use shard::{Proposal, Put, Shard};
 
@@ -125,6 +127,8 @@ pub struct PostgreSql {
 
 /// What requests and the keeper share.
 struct Shared {
+    /// What its servers' schema is made of.
+    steps: &'static [Step],
     shards: Vec<Server>,
     /// The index of the shard that owns each slot.
     owners: Box<[AtomicU16]>,
@@ -148,6 +152,11 @@ impl PostgreSql {
     ///
     /// A URL that cannot be read is `invalid_argument`, without its password.
     pub fn open(settings: &PostgresSettings) -> Result<Self> {
+        Self::with_schema(settings, migrate::STEPS)
+    }
+
+    /// The same as a version of it whose schema has these steps.
+    fn with_schema(settings: &PostgresSettings, steps: &'static [Step]) -> Result<Self> {
         let mut shards = Vec::new();
         for ShardSettings { name, url, weight, replicas } in &settings.shards {
             let unreadable = |_| Error::invalid(format!("a url of PostgreSQL {name:?} cannot be read"));
@@ -161,7 +170,7 @@ impl PostgreSql {
         }
         let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
         let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
-        let shared = Arc::new(Shared { shards, owners, unplaced, turns: write::Turns::default() });
+        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: write::Turns::default() });
         let stop = CancellationToken::new();
         let mut keeper = JoinSet::new();
         keeper.spawn(keeper::run(shared.clone(), stop.clone()));

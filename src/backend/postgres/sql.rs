@@ -367,6 +367,15 @@ pub(super) const NAME: &str = "SELECT name FROM shard_name";
 /// Gives this server a name, once.
 pub(super) const SET_NAME: &str = "INSERT INTO shard_name (name) VALUES ($1::text)";
 
-/// Gives this server slots.
-pub(super) const OWN: &str =
-    "INSERT INTO slot_own (slot, mode, epoch) SELECT slot, 1, 1 FROM unnest($1::int[]) AS t(slot)";
+/// Gives this server the slots from `$1` to before `$2`.
+pub(super) const OWN: &str = "INSERT INTO slot_own (slot, mode, epoch) SELECT slot, 1, 1 FROM generate_series($1::int, $2::int - 1) AS t(slot)";
+
+/// Who is to be given which slots, as somebody noted who began: name, first and end.
+pub(super) const PLAN: &str = "SELECT name, first_slot, end_slot FROM placement_plan ORDER BY first_slot";
+
+/// Notes it: `$1` names, `$2` firsts, `$3` ends.
+pub(super) const SET_PLAN: &str = "INSERT INTO placement_plan (name, first_slot, end_slot) \
+     SELECT * FROM unnest($1::text[], $2::int[], $3::int[])";
+
+/// It is done.
+pub(super) const END_PLAN: &str = "DELETE FROM placement_plan";

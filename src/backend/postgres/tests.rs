@@ -263,10 +263,111 @@ async fn a_migration_that_fails_leaves_what_was_there_and_is_tried_again() {
     }
     Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
     Backend::close(&store).await;
-    // A step of a newer version is none of this one's business.
-    let newer = "INSERT INTO datastore_schema (version, description, success, checksum, execution_time) VALUES (999, 'newer', true, '', 0)";
-    server.sql(database, newer);
-    let store = open(&[("main", url.as_str(), 1)]).await;
-    assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
+}
+
+/// Steps of a version to come, and one that it got wrong.
+static NEWER: &[Step] = &[
+    migrate::STEPS[0],
+    migrate::STEPS[1],
+    (3, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
+];
+static BROKEN: &[Step] = &[
+    migrate::STEPS[0],
+    migrate::STEPS[1],
+    (3, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
+];
+
+/// Writes and reads through a store until it is told to stop; how often, each of them answered.
+async fn serve(store: Arc<PostgreSql>, name: &'static str, stop: CancellationToken) -> usize {
+    let mut count = 0;
+    while !stop.is_cancelled() {
+        // Some keys are its own, and some are everybody's.
+        let keys = ["shared".to_owned(), format!("{name}{}", count % 50)];
+        for written in Backend::write(&*store, keys.iter().map(|key| put(key)).collect(), deadline()).await {
+            written.unwrap();
+        }
+        for read in Backend::read(&*store, keys.iter().map(|key| at(key)).collect(), deadline()).await {
+            assert!(read.unwrap().is_some());
+        }
+        assert!(!scan(&store, 10, false).await.unwrap().is_empty());
+        Backend::write_atomic(&*store, vec![put(name)], deadline()).await.unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_of_two_schema_versions_serve_together_and_a_step_that_fails_changes_nothing() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap();
+    let columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'rec'::regclass AND attname = 'note'";
+    let stop = CancellationToken::new();
+    let older = Arc::new(open(&[("main", url.as_str(), 1)]).await);
+    let served = tokio::spawn(serve(older.clone(), "older", stop.clone()));
+    let settings = settings(&[("main", url.as_str(), 1)]);
+
+    let broken = PostgreSql::with_schema(&settings, BROKEN).unwrap();
+    says(&broken, "its schema could not be brought up to date").await;
+    says(&broken, "\"nothing\" does not exist").await;
+    assert_eq!(server.sql(database, columns), "0", "all or nothing");
+    Backend::close(&broken).await;
+
+    let newer = Arc::new(PostgreSql::with_schema(&settings, NEWER).unwrap());
+    while Backend::health(&*newer).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(server.sql(database, columns), "1");
+    let also_served = tokio::spawn(serve(newer.clone(), "newer", stop.clone()));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // One of the older version may also be started now: what it does not know is left alone.
+    let late = open(&[("main", url.as_str(), 1)]).await;
+    assert!(Backend::read(&late, vec![at("newer0")], deadline()).await.remove(0).unwrap().is_some());
+    assert_eq!(server.sql(database, columns), "1");
+    stop.cancel();
+    let (by_older, by_newer) = (served.await.unwrap(), also_served.await.unwrap());
+    assert!(by_older > 10 && by_newer > 10, "{by_older}, {by_newer}");
+    for key in ["older0", "newer0", "shared"] {
+        for store in [&older, &newer] {
+            assert!(Backend::read(&**store, vec![at(key)], deadline()).await.remove(0).unwrap().is_some());
+        }
+    }
+    for store in [&*older, &*newer, &late] {
+        Backend::close(store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_placement_that_was_cut_off_in_the_middle_is_gone_on_with() {
+    let server = Postgres::shared();
+    let urls = [server.database(), server.database(), server.database()];
+    let names = ["a", "b", "c"];
+    let shards: Vec<_> = names.iter().zip(&urls).map(|(name, url)| (*name, url.as_str(), 1)).collect();
+    let store = open(&shards).await;
+    let owners = |store: &PostgreSql| -> Vec<u16> {
+        store.shared.owners.iter().map(|owner| owner.load(Ordering::Acquire)).collect()
+    };
+    let whole = owners(&store);
+    Backend::close(&store).await;
+    // As it stands once the plan and the part of "b" are written.
+    for url in [&urls[0], &urls[2]] {
+        let database = url.rsplit('/').next().unwrap();
+        server.sql(database, "DELETE FROM slot_own; DELETE FROM shard_name");
+    }
+    let plan = names.iter().enumerate().map(|(index, name)| {
+        let of = |place: Option<usize>| place.unwrap_or(whole.len());
+        let first = of(whole.iter().position(|owner| usize::from(*owner) == index));
+        let end = of(whole.iter().rposition(|owner| usize::from(*owner) == index).map(|last| last + 1));
+        format!("('{name}', {first}, {end})")
+    });
+    let plan = format!("INSERT INTO placement_plan VALUES {}", plan.collect::<Vec<_>>().join(","));
+    server.sql(urls[0].rsplit('/').next().unwrap(), &plan);
+    // Other weights, and another server before them, change nothing of what was begun.
+    let fourth = server.database();
+    let mut more = vec![("0", fourth.as_str(), 9)];
+    more.extend(shards.iter().map(|(name, url, _)| (*name, *url, 2)));
+    let store = open(&more).await;
+    let shifted: Vec<u16> = whole.iter().map(|owner| owner + 1).collect();
+    assert_eq!(owners(&store), shifted);
     Backend::close(&store).await;
 }

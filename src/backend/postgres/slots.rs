@@ -1,0 +1,164 @@
+//! Which server owns which slot: read from what each of them says, and made once, when nobody owns any.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use sqlx::Row as _;
+
+use super::classify::{RETRY_AFTER_MS, Stage};
+use super::connections::{Connections, Loan};
+use super::shard::Shard;
+use super::{Limits, NOBODY, Server, Shared, sql};
+use crate::model::{Error, Result};
+use crate::placement::SLOTS;
+
+/// The slots of a server by its name: from the first to before the end.
+type Plan = Vec<(String, i32, i32)>;
+
+/// Reads who owns which slot; makes it, once all servers answer, where nobody owns any.
+pub(super) async fn place(shared: &Shared, there: &[bool]) -> Result<()> {
+    let mut owners: HashMap<u16, usize> = HashMap::new();
+    let mut silent = Vec::new();
+    for (index, Server { shard, .. }) in shared.shards.iter().enumerate() {
+        if !there[index] {
+            silent.push(format!("{:?}", shard.name));
+            continue;
+        }
+        for slot in owned(shard).await? {
+            if let Some(other) = owners.insert(slot, index) {
+                let (one, other) = (&shared.shards[other].shard.name, &shard.name);
+                return Err(Error::internal(format!("slot {slot} is owned by both {one:?} and {other:?}")));
+            }
+        }
+    }
+    for (slot, owner) in shared.owners.iter().enumerate() {
+        let slot = u16::try_from(slot).unwrap_or(u16::MAX);
+        let index = owners.get(&slot).map_or(NOBODY, |index| u16::try_from(*index).unwrap_or(NOBODY));
+        owner.store(index, Ordering::Release);
+    }
+    if owners.len() == usize::from(SLOTS) {
+        return Ok(());
+    }
+    let missing = usize::from(SLOTS) - owners.len();
+    if !silent.is_empty() {
+        let message = format!("{missing} slots are on servers that do not answer: {}", silent.join(", "));
+        return Err(Error::unavailable(message, RETRY_AFTER_MS));
+    }
+    // Somebody began and may have been stopped in the middle.
+    for server in &shared.shards {
+        if !plan(&server.shard).await?.is_empty() {
+            assign(shared, server).await?;
+            return Box::pin(place(shared, there)).await;
+        }
+    }
+    if owners.is_empty()
+        && let Some(first) = shared.shards.iter().min_by_key(|server| &server.shard.name)
+    {
+        assign(shared, first).await?;
+        return Box::pin(place(shared, there)).await;
+    }
+    Err(Error::internal(format!(
+        "{missing} of {SLOTS} slots are on none of the configured servers: one that owns them is missing in `shards`"
+    )))
+}
+
+/// The slots that a server says it owns. It must be the one that it was.
+async fn owned(shard: &Shard) -> Result<Vec<u16>> {
+    let judge = |error: sqlx::Error| shard.judge(Stage::Read, &error).error;
+    let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
+    let name = connection.rows_in_time(sqlx::query(sql::NAME)).await.map_err(judge)?;
+    if let Some(name) = name.first() {
+        let name: String = name.try_get(0).map_err(judge)?;
+        if name != shard.name {
+            return Err(Error::internal(format!(
+                "the server configured as {:?} was given its slots as {name:?}: a shard keeps its name",
+                shard.name
+            )));
+        }
+    }
+    let rows = connection.rows_in_time(sqlx::query(sql::SLOTS_OWNED)).await.map_err(judge)?;
+    let slots =
+        rows.iter().map(|row| row.try_get::<i32, _>(0)).collect::<Result<Vec<_>, _>>().map_err(judge)?;
+    Ok(slots.into_iter().filter_map(|slot| u16::try_from(slot).ok()).collect())
+}
+
+/// The plan that a server keeps; empty where it keeps none.
+async fn plan(shard: &Shard) -> Result<Plan> {
+    let judge = |error: sqlx::Error| shard.judge(Stage::Read, &error).error;
+    let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
+    let rows = connection.rows_in_time(sqlx::query(sql::PLAN)).await.map_err(judge)?;
+    let part = |row: &sqlx::postgres::PgRow| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+    rows.iter().map(part).collect::<Result<_, _>>().map_err(judge)
+}
+
+/// Gives every server its part of the slots. The lock on the server that keeps the plan holds a second worker back.
+async fn assign(shared: &Shared, keeper: &Server) -> Result<()> {
+    let shard = &keeper.shard;
+    let judge = |error: sqlx::Error| shard.judge(Stage::Read, &error).error;
+    // A pool of its own: that of the requests may have one connection alone, which is needed below.
+    let limits = Limits { pool_size: 1, ..Limits::default() };
+    let connections = Connections::new(shard.connections.options().as_ref().clone(), &limits);
+    let mut lock = connections.borrow().await.map_err(judge)?;
+    lock.begin(lock.in_time()).await.map_err(judge)?;
+    lock.rows_in_time(sqlx::query(sql::LOCK_PLACEMENT)).await.map_err(judge)?;
+    let mut parts = plan(shard).await?;
+    if parts.is_empty() {
+        for server in &shared.shards {
+            if !owned(&server.shard).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        parts = divide(shared);
+        // Committed before anything is given, by another connection than the one that holds the lock.
+        let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
+        let note = sqlx::query(sql::SET_PLAN)
+            .bind(parts.iter().map(|(name, ..)| name.clone()).collect::<Vec<_>>())
+            .bind(parts.iter().map(|(_, first, _)| *first).collect::<Vec<_>>())
+            .bind(parts.iter().map(|(.., end)| *end).collect::<Vec<_>>());
+        connection.rows_in_time(note).await.map_err(judge)?;
+    }
+    for (name, first, end) in &parts {
+        let Some(server) = shared.shards.iter().find(|server| server.shard.name == *name) else {
+            return Err(Error::internal(format!(
+                "{name:?} was to be given slots {first} to {end} and is missing in `shards`"
+            )));
+        };
+        if server.shard.name == shard.name || !owned(&server.shard).await?.is_empty() {
+            continue;
+        }
+        let judge = |error: sqlx::Error| server.shard.judge(Stage::Read, &error).error;
+        let mut connection = server.shard.connection().await.map_err(|fault| fault.error)?;
+        connection.begin(connection.in_time()).await.map_err(judge)?;
+        own(&mut connection, name, *first, *end).await.map_err(judge)?;
+        connection.commit(connection.in_time()).await.map_err(judge)?;
+    }
+    // With its own part the placement is whole, and the plan is done.
+    for (name, first, end) in parts.iter().filter(|(name, ..)| *name == shard.name) {
+        own(&mut lock, name, *first, *end).await.map_err(judge)?;
+    }
+    lock.rows_in_time(sqlx::query(sql::END_PLAN)).await.map_err(judge)?;
+    lock.commit(lock.in_time()).await.map_err(judge)
+}
+
+/// The servers' parts by their weights, in the order of their names.
+fn divide(shared: &Shared) -> Plan {
+    let mut order: Vec<&Server> = shared.shards.iter().collect();
+    order.sort_by(|one, other| one.shard.name.cmp(&other.shard.name));
+    let weights: u64 = order.iter().map(|server| u64::from(server.weight)).sum();
+    let (mut before, mut start) = (0_u64, 0);
+    let part = |server: &Server| {
+        before += u64::from(server.weight);
+        let end = i32::try_from(u64::from(SLOTS) * before / weights.max(1)).unwrap_or(i32::MAX);
+        let part = (server.shard.name.clone(), start, end);
+        start = end;
+        part
+    };
+    order.into_iter().map(part).collect()
+}
+
+async fn own(connection: &mut Loan, name: &str, first: i32, end: i32) -> Result<(), sqlx::Error> {
+    connection.rows_in_time(sqlx::query(sql::SET_NAME).bind(name)).await?;
+    connection.rows_in_time(sqlx::query(sql::OWN).bind(first).bind(end)).await?;
+    tracing::info!(shard = name, slots = end - first, "slots assigned");
+    Ok(())
+}
