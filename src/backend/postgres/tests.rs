@@ -371,3 +371,64 @@ async fn a_placement_that_was_cut_off_in_the_middle_is_gone_on_with() {
     assert_eq!(owners(&store), shifted);
     Backend::close(&store).await;
 }
+
+/// A way to the server on which connections fall silent when `cut` changes, as when a firewall forgets them: those that
+/// are made later work.
+async fn silent_proxy(to: String, cut: tokio::sync::watch::Receiver<u32>) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, mut cut) = (to.clone(), cut.clone());
+            cut.mark_unchanged();
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    // Neither end is told anything.
+                    _ = cut.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_given_up_and_made_anew() {
+    let url = Postgres::shared().database();
+    let (cut, heard) = tokio::sync::watch::channel(0);
+    let to = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = silent_proxy(to.clone(), heard).await;
+    let url = url.replace(&to, &format!("127.0.0.1:{port}"));
+    let store: Arc<dyn DynBackend> = Arc::new(open(&[("main", url.as_str(), 1)]).await);
+    let wait = Duration::from_millis(300);
+    let all = async |store: &Arc<dyn DynBackend>| {
+        let writes = (0..40).map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let begun = Instant::now();
+                let written = store.write(vec![put(&format!("k{n}"))], begun + wait).await.remove(0);
+                let read = store.read(vec![at(&format!("k{n}"))], Instant::now() + wait).await.remove(0);
+                (written.is_ok() && read.is_ok(), begun.elapsed())
+            })
+        });
+        join_all(writes).await.into_iter().map(|done| done.unwrap()).collect::<Vec<_>>()
+    };
+    assert!(all(&store).await.iter().all(|(well, _)| *well));
+    cut.send(1).unwrap();
+    let (begun, mut rounds) = (Instant::now(), 0);
+    loop {
+        let done = all(&store).await;
+        // Whatever becomes of the statement, nobody waits for longer than was asked for.
+        let longest = done.iter().map(|(_, took)| *took).max().unwrap();
+        assert!(longest < 2 * (wait + ANSWER_GRACE) + Duration::from_millis(500), "{longest:?}");
+        if done.iter().all(|(well, _)| *well) {
+            break;
+        }
+        rounds += 1;
+        assert!(begun.elapsed() < Duration::from_secs(10), "after {rounds} rounds: {done:?}");
+    }
+    assert!(rounds > 0, "the cut was noticed");
+    store.close().await;
+}
