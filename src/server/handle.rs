@@ -57,9 +57,12 @@ pub(super) async fn request(shared: &Shared, message: Message, received: Instant
             empty(&op, error).into()
         }
         Ok(headers) => {
-            let work = perform(shared, &namespace, &op, &message, encoding, headers, received);
             let defect = |_| empty(&op, Error::internal("a defect in the worker; its log says more")).into();
-            AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(defect)
+            // Not bound to a name: the task would hold, and move, room for it twice.
+            AssertUnwindSafe(perform(shared, &namespace, &op, &message, encoding, headers, received))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(defect)
         }
         Err(error) => empty(&op, error).into(),
     };
@@ -155,11 +158,12 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
             })
         }
         Request::Batch(batch) => Reply::Batch(match validate::batch(call, batch) {
-            Ok(batch) => store.batch(call, batch).await.unwrap_or_else(BatchReply::from),
+            // Boxed: every request's task would have room for the largest.
+            Ok(batch) => Box::pin(store.batch(call, batch)).await.unwrap_or_else(BatchReply::from),
             Err(error) => error.into(),
         }),
         Request::Scan(scan) => Reply::Scan(match validate::scan(scan) {
-            Ok(scan) => store.scan(call, scan).await.unwrap_or_else(ScanReply::from),
+            Ok(scan) => Box::pin(store.scan(call, scan)).await.unwrap_or_else(ScanReply::from),
             Err(error) => error.into(),
         }),
     };

@@ -36,7 +36,7 @@ impl Store {
             let found = read.pop().unwrap_or_else(|| Err(lost()));
             Aged { found: found.map_err(|error| call.located(&get.key, error))?, as_of: None }
         } else {
-            let mut found = self.find(call, &[&get], false).await;
+            let mut found = Box::pin(self.find(call, &[&get], false)).await;
             found.pop().unwrap_or_else(|| Err(lost()))?
         };
         match (call.encoding, &get.shape) {
