@@ -13,7 +13,11 @@ pub(super) type Step = (i64, &'static str, &'static str);
 pub(super) const STEPS: &[Step] = &[
     (1, "records", include_str!("migrations/0001_records.sql")),
     (2, "placement plan", include_str!("migrations/0002_placement_plan.sql")),
+    (3, "slots owned", include_str!("migrations/0003_slots_owned.sql")),
 ];
+
+// Step 3 counts them.
+const _: () = assert!(crate::placement::SLOTS == 4096);
 
 /// Where the steps that were run are noted.
 const TABLE: &str = "datastore_schema";

@@ -269,12 +269,14 @@ async fn a_migration_that_fails_leaves_what_was_there_and_is_tried_again() {
 static NEWER: &[Step] = &[
     migrate::STEPS[0],
     migrate::STEPS[1],
-    (3, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
+    migrate::STEPS[2],
+    (4, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
 ];
 static BROKEN: &[Step] = &[
     migrate::STEPS[0],
     migrate::STEPS[1],
-    (3, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
+    migrate::STEPS[2],
+    (4, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
 ];
 
 /// Writes and reads through a store until it is told to stop; how often, each of them answered.
@@ -431,4 +433,36 @@ async fn connections_that_fall_silent_are_given_up_and_made_anew() {
     }
     assert!(rounds > 0, "the cut was noticed");
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+    let slot = at("k").slot;
+    let soon = || Instant::now() + Duration::from_millis(100);
+    server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
+    let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
+    assert!(refused.message.contains("being moved"), "{refused:?}");
+    server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
+    assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
+    // Several that take and give at once leave in one row what stands in the other table.
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let database = &database;
+            scope.spawn(move || {
+                for n in 0..10 {
+                    let slots = format!("slot % 4 = {thread} AND slot % 10 <= {n}");
+                    server.sql(database, &format!("UPDATE slot_own SET mode = 1 - mode WHERE {slots}"));
+                }
+            });
+        }
+    });
+    let wrong = "SELECT count(*) FROM slot_own, slots_owned WHERE get_bit(bits, slot) <> mode";
+    assert_eq!(server.sql(&database, wrong), "0");
+    assert_ne!(server.sql(&database, "SELECT count(*) FROM slot_own WHERE mode = 0"), "0");
+    Backend::close(&store).await;
 }
