@@ -101,6 +101,8 @@ async fn dispatch<I: Item, O: Send + 'static>(
             held.push_back(job);
         }
         let Ok(permit) = free.clone().acquire_owned().await else { return };
+        // Whoever is about to ask comes along: on a busy machine many are, on an idle one nobody is waited for.
+        tokio::task::yield_now().await;
         let batch = gather(&mut held, &mut received);
         let run = run.clone();
         tokio::spawn(async move {
