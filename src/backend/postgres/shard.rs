@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres};
+use sqlx::{PgConnection, Postgres, Row as _};
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
@@ -72,7 +72,7 @@ pub(super) enum Wants {
 pub(super) struct Put {
     /// The version it got and whether a live record stood there.
     pub(super) written: Option<(Version, bool)>,
-    /// What stood there when the statement began, for one that is not written.
+    /// What stands there, for one that is not written.
     pub(super) before: Before,
 }
 
@@ -241,12 +241,45 @@ impl Shard {
         }
         let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
         let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
-        self.each(Stage::Write, puts.len(), &rows, |row| {
-            let version = rows::version(row, 1)?;
-            let was: Option<bool> = sqlx::Row::try_get(row, 3)?;
-            let before = if version.is_none() { before(row, 4)? } else { Before::default() };
-            Ok(Put { written: version.zip(was), before })
-        })
+        let judged = |error| self.judge(Stage::Write, &error);
+        let mut written: Vec<Option<(Version, bool)>> = vec![None; puts.len()];
+        for row in &rows {
+            let (ns, key) = (row.try_get::<&str, _>(0), row.try_get::<&str, _>(1));
+            let (ns, key) = (ns.map_err(judged)?, key.map_err(judged)?);
+            let at =
+                puts.binary_search_by(|put| (put.at.namespace.as_str(), put.at.key.as_str()).cmp(&(ns, key)));
+            let version = rows::version(row, 2).map_err(judged)?;
+            let was: bool = row.try_get(4).map_err(judged)?;
+            if let Ok(at) = at {
+                written[at] = version.map(|version| (version, was));
+            }
+        }
+        Ok(self.explain(puts, written, deadline, &mut connection).await)
+    }
+
+    /// Puts with what stands there now, for those that were not written.
+    async fn explain(
+        &self,
+        puts: &[Proposal],
+        written: Vec<Option<(Version, bool)>>,
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Vec<Option<Put>> {
+        let done = |written| Some(Put { written: Some(written), before: Before::default() });
+        let mut each: Vec<Option<Put>> = written.into_iter().map(|written| written.and_then(done)).collect();
+        let missing: Vec<usize> = (0..puts.len()).filter(|at| each[*at].is_none()).collect();
+        if missing.is_empty() {
+            return each;
+        }
+        let keys: Vec<RowKey> = missing.iter().map(|at| puts[*at].at.clone()).collect();
+        // The rows that were written are told of, whatever becomes of this look: without it, one that is missing is put again.
+        let found = self.read_rows(&keys, deadline, connection).await;
+        let found = found.map(|found| found.into_iter().map(|found| found.map(|(row, _)| row)).collect());
+        let found: Vec<Option<Option<Row>>> = found.unwrap_or_else(|_| vec![Some(None); missing.len()]);
+        for (at, found) in missing.into_iter().zip(found) {
+            each[at] = found.map(|row| Put { written: None, before: row.map(stood).unwrap_or_default() });
+        }
+        each
     }
 
     async fn put_one(
@@ -272,20 +305,11 @@ impl Shard {
             return Ok(vec![None]);
         };
         let read = || -> Result<_, sqlx::Error> {
-            let was: Option<bool> = sqlx::Row::try_get(row, 2)?;
+            let was: Option<bool> = row.try_get(2)?;
             Ok(rows::version(row, 0)?.zip(was))
         };
         let written = read().map_err(|error| self.judge(Stage::Write, &error))?;
-        let mut before = Before::default();
-        if written.is_none() {
-            let rows = self.read_rows(std::slice::from_ref(&put.at), deadline, connection).await?;
-            if let Some(Some((Some(row), _))) = rows.into_iter().next() {
-                let ops =
-                    row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
-                before = Before { version: Some(row.version), ops: ops.collect(), was: row.was };
-            }
-        }
-        Ok(vec![Some(Put { written, before })])
+        Ok(self.explain(std::slice::from_ref(put), vec![written], deadline, connection).await)
     }
 
     /// Writes distinct keys where what must hold holds.
@@ -385,6 +409,12 @@ impl Shard {
         }
         Ok(each)
     }
+}
+
+/// What a row says of the operations that made it.
+fn stood(row: Row) -> Before {
+    let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
+    Before { version: Some(row.version), ops: ops.collect(), was: row.was }
 }
 
 /// What stood there, in the four columns from a place on.
