@@ -36,10 +36,10 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 
+use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
 use connect::{NatsSettings, redact_url};
 use inbox::Inbox;
-use retry::Budget;
 
 pub use attempts::{error_reply, new_op_id};
 pub use inbox::Unanswered;

@@ -18,6 +18,9 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 /// Between the end of a walk and the start of the next, and after a failed step.
 const WALK_PAUSE: Duration = Duration::from_secs(30);
 
+/// Between two looks at a store that is not there.
+const HEALTH_PAUSE: Duration = Duration::from_secs(1);
+
 /// Sweeps every backend until stopped.
 pub async fn run(backends: BTreeMap<String, Arc<dyn DynBackend>>, stop: CancellationToken) {
     let sweeps = backends.iter().map(|(name, backend)| sweep(name, backend.as_ref()));
@@ -31,6 +34,11 @@ async fn sweep(name: &str, backend: &dyn DynBackend) {
     let grace_ms = i64::try_from(GRACE.as_millis()).expect("a week fits");
     let mut resume = None;
     loop {
+        // What is wrong with a store that is not there, it says itself.
+        if backend.health().is_err() {
+            tokio::time::sleep(HEALTH_PAUSE).await;
+            continue;
+        }
         let pause = match backend.sweep(resume.clone(), grace_ms).await {
             Ok(swept) => {
                 if swept.expired + swept.removed > 0 {

@@ -2,6 +2,7 @@
 //!
 //! Everything above speaks in these types. Bytes on the wire or on disk are the business of `codec`.
 
+pub mod budget;
 pub mod clock;
 pub mod error;
 pub mod key;

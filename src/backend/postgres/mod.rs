@@ -34,6 +34,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use classify::{Fault, RETRY_AFTER_MS, Remedy};
@@ -309,7 +310,7 @@ impl Shared {
                 Answer::Done(Ok(None)) => not_owner(&key),
                 Answer::Done(Err(fault)) => fault,
             };
-            if fault.remedy == Remedy::None || !pause.again().await {
+            if !pause.repeats(&fault, &server.shard.budget).await {
                 return Err(fault.error);
             }
         }
@@ -349,6 +350,12 @@ struct Pause {
 impl Pause {
     fn new(deadline: Instant) -> Self {
         Self { deadline, most: PAUSE_MIN }
+    }
+
+    /// Waits before a statement that failed is repeated; `false` where it must not be: something may have happened, or most
+    /// fail, or it would begin too late.
+    async fn repeats(&mut self, fault: &Fault, budget: &Budget) -> bool {
+        fault.remedy == Remedy::Again && budget.take() && self.again().await
     }
 
     /// Waits; `false` where the next try would begin too late.

@@ -249,7 +249,10 @@ impl Replica {
             Ok(Err(fault)) => (None, Some(fault.error.message)),
             Err(_) => (None, Some(format!("PostgreSQL {:?} does not answer", self.shard.name))),
         };
-        self.shard.note(fault);
+        // Before the first note nobody can say how old it is, which is no fault of its.
+        if fault.is_none() || !history.lock().unwrap_or_else(PoisonError::into_inner).notes.is_empty() {
+            self.shard.note(fault);
+        }
         *self.behind.lock().unwrap_or_else(PoisonError::into_inner) = behind;
         self.slow.store(false, Ordering::Relaxed);
     }

@@ -15,6 +15,7 @@ use super::connections::{Connections, Loan};
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
 use crate::backend::{Found, Row, RowKey};
+use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
 /// Samples of the server's clock that are older are replaced by any newer one.
@@ -24,6 +25,8 @@ const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
 pub(super) struct Shard {
     pub(super) name: String,
     pub(super) connections: Arc<Connections>,
+    /// Statements that may be repeated here.
+    pub(super) budget: Budget,
     clock: Mutex<Option<ClockSample>>,
     /// Why it is not there, as it was last seen.
     fault: Mutex<Option<String>>,
@@ -110,7 +113,7 @@ impl Shard {
         ]);
         let connections = Connections::new(options, limits);
         let fault = Mutex::new(Some("not connected yet".to_owned()));
-        Self { name, connections, clock: Mutex::default(), fault }
+        Self { name, connections, budget: Budget::default(), clock: Mutex::default(), fault }
     }
 
     /// Why it is not there, if so.
@@ -194,7 +197,9 @@ impl Shard {
         connection: &mut Loan,
         until: Instant,
     ) -> Result<Vec<PgRow>, Fault> {
-        connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))
+        let rows = connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))?;
+        self.budget.succeeded();
+        Ok(rows)
     }
 
     /// Reads keys.

@@ -94,6 +94,7 @@ impl Shared {
         let mut pause = Pause::new(deadline);
         loop {
             let server = self.server(write.at.slot)?;
+            let budget = &server.shard.budget;
             let fault = match server.puts.ask(proposal.clone(), deadline, deadline + ANSWER_GRACE).await {
                 Answer::Unsent => return Err(late()),
                 Answer::Unknown => {
@@ -115,7 +116,7 @@ impl Shared {
                 Answer::Done(Ok(None)) => not_owner(&write.at),
                 Answer::Done(Err(fault)) => fault,
             };
-            if fault.remedy != Remedy::Again || !pause.again().await {
+            if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
         }
@@ -127,6 +128,7 @@ impl Shared {
         let mut pause = Pause::new(deadline);
         loop {
             let shard = &self.server(write.at.slot)?.shard;
+            let budget = &shard.budget;
             let outcome = match shard.connection_by(deadline).await {
                 Ok(mut connection) => {
                     shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await
@@ -142,7 +144,7 @@ impl Shared {
                 Ok(None) => not_owner(&write.at),
                 Err(fault) => fault,
             };
-            if fault.remedy != Remedy::Again || !pause.again().await {
+            if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
         }
@@ -157,6 +159,7 @@ impl Shared {
         let mut pause = Pause::new(deadline);
         loop {
             let shard = &self.server(write.at.slot)?.shard;
+            let budget = &shard.budget;
             let fault = match attempt(shard, write, deadline).await {
                 Ok(Some(outcome)) => match outcome? {
                     Some(written) => return Ok(written),
@@ -166,7 +169,7 @@ impl Shared {
                 Ok(None) => not_owner(&write.at),
                 Err(fault) => fault,
             };
-            if fault.remedy != Remedy::Again || !pause.again().await {
+            if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
         }
@@ -184,7 +187,7 @@ impl Shared {
             let shard = &self.server(first.at.slot).map_err(|error| (0, error))?.shard;
             match transaction(shard, writes, deadline).await {
                 Ok(done) => return done,
-                Err(fault) if fault.remedy == Remedy::Again && pause.again().await => {}
+                Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
                 Err(fault) => return Err((0, fault.error)),
             }
         }
@@ -205,6 +208,7 @@ impl Shared {
         let pair = (entry.at, entry.row);
         loop {
             let shard = &self.server(pair.0.slot)?.shard;
+            let budget = &shard.budget;
             let fault = match shard
                 .apply(std::slice::from_ref(&pair), deadline)
                 .await
@@ -220,7 +224,7 @@ impl Shared {
                 Ok(None) => not_owner(&pair.0),
                 Err(fault) => fault,
             };
-            if fault.remedy != Remedy::Again || !pause.again().await {
+            if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
         }
