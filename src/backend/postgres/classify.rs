@@ -5,6 +5,7 @@
 //! work, nobody knows.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 
 use crate::model::{Code, Error};
 
@@ -52,6 +53,10 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
         Stage::Write => fault(Error::indeterminate(at(message)), Remedy::None),
         Stage::Read | Stage::Before => fault(Error::unavailable(at(message), RETRY_AFTER_MS), Remedy::Again),
     };
+    let tls = |error: &dyn std::fmt::Display| {
+        let message = at(format!("TLS: {error}; see sslmode and sslrootcert of its url"));
+        fault(Error::unavailable(message, RETRY_AFTER_MS), Remedy::None)
+    };
     match error {
         sqlx::Error::Database(database) => {
             let state = database.code().unwrap_or(Cow::Borrowed(""));
@@ -77,14 +82,12 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
         sqlx::Error::PoolClosed => {
             fault(Error::unavailable(at("closing".to_owned()), RETRY_AFTER_MS), Remedy::None)
         }
+        // A certificate that is refused comes as bytes that make no sense.
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData && stage != Stage::Write => {
+            tls(error)
+        }
         sqlx::Error::Io(error) => lost(format!("connection: {error}")),
-        sqlx::Error::Tls(error) => fault(
-            Error::unavailable(
-                at(format!("TLS: {error}; see sslmode and sslrootcert of its url")),
-                RETRY_AFTER_MS,
-            ),
-            Remedy::None,
-        ),
+        sqlx::Error::Tls(error) => tls(error),
         sqlx::Error::Configuration(error) => {
             fault(Error::unavailable(at(format!("its settings: {error}")), RETRY_AFTER_MS), Remedy::None)
         }

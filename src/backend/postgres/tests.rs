@@ -1,5 +1,7 @@
 //! What only servers can show: several of them, and their end.
 
+mod faults;
+
 use std::time::Duration;
 
 use super::*;
