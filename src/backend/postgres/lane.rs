@@ -32,9 +32,18 @@ pub(super) trait Item: Clone + Send + Sync + 'static {
     const DISTINCT: bool;
 }
 
-/// Runs a statement for several items before the deadline.
+/// Runs a statement for several items.
 pub(super) type Run<I, O> =
-    Arc<dyn Fn(Vec<I>, Instant) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
+    Arc<dyn Fn(Vec<I>, Deadlines) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
+
+/// Those of the items that share a statement.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadlines {
+    /// Nothing may be written later: the first caller has gone then.
+    pub(super) first: Instant,
+    /// So long somebody waits for it.
+    pub(super) last: Instant,
+}
 
 struct Job<I, O> {
     item: I,
@@ -157,9 +166,10 @@ async fn send<I: Item, O: Send + 'static>(mut batch: Vec<Job<I, O>>, run: &Run<I
         let (one, other) = (one.item.at(), other.item.at());
         one.namespace.cmp(&other.namespace).then_with(|| one.key.cmp(&other.key))
     });
-    let Some(deadline) = batch_now.iter().map(|job| job.deadline).min() else { return };
+    let deadlines = batch_now.iter().map(|job| job.deadline);
+    let Some((first, last)) = deadlines.clone().min().zip(deadlines.max()) else { return };
     let items: Vec<I> = batch_now.iter().map(|job| job.item.clone()).collect();
-    match run(items, deadline).await {
+    match run(items, Deadlines { first, last }).await {
         Ok(outcomes) => {
             for (job, outcome) in batch_now.into_iter().zip(outcomes) {
                 answer(job, Ok(outcome));
@@ -167,7 +177,8 @@ async fn send<I: Item, O: Send + 'static>(mut batch: Vec<Job<I, O>>, run: &Run<I
         }
         Err(Fault { remedy: Remedy::Apart, .. }) if batch_now.len() > 1 => {
             for job in batch_now {
-                let outcome = run(vec![job.item.clone()], job.deadline).await;
+                let alone = Deadlines { first: job.deadline, last: job.deadline };
+                let outcome = run(vec![job.item.clone()], alone).await;
                 let outcome = outcome.and_then(|outcomes| {
                     let none =
                         || Fault { error: Error::internal("a statement lost a row"), remedy: Remedy::None };

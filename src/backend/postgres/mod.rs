@@ -38,7 +38,7 @@ use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use classify::{Fault, RETRY_AFTER_MS, Remedy};
-use lane::{Answer, Lane};
+use lane::{Answer, Deadlines, Lane};
 use migrate::Step;
 use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
@@ -228,17 +228,17 @@ impl Server {
         let reader = shard.clone();
         let reads = Lane::new(
             LANE_STATEMENTS,
-            Arc::new(move |keys: Vec<RowKey>, deadline| {
+            Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
                 let shard = reader.clone();
-                async move { shard.read(&keys, deadline).await }.boxed()
+                async move { shard.read(&keys, deadlines.last).await }.boxed()
             }),
         );
         let writer = shard.clone();
         let puts = Lane::new(
             LANE_STATEMENTS,
-            Arc::new(move |puts: Vec<Proposal>, deadline| {
+            Arc::new(move |puts: Vec<Proposal>, deadlines| {
                 let shard = writer.clone();
-                async move { shard.put(&puts, deadline).await }.boxed()
+                async move { shard.put(&puts, deadlines).await }.boxed()
             }),
         );
         Self { shard, weight, replicas, reads, puts }

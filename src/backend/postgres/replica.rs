@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::{Fault, RETRY_AFTER_MS, Remedy, Stage};
 use super::connections::Loan;
-use super::lane::{Answer, Lane};
+use super::lane::{Answer, Deadlines, Lane};
 use super::shard::{Each, Shard};
 use super::{LANE_STATEMENTS, Limits, sql};
 use crate::backend::{Aged, Found, RowKey};
@@ -130,9 +130,9 @@ impl Replicas {
             let (reader, noted) = (shard.clone(), history.clone());
             let reads = Lane::new(
                 LANE_STATEMENTS,
-                Arc::new(move |keys: Vec<RowKey>, deadline| {
+                Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
                     let (shard, history) = (reader.clone(), noted.clone());
-                    async move { read(&shard, &history, &keys, deadline).await }.boxed()
+                    async move { read(&shard, &history, &keys, deadlines.last).await }.boxed()
                 }),
             );
             Replica { shard, reads, behind: Mutex::new(None), slow: AtomicBool::new(false) }

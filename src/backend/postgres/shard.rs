@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
 use super::classify::{Fault, Remedy, Stage, classify};
 use super::connections::{Connections, Loan};
+use super::lane::Deadlines;
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
 use crate::backend::{Found, Row, RowKey};
@@ -238,8 +239,8 @@ impl Shard {
     /// Writes distinct keys, in their order.
     ///
     /// One that was to be written and was not says what stood there before.
-    pub(super) async fn put(&self, puts: &[Proposal], deadline: Instant) -> Each<Put> {
-        let deadline_ms = self.deadline_ms(deadline)?;
+    pub(super) async fn put(&self, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+        let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
         let mut connection = self.connection_by(deadline).await?;
         if let [put] = puts {
             return self.put_one(put, deadline_ms, deadline, &mut connection).await;
