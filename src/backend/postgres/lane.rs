@@ -199,3 +199,83 @@ fn answer<I, O>(job: Job<I, O>, outcome: Result<O, Fault>) {
     // A caller that has gone has been told that nobody knows.
     drop(job.answer.send(outcome));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::model::{Key, Namespace};
+
+    fn at(key: &str) -> RowKey {
+        RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse(key).unwrap(), slot: 0 }
+    }
+
+    /// The statements a lane made: their keys and deadlines.
+    type Made = Arc<Mutex<Vec<(Vec<String>, Deadlines)>>>;
+
+    /// A lane of one statement, which takes so long.
+    fn lane(takes: Duration) -> (Lane<RowKey, String>, Made) {
+        let made = Made::default();
+        let noted = made.clone();
+        let run: Run<RowKey, String> = Arc::new(move |keys: Vec<RowKey>, deadlines| {
+            let names: Vec<String> = keys.iter().map(|at| at.key.as_str().to_owned()).collect();
+            noted.lock().unwrap().push((names.clone(), deadlines));
+            async move {
+                tokio::time::sleep(takes).await;
+                Ok(names)
+            }
+            .boxed()
+        });
+        (Lane::new(1, run), made)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_share_the_next_statement_each_with_its_own_time_and_answer() {
+        let (lane, made) = lane(Duration::from_millis(100));
+        let begun = Instant::now();
+        let ask = |key: &str, seconds: u64| {
+            let (key, until) = (at(key), begun + Duration::from_secs(seconds));
+            let lane = &lane;
+            async move {
+                match lane.ask(key, until, until).await {
+                    Answer::Done(Ok(answer)) => answer,
+                    _ => "none".to_owned(),
+                }
+            }
+        };
+        let first = ask("a", 5);
+        let others = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            join_all([ask("d", 3), ask("c", 9), ask("b", 1)]).await
+        };
+        let (first, others) = futures_util::join!(first, others);
+        assert_eq!((first.as_str(), others), ("a", vec!["d".to_owned(), "c".to_owned(), "b".to_owned()]));
+        let made = made.lock().unwrap();
+        assert_eq!(made.len(), 2);
+        assert_eq!(made[0].0, ["a"], "who finds a statement free leaves alone");
+        assert_eq!(made[1].0, ["b", "c", "d"], "in one order");
+        // Nothing is written for a caller who has gone, and nobody's wait is cut short by a neighbour's.
+        assert_eq!(made[1].1.first - begun, Duration::from_secs(1));
+        assert_eq!(made[1].1.last - begun, Duration::from_secs(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_given_up_before_it_left_is_in_no_statement() {
+        let (lane, made) = lane(Duration::from_secs(2));
+        let begun = Instant::now();
+        let (long, short) = (begun + Duration::from_secs(5), begun + Duration::from_secs(1));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            lane.ask(at("late"), short, short).await
+        };
+        let (first, late) = futures_util::join!(lane.ask(at("a"), long, long), late);
+        assert!(matches!(first, Answer::Done(Ok(_))) && matches!(late, Answer::Unsent));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(made.lock().unwrap().len(), 1);
+    }
+}

@@ -128,36 +128,3 @@ async fn a_server_out_of_connections_and_a_statement_out_of_time_say_so() {
     serves(&store).await;
     Backend::close(&store).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_in_a_hurry_does_not_cut_off_its_neighbours() {
-    let server = Postgres::shared();
-    let url = server.database();
-    let database = url.rsplit('/').next().unwrap();
-    let store = Arc::new(open(&[("main", url.as_str(), 1)]).await);
-    let write = |key: String, wait: Duration| {
-        let store = store.clone();
-        tokio::spawn(async move {
-            Backend::write(&*store, vec![put(&key)], Instant::now() + wait).await.remove(0)
-        })
-    };
-    // Longer than a silent connection is borne with.
-    let lock = "BEGIN; LOCK TABLE rec IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(1.7); COMMIT";
-    let (mut hasty, mut patient) = (Vec::new(), Vec::new());
-    std::thread::scope(|scope| {
-        scope.spawn(|| server.sql(database, lock));
-        tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(400)));
-        for n in 0..60 {
-            hasty.push(write(format!("h{n}"), Duration::from_millis(100)));
-            patient.push(write(format!("p{n}"), Duration::from_secs(8)));
-        }
-    });
-    for done in join_all(hasty).await {
-        let refused = done.unwrap().unwrap_err();
-        assert!(matches!(refused.code, Code::DeadlineExceeded | Code::Indeterminate), "{refused:?}");
-    }
-    for done in join_all(patient).await {
-        done.unwrap().unwrap();
-    }
-    Backend::close(&*store).await;
-}
