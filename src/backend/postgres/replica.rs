@@ -144,9 +144,17 @@ impl Replicas {
     /// Notes and looks until it is told to stop.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let noted = async {
+            let mut told = None;
             loop {
-                // What it says of itself is the keeper's business.
-                drop(timeout(LOOK_MAX, self.note()).await);
+                let fault = timeout(LOOK_MAX, self.note()).await.ok().and_then(Result::err);
+                // That it is not there is the keeper's business.
+                let why = fault.map(|fault| fault.error.message).filter(|_| self.primary.fault().is_none());
+                if let Some(why) = why.as_ref().filter(|why| told.as_ref() != Some(*why)) {
+                    tracing::warn!(
+                        "its replicas are not read from, because its position is not known: {why}"
+                    );
+                }
+                told = why.or(told);
                 tokio::time::sleep(NOTE_EVERY).await;
             }
         };
