@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing: `deps.sh run` for a worker, `deps.sh postgres` for one on a private PostgreSQL, `deps.sh test`
-# for all tests, `deps.sh fuzz` for fuzzing.
+# Installs what is missing: `deps.sh run` for a worker; `deps.sh postgres`, `redis`, `rabbitmq` for one with such a private server;
+# `deps.sh test` for all tests, `deps.sh fuzz` for fuzzing.
 # Leaves no service running: nats-server and others are only ever started privately.
 set -euo pipefail
 
@@ -26,6 +26,12 @@ if [ "$want" = test ] || [ "$want" = postgres ]; then
     has_postgres || missing+=(postgresql)
     need psql postgresql-client
     need setpriv util-linux
+fi
+if [ "$want" = test ] || [ "$want" = redis ]; then
+    need redis-server redis-server
+fi
+if [ "$want" = test ] || [ "$want" = rabbitmq ]; then
+    need rabbitmq-server rabbitmq-server
 fi
 if [ "$want" = test ]; then
     need strace strace
