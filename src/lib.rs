@@ -9,7 +9,7 @@
 //! 7  server | http                 NATS in, reply out | health
 //! 6  store | control               operations on records | background jobs
 //! 2  backend                       the stores
-//! 1  codec | placement | client    bytes | which slot | the Rust client
+//! 1  codec | placement | link | client    bytes | which slot | connections | the Rust client
 //! 0  model | telemetry             words and names
 //! ```
 //!
@@ -32,6 +32,8 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod link;
 #[cfg(feature = "server")]
 pub mod placement;
 #[cfg(feature = "server")]
