@@ -11,6 +11,8 @@ pub mod local;
 pub mod memory;
 mod pages;
 pub mod postgres;
+
+mod remote;
 mod row;
 #[cfg(test)]
 mod suite;

@@ -10,11 +10,12 @@ use sqlx::{PgConnection, Postgres, Row as _};
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
-use super::classify::{Fault, Remedy, Stage, classify};
+use super::classify::{Stage, classify};
 use super::connections::{Connections, Loan};
-use super::lane::Deadlines;
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
+use crate::backend::remote::lane::Deadlines;
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
@@ -168,7 +169,7 @@ impl Shard {
         let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ClockSample { server_ms, at, .. }) = clock else {
             let message = format!("PostgreSQL {:?}: not connected yet", self.name);
-            let error = Error::unavailable(message, super::classify::RETRY_AFTER_MS);
+            let error = Error::unavailable(message, RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::Again });
         };
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
@@ -179,7 +180,7 @@ impl Shard {
     /// A connection of the pool; at once an error where the server is known not to be there.
     pub(super) async fn connection(&self) -> Result<Loan, Fault> {
         if let Some(fault) = self.fault().filter(|_| !self.connections.has_idle()) {
-            let error = Error::unavailable(fault, super::classify::RETRY_AFTER_MS);
+            let error = Error::unavailable(fault, RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::Again });
         }
         self.connections.borrow().await.map_err(|error| self.judge(Stage::Before, &error))
