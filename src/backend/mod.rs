@@ -11,6 +11,7 @@ pub mod local;
 pub mod memory;
 mod pages;
 pub mod postgres;
+pub mod redis;
 
 mod remote;
 mod row;
@@ -53,6 +54,8 @@ pub enum Settings {
     },
     /// On PostgreSQL.
     Postgres(postgres::PostgresSettings),
+    /// On Redis.
+    Redis(redis::RedisSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.
@@ -288,6 +291,11 @@ pub trait Backend: Send + Sync + 'static {
     /// What it promises.
     fn capability(&self) -> Capability;
 
+    /// Whether an answered write outlives the store's process and its machine, as its kind and its settings go.
+    fn durable(&self) -> bool {
+        true
+    }
+
     /// Reads keys, in order. Keys never written are `None`.
     fn read(
         &self,
@@ -366,6 +374,7 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[expect(missing_docs, reason = "each method is that of Backend")]
 pub trait DynBackend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
+    fn durable(&self) -> bool;
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
     fn read_aged(
         &self,
@@ -395,6 +404,9 @@ pub trait DynBackend: Send + Sync + 'static {
 impl<B: Backend> DynBackend for B {
     fn capability(&self) -> Capability {
         Backend::capability(self)
+    }
+    fn durable(&self) -> bool {
+        Backend::durable(self)
     }
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
         Box::pin(Backend::read(self, keys, deadline))

@@ -103,7 +103,7 @@ impl Shard {
         let query = if let Some(now_ms) = now_ms { query.bind(now_ms) } else { query };
         let rows = connection.rows_in_time(query).await.map_err(|error| self.judge(Stage::Read, &error))?;
         let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
-            let found = rows::found(row)?.filter(|found| found.live.is_some());
+            let found = rows::found(row)?.filter(|found| found.live.is_some()).map(Ok);
             let count =
                 |column| Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0));
             Ok(Walked { key: row.try_get("key")?, found, bytes: count("size")?, load: count("load")? })

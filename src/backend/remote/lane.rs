@@ -18,7 +18,7 @@ use crate::model::{Error, Result};
 /// Rows of one statement. Measured with 256 callers: two statements of 128 carry 8 % more reads than four of 64.
 pub(in crate::backend) const BATCH_ROWS_MAX: usize = 128;
 /// Bytes of documents of one statement; one that has more goes alone.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(in crate::backend) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Requests that wait for a statement; beyond it a caller waits inside its deadline.
 const QUEUE_MAX: usize = 8192;
 

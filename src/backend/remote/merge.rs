@@ -6,7 +6,8 @@ use crate::model::{Key, Result};
 /// A row of a page, dead or alive.
 pub(in crate::backend) struct Walked {
     pub(in crate::backend) key: String,
-    pub(in crate::backend) found: Option<Found>,
+    /// `None` = dead; a damaged row is an error in its place.
+    pub(in crate::backend) found: Option<Result<Found>>,
     /// What counts towards the page.
     pub(in crate::backend) bytes: usize,
     /// What its document takes.
@@ -53,7 +54,7 @@ pub(in crate::backend) fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined
         bytes += row.bytes;
         last = Some(key.clone()).or(last);
         if let Some(found) = row.found {
-            page.rows.push((key, Ok(found)));
+            page.rows.push((key, found));
         }
         let done = page.rows.len() >= range.limit || bytes >= range.max_bytes || looked >= examined;
         // What stands behind the last row of a full part is not known, so the page ends there.

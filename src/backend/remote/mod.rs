@@ -1,6 +1,7 @@
 //! What the stores on servers have in common: a failure and what may be done about it, pauses between tries, turns of one key,
-//! shared statements ([`lane`]), how old a replica is ([`history`]), a page out of the pages of several servers ([`merge`]).
+//! shared statements ([`lane`]), a server's clock ([`clock`]), how old a replica is ([`history`]), a page out of the pages of several servers ([`merge`]).
 
+pub(super) mod clock;
 pub(super) mod history;
 pub(super) mod lane;
 pub(super) mod merge;
