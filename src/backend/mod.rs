@@ -296,6 +296,11 @@ pub trait Backend: Send + Sync + 'static {
         true
     }
 
+    /// Whether copies in the shared tier of the cache spare it work: not where it is as near as they are.
+    fn second_tier(&self) -> bool {
+        self.capability().shared
+    }
+
     /// Reads keys, in order. Keys never written are `None`.
     fn read(
         &self,
@@ -375,6 +380,7 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait DynBackend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
     fn durable(&self) -> bool;
+    fn second_tier(&self) -> bool;
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
     fn read_aged(
         &self,
@@ -407,6 +413,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn durable(&self) -> bool {
         Backend::durable(self)
+    }
+    fn second_tier(&self) -> bool {
+        Backend::second_tier(self)
     }
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
         Box::pin(Backend::read(self, keys, deadline))

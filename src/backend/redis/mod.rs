@@ -118,6 +118,11 @@ impl Backend for RedisStore {
         self.shared.shards.iter().all(|server| server.shard.durable.load(Ordering::Relaxed))
     }
 
+    fn second_tier(&self) -> bool {
+        // That tier is Redis, too.
+        false
+    }
+
     async fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Vec<Result<Option<Found>>> {
         match <[RowKey; 1]>::try_from(keys) {
             Ok([key]) => vec![self.shared.read(key, deadline).await],
