@@ -51,12 +51,13 @@ impl Backend {
         }
     }
 
-    /// [`NAMESPACES`], each at a level that it keeps.
+    /// [`NAMESPACES`], each at a level that it keeps, and no copies where that level would be answered from them.
     fn namespaces(self) -> String {
         match self {
             Backend::Memory | Backend::Local | Backend::Postgres => NAMESPACES.to_owned(),
             Backend::Redis => {
-                NAMESPACES.replace("backend = \"main\"", "backend = \"main\"\nconsistency = \"eventual\"")
+                let weaker = "backend = \"main\"\nconsistency = \"eventual\"";
+                format!("{}\n[cache]\nmemory_bytes = 0\n", NAMESPACES.replace("backend = \"main\"", weaker))
             }
         }
     }
