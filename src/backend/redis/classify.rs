@@ -59,7 +59,11 @@ pub(super) fn refused_row(shard: &str, text: &str) -> Fault {
 
 /// Why there is no connection, with what to look at where the server said it.
 fn login(why: &str) -> String {
-    let code = why.split(' ').next().unwrap_or_default();
+    // The library has words of its own for a password that was refused.
+    let code = match why.contains("AuthenticationFailed") {
+        true => "WRONGPASS",
+        false => why.split(' ').next().unwrap_or_default(),
+    };
     match verdict(code, why) {
         Verdict { hint, code: Code::Unavailable, .. } if !hint.is_empty() => format!("{hint}: {why}"),
         _ => why.to_owned(),

@@ -117,6 +117,12 @@ async fn look(shard: &Shard, known: &mut Known) -> Result<(), Fault> {
         }
         known.taught = connections;
     }
+    // A restart cuts all connections, and each may learn of it late.
+    let pings = shard.links().iter().map(|link| async {
+        let pong = link.call(&redis::cmd("PING"), deadline).await;
+        pong.map_err(|fault| shard.judge(Stage::Read, &fault))
+    });
+    futures_util::future::try_join_all(pings).await?;
     // One that has lost what it was, or was changed for another, is not asked before it is placed again.
     let mark = ask(redis::cmd("HGET").arg(SHARD_KEY).arg("mark")).await?;
     let stands = matches!(&mark, Value::BulkString(mark) if Some(String::from_utf8_lossy(mark).as_ref()) == shard.mark().as_deref());

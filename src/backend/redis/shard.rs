@@ -163,6 +163,11 @@ impl Shard {
         &self.links[0]
     }
 
+    /// All of its connections.
+    pub(super) fn links(&self) -> &[Arc<link::redis::Redis>] {
+        &self.links
+    }
+
     /// Connections, each call over the next one.
     pub(super) fn any_link(&self) -> &link::redis::Redis {
         &self.links[self.next.fetch_add(1, Ordering::Relaxed) % self.links.len()]

@@ -76,10 +76,10 @@ fn note(shared: &Shared, told: &[Option<Told>]) -> Result<usize> {
 async fn give(shared: &Shared, told: &[Option<Told>], missing: usize) -> Result<()> {
     let silent: Vec<String> = (shared.shards.iter().zip(told))
         .filter(|(_, told)| told.is_none())
-        .map(|(server, _)| format!("{:?}", server.shard.name))
+        .map(|(server, _)| server.shard.fault().unwrap_or_else(|| server.shard.name.clone()))
         .collect();
     if !silent.is_empty() {
-        let message = format!("{missing} slots are on servers that do not answer: {}", silent.join(", "));
+        let message = format!("{missing} slots are on servers that cannot be asked: {}", silent.join(", "));
         return Err(Error::unavailable(message, RETRY_AFTER_MS));
     }
     let mut plans = told.iter().flatten().filter_map(|told| told.plan.as_ref());

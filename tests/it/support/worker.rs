@@ -126,7 +126,7 @@ impl Setup {
     }
 
     /// The database of the PostgreSQL or Redis backend, on the server of this run.
-    fn database(&self) -> &str {
+    pub(crate) fn database(&self) -> &str {
         self.database.get_or_init(|| match self.backend {
             Backend::Redis => redis_database(),
             _ => Postgres::shared().database(),
