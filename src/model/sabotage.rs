@@ -16,6 +16,8 @@ pub enum Sabotage {
     AsOf,
     /// Messages of the invalidation bus are dropped, one of ten, before anybody looks at them.
     DropInvalidations,
+    /// What was read from the backend is kept only a while later, sometimes much later: breaks no rule, and shows which do.
+    SlowFill,
     /// Gaps in the numbers of the invalidation bus mean nothing.
     Gaps,
 }
@@ -38,6 +40,7 @@ pub fn is(rule: Sabotage) -> bool {
             "generation" => Sabotage::Generation,
             "as_of" => Sabotage::AsOf,
             "drop_invalidations" => Sabotage::DropInvalidations,
+            "slow_fill" => Sabotage::SlowFill,
             "gaps" => Sabotage::Gaps,
             other => panic!("DATASTORE_TEST_SABOTAGE: no rule {other:?}"),
         };

@@ -23,7 +23,7 @@ use super::write::Asked;
 use super::{Call, Got, Store};
 
 /// Records read at once: bounds what a batch holds in memory before it is known what fits the reply.
-const READS_AT_ONCE_MAX: usize = 64;
+pub(super) const READS_AT_ONCE_MAX: usize = 64;
 /// What a result takes beside key, content type and document, in either encoding.
 const RESULT_FIXED_BYTES: usize = 448;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{Aged, Found, Live, Written};
-use crate::cache::{Cache, Ended, Id, Item, Lease, Level, Looked, Micros};
+use crate::cache::{Cache, Ended, Id, Item, Lease, Level, Looked, Micros, UNSURE_AGE};
 use crate::codec::message;
 use crate::model::clock::wall_ms;
 use crate::model::op::Get;
@@ -34,13 +34,15 @@ pub(super) struct Fetched {
     pub(super) source: Source,
     /// Older than the level allows, because the backend did not answer.
     pub(super) stale: bool,
+    /// Somebody else asked for it, before this reader came.
+    joined: bool,
 }
 
 impl Fetched {
-    /// At most how old it is, milliseconds; what the owner itself gave is as new as it was when it was asked.
+    /// At most how old it is, milliseconds; what the owner gave to this reader is as new as when it was asked.
     pub(super) fn age_ms(&self) -> i64 {
         match self.source {
-            Source::Backend => 0,
+            Source::Backend if !self.joined => 0,
             _ => Micros::now().age_ms(self.item.as_of),
         }
     }
@@ -56,7 +58,7 @@ impl Store {
         let terms = &call.policy.terms;
         let oldest = match level {
             Level::Bounded(bound) => Micros::now().before(bound.min(terms.ttl)),
-            Level::Eventual | Level::Strong => Micros::now().before(terms.ttl),
+            Level::Eventual | Level::Strong => Micros::now().before(UNSURE_AGE.min(terms.ttl)),
         };
         let road = || read_through(self.cache.clone(), call.clone(), get.clone(), id.clone(), level);
         let joined = timeout_at(call.deadline, self.flights.join(&id, oldest, road)).await;
@@ -66,7 +68,7 @@ impl Store {
             Ok((Some(Ok(fetched)), false))
                 if fetched.reaches(get.min_version) && fetched.serves(level, call) =>
             {
-                Ok(fetched)
+                Ok(Fetched { joined: true, ..fetched })
             }
             Ok((Some(Err(error)), true)) => Err(error),
             // Somebody else's way was too short for this one.
@@ -104,7 +106,7 @@ impl Store {
             let brought = match looked {
                 Some(Looked::Hit(item)) => {
                     self.cache.fill(&id, &item, generation, terms);
-                    Ok(Fetched { item, source: Source::Redis, stale: false })
+                    Ok(Fetched { item, source: Source::Redis, stale: false, joined: false })
                 }
                 looked => {
                     let lease = match looked {
@@ -157,7 +159,7 @@ async fn read_through(cache: Arc<Cache>, call: Call, get: Get, id: Id, level: Le
     let lease = match cache.look_shared(&id, level, get.min_version, terms, call.deadline).await {
         Some(Looked::Hit(item)) => {
             cache.fill(&id, &item, generation, terms);
-            return Ok(Fetched { item, source: Source::Redis, stale: false });
+            return Ok(Fetched { item, source: Source::Redis, stale: false, joined: false });
         }
         Some(Looked::Lease(lease)) => Some(lease),
         Some(Looked::Busy) | None => None,
@@ -172,6 +174,10 @@ async fn read_through(cache: Arc<Cache>, call: Call, get: Get, id: Id, level: Le
     let as_of = Micros::now();
     let reading = Call { deadline, ..call.clone() };
     let aged = read_one(&reading, &get, level).await;
+    if sabotage::is(Sabotage::SlowFill) {
+        let ms = [1500, fastrand::u64(..40), fastrand::u64(..40), 0][fastrand::usize(..16).min(3)];
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
     let as_of = if sabotage::is(Sabotage::AsOf) { Micros::now() } else { as_of };
     match keep(&cache, &call, &get.key, &id, aged, as_of, generation, lease) {
         Err(error) => stand_in(&cache, &call, &get, &id, level, error).await,
@@ -220,7 +226,7 @@ fn keep(
     let item = item?;
     cache.fill(id, &item, generation, terms);
     let source = if item.replica { Source::Replica } else { Source::Backend };
-    Ok(Fetched { item, source, stale: false })
+    Ok(Fetched { item, source, stale: false, joined: false })
 }
 
 /// A copy in place of the backend's answer, if that is none and a copy may.
@@ -248,7 +254,7 @@ async fn stand_in(
         (None, None) => return Err(error),
     };
     cache.counts().stale.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    Ok(Fetched { item, source, stale: true })
+    Ok(Fetched { item, source, stale: true, joined: false })
 }
 
 /// A copy of what the backend found.

@@ -15,6 +15,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod update;
+mod warm;
 pub use batch::Batched;
 pub use read::Got;
 pub use update::check_size;

@@ -10,6 +10,8 @@ mod behavior;
 mod cache;
 mod cli;
 mod client;
+#[cfg(feature = "test-sabotage")]
+mod coherence;
 mod crash;
 mod discovery;
 mod floors;
