@@ -125,8 +125,11 @@ async fn look(shard: &Shard, known: &mut Known) -> Result<(), Fault> {
     futures_util::future::try_join_all(pings).await?;
     // One that has lost what it was, or was changed for another, is not asked before it is placed again.
     let mark = ask(redis::cmd("HGET").arg(SHARD_KEY).arg("mark")).await?;
-    let stands = matches!(&mark, Value::BulkString(mark) if Some(String::from_utf8_lossy(mark).as_ref()) == shard.mark().as_deref());
-    if !stands && shard.mark().is_some() {
+    let mark = match &mark {
+        Value::Nil => "".into(),
+        mark => shard.text(mark)?,
+    };
+    if shard.mark().is_some_and(|known| known != mark) {
         tracing::error!(shard = shard.name, "Redis has lost the slots it owned, and with them its records");
         shard.set_mark(None);
     }

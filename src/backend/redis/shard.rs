@@ -29,7 +29,8 @@ pub(super) struct Shard {
     pub(super) clock: ServerClock,
     /// Why it is not there, as it was last seen.
     fault: Mutex<Option<String>>,
-    /// Drawn when it was given its slots; without it, it is not the server that it was.
+    /// Drawn when it was given its slots ("" = it owns none); with another one, it is not the server that it was. `None` = it has
+    /// to be found out where the slots lie.
     mark: Mutex<Option<String>>,
     /// Whether what it answers is on its disk.
     pub(super) durable: AtomicBool,

@@ -63,13 +63,18 @@ fn note(shared: &Shared, told: &[Option<Told>]) -> Result<usize> {
                 return Err(Error::internal(format!("slot {slot} is owned by both {one:?} and {other:?}")));
             }
         }
-        shard.set_mark(told.mark.clone());
     }
     for (slot, owner) in (0..SLOTS).zip(&shared.owners) {
         let index = owners.get(&slot).map_or(NOBODY, |index| u16::try_from(*index).unwrap_or(NOBODY));
         owner.store(index, Ordering::Release);
     }
-    Ok(usize::from(SLOTS) - owners.len())
+    let missing = usize::from(SLOTS) - owners.len();
+    for (Server { shard, .. }, told) in shared.shards.iter().zip(told) {
+        // One that was added later owns nothing, and is known by that.
+        let mark = told.as_ref().filter(|_| missing == 0).map(|told| told.mark.clone().unwrap_or_default());
+        shard.set_mark(mark);
+    }
+    Ok(missing)
 }
 
 /// Gives each server that has nothing its part of the plan, which is made where there is none.

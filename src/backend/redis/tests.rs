@@ -346,9 +346,15 @@ async fn slots_are_spread_by_weight_and_scans_merge_the_shards() {
     Backend::close(&other).await;
     Backend::close(&store).await;
 
-    // A list that leaves one out, or gives it another name, places nothing.
+    // One that is added later owns nothing until it is given something.
     let empty = Redis::start(&[]);
     let empty_url = empty.url();
+    let store = open(&[shards[0], shards[1], ("spare", empty_url.as_str(), 5)]).await;
+    assert_eq!(scan(&store, 50, true).await.unwrap(), keys);
+    assert!(store.shared.owners.iter().all(|owner| owner.load(Ordering::Acquire) < 2));
+    Backend::close(&store).await;
+
+    // A list that leaves one out, or gives it another name, places nothing.
     for (list, words) in [
         (vec![shards[0]], "is missing in `shards`"),
         (vec![shards[0], ("four", three_url.as_str(), 3)], "a shard keeps its name"),

@@ -3,7 +3,7 @@
 -- count towards the page, most bytes of documents, '1' where documents do not count, the time, '' = now.
 --
 -- The time; then key and row of each that is looked at, '' for a dead one. Nothing where the server is not the one it was.
-if redis.call('HGET', KEYS[2], 'mark') ~= ARGV[1] then return {} end
+if (redis.call('HGET', KEYS[2], 'mark') or '') ~= ARGV[1] then return {} end
 local now = tonumber(ARGV[11])
 if not now then
     local time = redis.call('TIME')
