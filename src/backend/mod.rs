@@ -24,9 +24,7 @@ mod suite;
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
-#[path = "../../tests/it/support/process.rs"]
-mod process;
+use crate::link::process;
 
 use std::future::Future;
 use std::path::PathBuf;
