@@ -48,7 +48,7 @@ async fn a_record_has_all_its_fields(c: Caller) {
 /// "A request may ask a stronger or weaker level than its namespace's"; "`source` says where the returned bytes came from".
 async fn every_level_says_where_its_answer_came_from(c: Caller) {
     c.put("a", json!(1)).await;
-    for level in c.levels {
+    for level in c.levels.iter().copied() {
         let reply = c.call("get", json!({"key": "a", "consistency": level})).await;
         assert_eq!(reply.record()["value"], 1, "{level}");
         let source = reply.body["source"].as_str().unwrap();
