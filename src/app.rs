@@ -205,7 +205,9 @@ impl Running {
             Serving::Stopping => "stopping".to_owned(),
         };
         parts.insert("serving".to_owned(), (serving == Serving::Yes, word));
-        Readiness { ready: connected && serving == Serving::Yes && answers, parts }
+        // Whoever is not heard leaves old copies with the others.
+        let heard = cache.iter().all(|cache| cache.is_heard());
+        Readiness { ready: connected && serving == Serving::Yes && answers && heard, parts }
     }
 }
 
