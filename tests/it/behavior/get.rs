@@ -96,7 +96,7 @@ async fn min_version_that_is_reached(c: Caller) {
 /// "`min_version` that nothing readable reaches is `behind`, with the version found in `error.version`".
 async fn min_version_that_nothing_reaches_is_behind(c: Caller) {
     let version = c.put("a", json!(1)).await;
-    for level in c.levels.iter().copied() {
+    for level in c.levels {
         let request = json!({"key": "a", "min_version": later(&version), "consistency": level});
         let reply = c.call("get", request).await;
         assert_eq!(reply.error("behind")["version"], version);
