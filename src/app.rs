@@ -14,6 +14,7 @@ use crate::backend::local::Local;
 use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
+use crate::backend::riak::Riak;
 use crate::backend::{self, DynBackend};
 use crate::client::connect::redact_url;
 use crate::config::Loaded;
@@ -106,6 +107,7 @@ async fn open(
         let backend: Arc<dyn DynBackend> = match settings {
             backend::Settings::Memory => Arc::new(Memory::new()),
             backend::Settings::Postgres(settings) => Arc::new(PostgreSql::open(settings)?),
+            backend::Settings::Riak(settings) => Arc::new(Riak::open(settings)?),
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;

@@ -11,9 +11,11 @@ pub mod local;
 pub mod memory;
 mod pages;
 pub mod postgres;
+pub mod riak;
 mod row;
 #[cfg(test)]
 mod suite;
+mod turns;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
@@ -51,6 +53,8 @@ pub enum Settings {
     },
     /// On PostgreSQL.
     Postgres(postgres::PostgresSettings),
+    /// On Riak KV.
+    Riak(riak::RiakSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.

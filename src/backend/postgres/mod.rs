@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::turns::Turns;
 use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
 use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
@@ -80,7 +81,7 @@ struct Shared {
     /// Why slots have no owner.
     unplaced: Mutex<Option<String>>,
     /// Changes of one key are made one after the other in this worker.
-    turns: write::Turns,
+    turns: Turns<RowKey>,
 }
 
 /// A shard with its lanes.
@@ -115,7 +116,7 @@ impl PostgreSql {
         }
         let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
         let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
-        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: write::Turns::default() });
+        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: Turns::default() });
         let stop = CancellationToken::new();
         let mut keeper = JoinSet::new();
         keeper.spawn(keeper::run(shared.clone(), stop.clone()));

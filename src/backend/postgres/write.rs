@@ -1,7 +1,7 @@
 //! Writes: which road each takes, and what its statement's answer means.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
@@ -17,28 +17,6 @@ use crate::model::{Error, Result, Version};
 
 /// Rows of one statement of a merge or an atomic batch.
 const STATEMENT_ROWS_MAX: usize = 256;
-
-/// A lock for each key that is being changed.
-#[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<RowKey, Weak<tokio::sync::Mutex<()>>>>);
-
-/// Keys beyond which those that nobody waits for are forgotten.
-const TURNS_SWEPT_AT: usize = 4096;
-
-impl Turns {
-    fn of(&self, at: &RowKey) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(at).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_SWEPT_AT {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::default();
-        turns.insert(at.clone(), Arc::downgrade(&turn));
-        turn
-    }
-}
 
 impl Shared {
     /// Writes each by itself; those of one key one after another.

@@ -1,0 +1,1 @@
+//! What only nodes can show.
