@@ -24,6 +24,10 @@ mod turns;
 mod private_postgres;
 #[cfg(test)]
 #[expect(dead_code, reason = "the black-box tests use all of it")]
+#[path = "../../tests/it/support/riak/mod.rs"]
+mod private_riak;
+#[cfg(test)]
+#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/process.rs"]
 mod process;
 

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use super::{Settings, check, units};
 use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
+use crate::backend::riak::{Quorum, Quorums, RiakSettings};
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::model::request::Consistency;
@@ -58,6 +59,7 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "local" => backend::Settings::Local { path: PathBuf::from(backend.text("path")) },
         "memory" => backend::Settings::Memory,
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
+        "riak" => backend::Settings::Riak(riak_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
 }
@@ -90,6 +92,25 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         ..Limits::default()
     };
     PostgresSettings { shards, limits }
+}
+
+fn riak_settings(backend: &Section<'_>) -> RiakSettings {
+    let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
+    let quorum = |name| Quorum::parse(&backend.text(name)).expect("checked: a quorum");
+    RiakSettings {
+        hosts: texts(backend, "hosts"),
+        bucket_type: backend.text("bucket_type"),
+        pool_size: usize::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+        connect_timeout: duration("connect_timeout"),
+        request_timeout: duration("request_timeout"),
+        quorums: Quorums {
+            r: quorum("r"),
+            pr: quorum("pr"),
+            w: quorum("w"),
+            dw: quorum("dw"),
+            pw: quorum("pw"),
+        },
+    }
 }
 
 /// A list of texts; empty where it is left out.

@@ -18,6 +18,9 @@ const ANY_NAMESPACE: &str = "*";
 /// Read replicas of one server.
 const REPLICAS_MAX: usize = 16;
 
+/// Nodes that a Riak backend is told of.
+const RIAK_HOSTS_MAX: usize = 64;
+
 /// Why a kind of backend cannot keep `strong`.
 const NOT_STRONG: [(&str, &str); 2] = [
     ("redis", "its replication is asynchronous, so a failover may take back acknowledged writes"),
@@ -154,8 +157,10 @@ impl Check<'_> {
                 }
                 directories.push((name, directory));
             }
-            if kind == "postgres" {
-                self.postgres(&path, backend);
+            match kind {
+                "postgres" => self.postgres(&path, backend),
+                "riak" => self.riak(&path, backend),
+                _ => {}
             }
         }
     }
@@ -176,6 +181,40 @@ impl Check<'_> {
             self.add(&path.child("replica_urls"), None, message);
         }
         self.replica_urls(path, backend);
+    }
+
+    /// Where its nodes are, and in what time they are to answer.
+    fn riak(&mut self, path: &KeyPath, backend: &Table) {
+        let hosts = backend.get("hosts");
+        match hosts.and_then(Value::as_array) {
+            Some(hosts) => {
+                if hosts.is_empty() || hosts.len() > RIAK_HOSTS_MAX {
+                    let message = format!("should hold 1 to {RIAK_HOSTS_MAX} addresses of nodes");
+                    self.add(&path.child("hosts"), Some(hosts.len().to_string()), message);
+                }
+                let path = path.child("hosts");
+                for (at, host) in hosts.iter().enumerate() {
+                    let Some(host) = host.as_str().filter(|host| !host.is_empty()) else { continue };
+                    if let Err(message) = crate::backend::riak::check_host(host) {
+                        self.add(&path.element(at), Some(format!("{host:?}")), message);
+                    }
+                }
+            }
+            None if hosts.is_none() => {
+                self.add(&path.child("hosts"), None, "is missing: where its nodes are".to_owned());
+            }
+            None => {}
+        }
+        for name in ["connect_timeout", "request_timeout"] {
+            if backend.get(name).and_then(Value::as_str).is_some_and(|text| units::duration_ms(text) == Ok(0))
+            {
+                self.add(
+                    &path.child(name),
+                    Some("\"0s\"".to_owned()),
+                    "should be more than nothing".to_owned(),
+                );
+            }
+        }
     }
 
     fn replica_urls(&mut self, path: &KeyPath, server: &Table) {

@@ -133,10 +133,8 @@ fn verdict(text: &str) -> Verdict {
         spoils: false,
     };
     let node = |verdict| Verdict { blames_node: true, ..verdict };
-    let crash = |hint| Verdict {
-        spoils: true,
-        ..says(Code::Unavailable, hint, Effect::Unknown, Remedy::Again)
-    };
+    let crash =
+        |hint| Verdict { spoils: true, ..says(Code::Unavailable, hint, Effect::Unknown, Remedy::Again) };
     let unavailable = |hint, effect, remedy| says(Code::Unavailable, hint, effect, remedy);
     let begins = |word: &str| text.starts_with(word);
     match text {
@@ -165,17 +163,18 @@ fn verdict(text: &str) -> Verdict {
         _ if begins("{r_val_unsatisfied,") => {
             unavailable("too few replicas answered the read", Effect::None, Remedy::Again)
         }
-        _ if begins("{pw_val_unsatisfied,") || begins("{w_val_unsatisfied,") || begins("{dw_val_unsatisfied,") => {
+        _ if begins("{pw_val_unsatisfied,")
+            || begins("{w_val_unsatisfied,")
+            || begins("{dw_val_unsatisfied,") =>
+        {
             unavailable("too few replicas took the write", Effect::Unknown, Remedy::Again)
         }
         _ if begins("{node_confirms_val_unsatisfied,") => {
             unavailable("too few machines took the write", Effect::Unknown, Remedy::Again)
         }
-        _ if begins("{n_val_violation,") => unavailable(
-            "r, pr, w, dw or pw is more than the bucket type's n_val",
-            Effect::None,
-            Remedy::None,
-        ),
+        _ if begins("{n_val_violation,") => {
+            unavailable("r, pr, w, dw or pw is more than the bucket type's n_val", Effect::None, Remedy::None)
+        }
         _ if begins("{indexes_not_supported,") || begins("{error,{indexes_not_supported,") => unavailable(
             "its storage backend has no indexes: set storage_backend to leveled (or leveldb) in riak.conf",
             Effect::None,
@@ -193,10 +192,10 @@ fn verdict(text: &str) -> Verdict {
         "match_found" | "modified" | "notfound" | "failed" => {
             says(Code::Internal, "the bucket type is not one for records", Effect::None, Remedy::None)
         }
-        _ if text.ends_with("cannot be zero-length") => {
-            says(Code::Internal, "", Effect::None, Remedy::None)
+        _ if text.ends_with("cannot be zero-length") => says(Code::Internal, "", Effect::None, Remedy::None),
+        _ if begins("Error processing incoming message") => {
+            crash("the node failed on the request; its log says why")
         }
-        _ if begins("Error processing incoming message") => crash("the node failed on the request; its log says why"),
         _ if begins("Cannot send another request") || begins("Invalid message packet") => {
             crash("the node and this worker lost step on a connection")
         }
@@ -204,7 +203,8 @@ fn verdict(text: &str) -> Verdict {
     }
 }
 
-const NO_TYPE: &str = "the bucket type does not exist or is not active (riak admin bucket-type create, then activate)";
+const NO_TYPE: &str =
+    "the bucket type does not exist or is not active (riak admin bucket-type create, then activate)";
 
 /// A text as it may be shown: one line, and not long.
 fn shown(text: &str) -> String {
@@ -243,14 +243,23 @@ mod tests {
             ("{too_large,52428843}", Code::TooLarge, Effect::None, Remedy::None, "object.size.maximum"),
             ("{too_many_siblings,101}", Code::Unavailable, Effect::None, Remedy::Reread, "siblings"),
             ("{precommit_fail,[]}", Code::Internal, Effect::None, Remedy::None, "hook"),
-            ("Error processing incoming message: error:{x}", Code::Unavailable, Unknown, Remedy::Again, "log"),
+            (
+                "Error processing incoming message: error:{x}",
+                Code::Unavailable,
+                Unknown,
+                Remedy::Again,
+                "log",
+            ),
             ("something new", Code::Unavailable, Unknown, Remedy::Again, "something new"),
         ] {
             let fault = classify("a:1", text);
             assert_eq!((fault.error.code, fault.effect, fault.remedy), (code, effect, remedy), "{text}");
             assert!(fault.error.message.contains(words), "{text}: {}", fault.error.message);
             let written = fault.of_write();
-            assert_eq!(written.code.outcome() == Outcome::Indeterminate, effect == Unknown || code == Code::Internal);
+            assert_eq!(
+                written.code.outcome() == Outcome::Indeterminate,
+                effect == Unknown || code == Code::Internal
+            );
         }
     }
 

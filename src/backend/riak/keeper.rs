@@ -108,7 +108,8 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
 
 /// What is wrong with a bucket type's properties, and what they should be.
 fn misfit(props: &BucketProps) -> Option<String> {
-    let create = "create one with '{\"props\":{\"allow_mult\":true,\"last_write_wins\":false,\"dvv_enabled\":true}}'";
+    let create =
+        "create one with '{\"props\":{\"allow_mult\":true,\"last_write_wins\":false,\"dvv_enabled\":true}}'";
     let why = if props.consistent() {
         "is of the strongly consistent kind (consistent = true), which has no siblings and no indexes"
     } else if let Some(datatype) = &props.datatype {
@@ -142,12 +143,8 @@ async fn look_after(shared: &Arc<Shared>, node: &Arc<Node>) {
         // The node notes itself what came of it.
         let looked = node.ask(&request, LOOK_MAX, Instant::now() + LOOK_MAX * 2).await;
         if let Ok(found) = &looked {
-            let present = super::siblings::Present::read(
-                &place,
-                &found.content,
-                None,
-                crate::model::clock::wall_ms(),
-            );
+            let present =
+                super::siblings::Present::read(&place, &found.content, None, crate::model::clock::wall_ms());
             if let Some(row) = present.row {
                 shared.floor.raise(row.version.hlc);
             }

@@ -20,7 +20,7 @@ mod settings;
 mod siblings;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod wire;
 
 use std::collections::HashMap;

@@ -33,9 +33,8 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(settings: &RiakSettings) -> Self {
-        let node = |host: &String| {
-            Arc::new(Node::new(host.clone(), settings.pool_size, settings.connect_timeout))
-        };
+        let node =
+            |host: &String| Arc::new(Node::new(host.clone(), settings.pool_size, settings.connect_timeout));
         let nodes = settings.hosts.iter().map(node).collect();
         Self { nodes, request_timeout: settings.request_timeout, budget: Budget::default() }
     }

@@ -70,13 +70,7 @@ impl Quorum {
 
 impl Default for Quorums {
     fn default() -> Self {
-        Self {
-            r: Quorum::QUORUM,
-            pr: Quorum(1),
-            w: Quorum::QUORUM,
-            dw: Quorum::QUORUM,
-            pw: Quorum::QUORUM,
-        }
+        Self { r: Quorum::QUORUM, pr: Quorum(1), w: Quorum::QUORUM, dw: Quorum::QUORUM, pw: Quorum::QUORUM }
     }
 }
 
@@ -85,6 +79,9 @@ pub fn check_host(host: &str) -> Result<(), String> {
     let port = host.rsplit_once(':').filter(|(name, _)| !name.is_empty()).map(|(_, port)| port);
     match port.and_then(|port| port.parse::<u16>().ok()) {
         Some(1..) if !host.contains(['/', '@', ' ']) => Ok(()),
-        _ => Err("should be the host and protocol-buffers port of a node, such as \"127.0.0.1:8087\"".to_owned()),
+        _ => {
+            Err("should be the host and protocol-buffers port of a node, such as \"127.0.0.1:8087\""
+                .to_owned())
+        }
     }
 }

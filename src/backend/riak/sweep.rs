@@ -11,7 +11,7 @@ use super::classify::Fault;
 use super::place::{self, BURIED_INDEX, EXPIRES_INDEX, NOTE_PREFIX, OWN_BUCKET, Place};
 use super::records::{Look, of_read};
 use super::scan::{INDEX_PATIENCE, KEY_INDEX, Query};
-use super::{Shared, SWEEP_ROWS_MAX};
+use super::{SWEEP_ROWS_MAX, Shared};
 use crate::backend::group::{self, Buried};
 use crate::backend::{Row, Swept};
 use crate::model::clock::{hlc_at, wall_ms};
@@ -43,7 +43,8 @@ impl Shared {
             let (now_ms, deadline) = (wall_ms(), Instant::now() + INDEX_PATIENCE);
             let until_ms = if index == EXPIRES_INDEX { now_ms - CLOCK_EPSILON_MS } else { now_ms - grace_ms };
             let bucket = place::bucket(&namespace);
-            let query = Query { index, low: Bytes::from_static(b"0"), high: until_ms.max(0).to_string().into() };
+            let query =
+                Query { index, low: Bytes::from_static(b"0"), high: until_ms.max(0).to_string().into() };
             let page = self.index(&bucket, &query, most, continuation, deadline).await.map_err(of_read)?;
             let floor = hlc_at(now_ms - grace_ms);
             if index == BURIED_INDEX && !page.keys.is_empty() {
