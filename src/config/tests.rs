@@ -383,7 +383,7 @@ fn a_backend_has_the_keys_of_its_kind_alone() {
     refused(
         &file("kind = 'sqlite'\nurl = 'x'"),
         "backends.main.kind",
-        &["one of local, memory, postgres, redis, riak"],
+        &["one of local, memory, postgres, riak, redis"],
     );
     refused(&file("path = ''"), "backends.main.path", &["must not be empty"]);
     refused(

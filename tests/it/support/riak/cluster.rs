@@ -100,6 +100,8 @@ pub(crate) struct Cluster {
     /// `leveled` has indexes, `bitcask` has none.
     pub(crate) indexes: bool,
     pub(crate) delete_mode: DeleteMode,
+    /// How far the nodes' clocks are off.
+    pub(crate) clock_offset_s: i64,
     /// By place and the node that holds it.
     replicas: HashMap<(usize, usize), BTreeMap<At, Replica>>,
     /// Order in which replicas answer, and what generated names are made of.
@@ -136,6 +138,7 @@ impl Cluster {
             types: BTreeMap::from([("default".to_owned(), default)]),
             indexes: true,
             delete_mode: DeleteMode::After(Duration::from_secs(3)),
+            clock_offset_s: 0,
             replicas: HashMap::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             requests: BTreeMap::new(),
@@ -298,7 +301,7 @@ impl Cluster {
         if pw > primaries {
             return says(format!("{{pw_val_unsatisfied,{pw},{primaries}}}"));
         }
-        let stored = match self.store(node, &places, &at, rule, &seen, written(&content)) {
+        let stored = match self.store(node, &places, &at, rule, &seen, self.written(&content)) {
             Ok(Some(object)) => object,
             Ok(None) => return Answer::TimedOut(fields.number(12).unwrap_or(60_000)),
             Err(siblings) => return says(format!("{{too_many_siblings,{siblings}}}")),
@@ -345,7 +348,9 @@ impl Cluster {
         }
         for place in replies.clone() {
             let held = self.object(&place, at);
-            let merged = held.filter(|_| place != *coordinator).map(|held| held.merged(&after, rule));
+            // The last writer wins at each replica by being the last.
+            let merges = place != *coordinator && rule != Rule::LastWriter;
+            let merged = held.filter(|_| merges).map(|held| held.merged(&after, rule));
             self.set(&place, at, merged.unwrap_or_else(|| after.clone()));
         }
         Ok(Some(after))
@@ -401,7 +406,7 @@ impl Cluster {
         if let Err(error) = asked.check(&after) {
             return error;
         }
-        let tombstone = Content { deleted: true, ..written(&Fields::default()) };
+        let tombstone = Content { deleted: true, ..self.written(&Fields::default()) };
         match self.store(node, &places, &at, rule, &seen, tombstone) {
             Ok(Some(_)) => Reply(14, Fields::default()),
             Ok(None) => Answer::TimedOut(fields.number(10).unwrap_or(60_000)),
@@ -656,6 +661,32 @@ impl Cluster {
         }
     }
 
+    /// A content as it is stored.
+    fn written(&self, content: &Fields) -> Content {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let offset = self.clock_offset_s * 1_000_000;
+        let kept = content.0.iter().filter(|(number, _)| [2, 3, 4, 6, 9, 10].contains(number));
+        let meta = kept.map(|(number, field)| {
+            // A pair without a value comes back with the text of Erlang's `undefined`.
+            let field = match field {
+                Field::Bytes(pair) if *number == 9 => match Fields::read(pair) {
+                    Some(pair) if pair.bytes(2).is_none() => Field::Bytes(pair.with(2, "undefined").write()),
+                    _ => field.clone(),
+                },
+                _ => field.clone(),
+            };
+            (*number, field)
+        });
+        Content {
+            dot: (Vec::new(), 0),
+            value: content.bytes(1).unwrap_or_default().to_vec(),
+            meta: Fields(meta.collect()),
+            vtag: format!("{:x}", now.as_nanos()),
+            modified_us: u64::try_from(now.as_micros()).unwrap().saturating_add_signed(offset),
+            deleted: false,
+        }
+    }
+
     fn next(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -782,30 +813,6 @@ fn bad_index(content: &Fields) -> Option<Answer> {
         }
     }
     None
-}
-
-fn written(content: &Fields) -> Content {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let kept = content.0.iter().filter(|(number, _)| [2, 3, 4, 6, 9, 10].contains(number));
-    let meta = kept.map(|(number, field)| {
-        // A pair without a value comes back with the text of Erlang's `undefined`.
-        let field = match field {
-            Field::Bytes(pair) if *number == 9 => match Fields::read(pair) {
-                Some(pair) if pair.bytes(2).is_none() => Field::Bytes(pair.with(2, "undefined").write()),
-                _ => field.clone(),
-            },
-            _ => field.clone(),
-        };
-        (*number, field)
-    });
-    Content {
-        dot: (Vec::new(), 0),
-        value: content.bytes(1).unwrap_or_default().to_vec(),
-        meta: Fields(meta.collect()),
-        vtag: format!("{:x}", now.as_nanos()),
-        modified_us: u64::try_from(now.as_micros()).unwrap(),
-        deleted: false,
-    }
 }
 
 /// Field 1 of a reply, once for each content.
