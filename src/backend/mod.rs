@@ -23,7 +23,6 @@ mod turns;
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/riak/mod.rs"]
 mod private_riak;
 #[cfg(test)]

@@ -12,13 +12,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::classify::Fault;
+use super::classify::{Fault, Remedy};
 use super::node::Node;
 use super::place::{OWN_BUCKET, Place};
-use super::records::Look;
 use super::scan::{KEY_INDEX, Query};
+use super::siblings::Present;
 use super::wire::{BucketProps, GetBucketTypeReq, GetReq};
-use crate::model::{Error, Result};
+use crate::model::clock::wall_ms;
+use crate::model::{Code, Error, Result};
 
 /// Between two looks at a node that answers, and the first pause at one that does not.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -81,11 +82,13 @@ enum Unfit {
     Wrong(String),
 }
 
+/// Looks at the properties of the type, and makes an index query and a read as requests do. Of these only what is wrong for
+/// good counts: that too few replicas are up just now is nothing that the type could help.
 async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
     let deadline = Instant::now() + LOOK_MAX;
     let bucket_type = &shared.settings.bucket_type;
     let judged = |fault: Fault| match fault.remedy {
-        super::classify::Remedy::None if !fault.blames_node => {
+        Remedy::None if !fault.blames_node && fault.error.code == Code::Unavailable => {
             Unfit::Wrong(format!("bucket type {bucket_type:?}: {}", fault.error.message))
         }
         _ => Unfit::Unknown(fault.error.message),
@@ -95,13 +98,14 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
     if let Some(why) = misfit(&props) {
         return Err(Unfit::Wrong(format!("Riak bucket type {bucket_type:?} {why}")));
     }
-    // An index query and a read, as requests make them: backend without indexes, quorums that cannot be had.
     let query = Query { index: KEY_INDEX, low: Bytes::from_static(b"a"), high: Bytes::from_static(b"b") };
     let bucket = Bytes::from_static(OWN_BUCKET.as_bytes());
-    shared.index(&bucket, &query, 1, None, deadline).await.map_err(judged)?;
-    let floor = shared.look(&Place::floor(), Look::ToWrite, deadline).await.map_err(judged)?;
-    if let Some(row) = floor.row {
-        shared.floor.raise(row.version.hlc);
+    let indexed = shared.index(&bucket, &query, 1, None, deadline).await.map(drop);
+    let read = shared.read_floor(deadline).await.map(drop);
+    for fault in [indexed, read].into_iter().filter_map(Result::err) {
+        if let wrong @ Unfit::Wrong(_) = judged(fault) {
+            return Err(wrong);
+        }
     }
     Ok(())
 }
@@ -141,13 +145,10 @@ async fn look_after(shared: &Arc<Shared>, node: &Arc<Node>) {
             ..GetReq::default()
         };
         // The node notes itself what came of it.
-        let looked = node.ask(&request, LOOK_MAX, Instant::now() + LOOK_MAX * 2).await;
-        if let Ok(found) = &looked {
-            let present =
-                super::siblings::Present::read(&place, &found.content, None, crate::model::clock::wall_ms());
-            if let Some(row) = present.row {
-                shared.floor.raise(row.version.hlc);
-            }
+        if let Ok(found) = node.ask(&request, LOOK_MAX, Instant::now() + LOOK_MAX * 2).await
+            && let Some(row) = Present::read(&place, &found.content, None, wall_ms()).row
+        {
+            shared.floor.raise(row.version.hlc);
         }
         pause = if node.blamed().is_none() { LOOK_EVERY } else { (pause * 2).min(LOOK_PAUSE_MAX) };
     }

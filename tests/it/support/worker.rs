@@ -3,6 +3,7 @@
 use super::nats::Nats;
 use super::postgres::Postgres;
 use super::process::{Process, free_port, until};
+use super::riak::Riak;
 use super::unique;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -35,6 +36,34 @@ pub(crate) enum Backend {
     Memory,
     Local,
     Postgres,
+    Riak,
+}
+
+/// What not every backend can promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// Reads of level `strong`.
+    Strong,
+    /// Preconditions, `update`, `touch`, `keep_ttl`, and with them that an operation id is known for sure.
+    Conditional,
+    /// Atomic batches.
+    Atomic,
+}
+
+impl Backend {
+    /// What the contract's table says of it.
+    pub(crate) fn can(self, need: Need) -> bool {
+        match self {
+            Backend::Memory | Backend::Local | Backend::Postgres => true,
+            Backend::Riak => !matches!(need, Need::Strong | Need::Conditional | Need::Atomic),
+        }
+    }
+
+    /// Policies of the shared workers, each with a level that the backend can keep.
+    fn namespaces(self) -> String {
+        let level = if self.can(Need::Strong) { "" } else { "consistency = \"eventual\"\n" };
+        NAMESPACES.replace("backend = \"main\"\n", &format!("backend = \"main\"\n{level}"))
+    }
 }
 
 /// What a worker is started with; a copy starts another worker on the same folder.
@@ -51,6 +80,7 @@ pub(crate) struct Setup {
     wrapper: Vec<String>,
     database: Arc<OnceLock<String>>,
     replicas: Vec<String>,
+    hosts: Vec<String>,
     scratch: Arc<TempDir>,
 }
 
@@ -60,11 +90,12 @@ impl Setup {
             nats_url: nats.url(),
             prefix: unique("t"),
             backend,
-            rest: NAMESPACES.to_owned(),
+            rest: backend.namespaces(),
             nats_keys: String::new(),
             wrapper: Vec::new(),
             database: Arc::default(),
             replicas: Vec::new(),
+            hosts: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -87,6 +118,11 @@ impl Setup {
     /// Where the replicas of that database are.
     pub(crate) fn with_replicas(self, urls: &[String]) -> Setup {
         Setup { replicas: urls.to_vec(), ..self }
+    }
+
+    /// Gives the Riak backend other nodes than those of this run.
+    pub(crate) fn on_nodes(self, hosts: &[String]) -> Setup {
+        Setup { hosts: hosts.to_vec(), ..self }
     }
 
     /// Runs the worker under another program, which must leave it the pid it was started with.
@@ -113,6 +149,10 @@ impl Setup {
                 self.database(),
                 self.replicas
             ),
+            Backend::Riak if self.hosts.is_empty() => {
+                format!("kind = \"riak\"\nhosts = {:?}", Riak::hosts_of_run())
+            }
+            Backend::Riak => format!("kind = \"riak\"\nhosts = {:?}", self.hosts),
         };
         let text = format!(
             "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
@@ -137,10 +177,12 @@ impl Worker {
         static MEMORY: OnceLock<Worker> = OnceLock::new();
         static LOCAL: OnceLock<Worker> = OnceLock::new();
         static POSTGRES: OnceLock<Worker> = OnceLock::new();
+        static RIAK: OnceLock<Worker> = OnceLock::new();
         let cell = match backend {
             Backend::Memory => &MEMORY,
             Backend::Local => &LOCAL,
             Backend::Postgres => &POSTGRES,
+            Backend::Riak => &RIAK,
         };
         cell.get_or_init(|| Worker::start(Setup::new(Nats::shared(), backend)))
     }

@@ -104,6 +104,8 @@ pub(crate) struct Cluster {
     pub(crate) clock_offset_s: i64,
     /// By place and the node that holds it.
     replicas: HashMap<(usize, usize), BTreeMap<At, Replica>>,
+    /// Keys that are nothing but tombstones somewhere.
+    tombstones: BTreeSet<At>,
     /// Order in which replicas answer, and what generated names are made of.
     random: u64,
     /// Requests by message code.
@@ -140,6 +142,7 @@ impl Cluster {
             delete_mode: DeleteMode::After(Duration::from_secs(3)),
             clock_offset_s: 0,
             replicas: HashMap::new(),
+            tombstones: BTreeSet::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             requests: BTreeMap::new(),
         }
@@ -420,11 +423,20 @@ impl Cluster {
         if self.health.iter().any(|health| *health != Health::Up) {
             return;
         }
+        if !self.tombstones.contains(at) {
+            return;
+        }
         for replicas in self.replicas.values_mut() {
             if replicas.get(at).is_some_and(|held| held.object.is_tombstone() && held.since.elapsed() >= wait)
             {
                 replicas.remove(at);
             }
+        }
+    }
+
+    fn reap_overdue(&mut self) {
+        for at in self.tombstones.clone() {
+            self.reap(&at);
         }
     }
 
@@ -484,22 +496,30 @@ impl Cluster {
             Some(after) => after,
             None => None,
         };
+        self.reap_overdue();
+        let most = fields.number(9).map(|most| usize::try_from(most).unwrap());
         let mut found: BTreeSet<(Term, Vec<u8>)> = BTreeSet::new();
-        for (at, object) in self.objects(&name, bucket) {
-            if index == "$key" || every {
-                let term = Term::Text(at.2.clone());
-                if every || (low <= term && term <= high) {
-                    found.insert((term, at.2));
-                }
-                continue;
-            }
-            let live = object.contents.iter().filter(|content| !content.deleted);
-            for pair in live.flat_map(|content| content.meta.all(10)).filter_map(Fields::read) {
-                let term = pair.bytes(2).and_then(|term| Term::read(term, integers));
-                if pair.bytes(1) == Some(index.as_bytes())
-                    && let Some(term) = term.filter(|term| low <= *term && *term <= high)
-                {
-                    found.insert((term, at.2.clone()));
+        if index == "$key" || every {
+            let (low, high) = match (&low, &high) {
+                (Term::Text(low), Term::Text(high)) if !every => (low.clone(), Some(high.clone())),
+                _ => (Vec::new(), None),
+            };
+            let low = match &after {
+                Some((Term::Text(after), _)) => low.max(after.clone()),
+                _ => low,
+            };
+            let keys = self.keys(&name, bucket, low, high.as_deref(), most.map(|most| most + 1));
+            found.extend(keys.into_iter().map(|key| (Term::Text(key.clone()), key)));
+        } else {
+            for (key, object) in self.objects(&name, bucket) {
+                let live = object.contents.iter().filter(|content| !content.deleted);
+                for pair in live.flat_map(|content| content.meta.all(10)).filter_map(Fields::read) {
+                    let term = pair.bytes(2).and_then(|term| Term::read(term, integers));
+                    if pair.bytes(1) == Some(index.as_bytes())
+                        && let Some(term) = term.filter(|term| low <= *term && *term <= high)
+                    {
+                        found.insert((term, key.clone()));
+                    }
                 }
             }
         }
@@ -513,8 +533,7 @@ impl Cluster {
             .filter(|each| after.as_ref().is_none_or(|after| place(each) > *after))
             .collect();
         let mut continuation = None;
-        if let Some(most) = fields.number(9) {
-            let most = usize::try_from(most).unwrap();
+        if let Some(most) = most {
             found.truncate(most);
             if found.len() == most && most > 0 {
                 continuation = found.last().map(|last| write_continuation(&place(last)));
@@ -540,25 +559,44 @@ impl Cluster {
         Answer::Stream(frames)
     }
 
-    /// The objects of a bucket, in the order of their keys.
-    fn objects(&mut self, name: &str, bucket: &[u8]) -> Vec<(At, Object)> {
-        let keys: BTreeSet<At> = self.replicas.values().flat_map(|held| held.keys()).cloned().collect();
-        let mut objects = Vec::new();
-        for at in keys.into_iter().filter(|at| at.0 == name && at.1 == bucket) {
-            self.reap(&at);
-            let rule = self.types[&at.0].rule();
-            let up = self.replicas.iter().filter(|(place, _)| self.health[place.1] != Health::Down);
-            let held = up.filter_map(|(_, held)| held.get(&at).map(|replica| replica.object.clone()));
-            if let Some(object) = held.reduce(|one, other| one.merged(&other, rule)) {
-                objects.push((at, object));
+    /// The first keys of a bucket from one on, as far as nodes that are up hold them.
+    fn keys(
+        &self,
+        name: &str,
+        bucket: &[u8],
+        low: Vec<u8>,
+        high: Option<&[u8]>,
+        most: Option<usize>,
+    ) -> BTreeSet<Vec<u8>> {
+        let from = (name.to_owned(), bucket.to_vec(), low);
+        let inside = |at: &&At| at.0 == name && at.1 == bucket && high.is_none_or(|high| at.2[..] <= *high);
+        let most = most.unwrap_or(usize::MAX);
+        let mut keys = BTreeSet::new();
+        for (place, held) in &self.replicas {
+            if self.health[place.1] != Health::Down {
+                let here = held.range(from.clone()..).map(|(at, _)| at).take_while(inside).take(most);
+                keys.extend(here.map(|at| at.2.clone()));
             }
         }
-        objects
+        keys.into_iter().take(most).collect()
+    }
+
+    /// The objects of a bucket, in the order of their keys.
+    fn objects(&self, name: &str, bucket: &[u8]) -> Vec<(Vec<u8>, Object)> {
+        let rule = self.types[name].rule();
+        let object = |key: Vec<u8>| {
+            let at = (name.to_owned(), bucket.to_vec(), key);
+            let up = self.replicas.iter().filter(|(place, _)| self.health[place.1] != Health::Down);
+            let held = up.filter_map(|(_, held)| held.get(&at).map(|replica| replica.object.clone()));
+            let object = held.reduce(|one, other| one.merged(&other, rule))?;
+            Some((at.2, object))
+        };
+        self.keys(name, bucket, Vec::new(), None, None).into_iter().filter_map(object).collect()
     }
 
     /// All siblings of a key, tombstones included: for tests.
-    pub(crate) fn siblings(&mut self, name: &str, bucket: &[u8], key: &[u8]) -> usize {
-        let found = self.objects(name, bucket).into_iter().find(|(at, _)| at.2 == key);
+    pub(crate) fn siblings(&self, name: &str, bucket: &[u8], key: &[u8]) -> usize {
+        let found = self.objects(name, bucket).into_iter().find(|(at, _)| at == key);
         found.map_or(0, |(_, object)| object.contents.len())
     }
 
@@ -630,6 +668,10 @@ impl Cluster {
     }
 
     fn set(&mut self, place: &(usize, usize), at: &At, object: Object) {
+        match object.is_tombstone() {
+            true => self.tombstones.insert(at.clone()),
+            false => self.tombstones.remove(at),
+        };
         let replica = Replica { object, since: Instant::now() };
         self.replicas.entry(*place).or_default().insert(at.clone(), replica);
     }
