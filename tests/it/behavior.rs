@@ -10,6 +10,7 @@ mod encoding;
 mod errors;
 mod get;
 mod limits;
+mod plain;
 mod policies;
 mod put;
 mod scan;
@@ -68,7 +69,7 @@ matrix!(
     postgres_protobuf = Postgres x Protobuf,
     riak_json = Riak x Json,
     riak_protobuf = Riak x Protobuf:
-    [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding]
+    [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding, plain]
 );
 
 /// Runs the trials of a group and panics with the names of all that failed.

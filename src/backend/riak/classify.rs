@@ -4,10 +4,14 @@
 //! a while. Riak answers most failures of a put without saying whether replicas took it, so all but a few count as unknown.
 //! Text of a crashed request holds a stack trace: it is never told to anybody.
 
+use std::time::Duration;
+
 use crate::model::{Code, Error};
 
 /// What a caller is told to wait while a node or a quorum is not there, milliseconds.
 pub(super) const RETRY_AFTER_MS: i64 = 500;
+/// A node that is silent for so long is not well.
+const BLAMED_AFTER: Duration = Duration::from_millis(250);
 /// Longest text of a node that is repeated.
 const TEXT_CHARS_MAX: usize = 120;
 
@@ -57,6 +61,12 @@ impl Fault {
         Self { effect: Effect::None, ..Self::broken(error) }
     }
 
+    /// The same after so long a wait.
+    pub(super) fn slow_to_connect(node: &str, waited: Duration) -> Self {
+        let blames_node = waited >= BLAMED_AFTER;
+        Self { blames_node, ..Self::unreachable(node, "connection: not made in time") }
+    }
+
     /// Every connection of the pool was in use until the deadline: nothing was sent.
     pub(super) fn crowded(node: &str) -> Self {
         let message = format!("Riak {node}: every connection of the pool was in use");
@@ -70,9 +80,9 @@ impl Fault {
         Self::broken(Error::unavailable(format!("Riak {node}: {why}"), RETRY_AFTER_MS))
     }
 
-    /// Nothing was heard in time.
-    pub(super) fn silent(node: &str) -> Self {
-        Self::lost(node, "the node does not answer")
+    /// Nothing was heard for so long. Of a caller in a hurry that says nothing about the node.
+    pub(super) fn silent(node: &str, waited: Duration) -> Self {
+        Self { blames_node: waited >= BLAMED_AFTER, ..Self::lost(node, "the node does not answer") }
     }
 
     fn broken(error: Error) -> Self {
@@ -142,7 +152,8 @@ fn verdict(text: &str) -> Verdict {
         _ if begins("No bucket-type named") || begins("Invalid bucket type") => {
             unavailable(NO_TYPE, Effect::None, Remedy::None)
         }
-        "timeout" => node(unavailable("the replicas did not answer in time", Effect::Unknown, Remedy::Again)),
+        // Said by a node that is well of replicas that may be elsewhere.
+        "timeout" => unavailable("the replicas did not answer in time", Effect::Unknown, Remedy::Again),
         "overload" | "mailbox_overload" => {
             node(unavailable("the node is overloaded", Effect::Unknown, Remedy::Again))
         }

@@ -17,7 +17,7 @@ use super::node::Node;
 use super::place::{OWN_BUCKET, Place};
 use super::scan::{KEY_INDEX, Query};
 use super::siblings::Present;
-use super::wire::{BucketProps, GetBucketTypeReq, GetReq};
+use super::wire::{BucketProps, GetBucketTypeReq, GetReq, GetServerInfoReq};
 use crate::model::clock::wall_ms;
 use crate::model::{Code, Error, Result};
 
@@ -47,8 +47,21 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 /// Judges the bucket type, again and again: it may be changed.
 async fn judge(shared: &Arc<Shared>) {
     loop {
+        let was_fit = shared.fit().is_ok();
         let pause = note(shared, fitness(shared).await);
+        if !was_fit && shared.fit().is_ok() {
+            introduce(shared).await;
+        }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Tells the log which Riak it is.
+async fn introduce(shared: &Shared) {
+    let deadline = Instant::now() + LOOK_MAX;
+    if let Ok(info) = shared.pool.ask(GetServerInfoReq {}, deadline).await {
+        let version = String::from_utf8_lossy(info.server_version.as_deref().unwrap_or(b"unknown")).into_owned();
+        tracing::info!(version, bucket_type = shared.settings.bucket_type, "Riak: the bucket type is fit");
     }
 }
 
@@ -57,9 +70,7 @@ fn note(shared: &Shared, found: Result<(), Unfit>) -> Duration {
     let mut unfit = shared.unfit.lock().unwrap_or_else(PoisonError::into_inner);
     match found {
         Ok(()) => {
-            if unfit.take().is_some() {
-                tracing::info!(bucket_type = shared.settings.bucket_type, "Riak: the bucket type is fit");
-            }
+            *unfit = None;
             FIT_EVERY
         }
         // A cluster that does not answer says nothing about a type that was fit.

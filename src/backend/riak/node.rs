@@ -70,13 +70,15 @@ impl Node {
         asked
     }
 
-    async fn exchange<R: Request>(
+    /// The same without a word on how the node is.
+    pub(super) async fn exchange<R: Request>(
         &self,
         request: &R,
         wait: Duration,
         deadline: Instant,
     ) -> Result<R::Reply, Fault> {
-        let until = deadline.min(Instant::now() + wait + ANSWER_GRACE);
+        let begun = Instant::now();
+        let until = deadline.min(begun + wait + ANSWER_GRACE);
         let Ok(Ok(_place)) = timeout_at(until, self.places.acquire()).await else {
             return Err(Fault::crowded(&self.address));
         };
@@ -86,7 +88,7 @@ impl Node {
         };
         let frame = wire::encode(request);
         let frame = match timeout_at(until, exchange(&mut stream, &frame)).await {
-            Err(_) => return Err(Fault::silent(&self.address)),
+            Err(_) => return Err(Fault::silent(&self.address, begun.elapsed())),
             Ok(Err(error)) => return Err(Fault::lost(&self.address, &format!("connection: {error}"))),
             Ok(Ok(frame)) => frame,
         };
@@ -128,7 +130,8 @@ impl Node {
     }
 
     async fn connect(&self, until: Instant) -> Result<TcpStream, Fault> {
-        let until = until.min(Instant::now() + self.connect_timeout);
+        let begun = Instant::now();
+        let until = until.min(begun + self.connect_timeout);
         let connect = async {
             let _opening = self.opening.acquire().await.map_err(io::Error::other)?;
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -143,7 +146,7 @@ impl Node {
         match timeout_at(until, connect).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(Fault::unreachable(&self.address, &format!("connection: {error}"))),
-            Err(_) => Err(Fault::unreachable(&self.address, "connection: not made in time")),
+            Err(_) => Err(Fault::slow_to_connect(&self.address, begun.elapsed())),
         }
     }
 

@@ -21,6 +21,8 @@ use crate::model::budget::Budget;
 const EXTRA_TRIES: usize = 2;
 /// Pause once every node has been asked in vain, at most; it is a random part of this.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// What a request takes to arrive may be added to the time it has: 8 MB/s at least.
+const BYTES_PER_MS_MIN: u64 = 8192;
 /// A try gets no less than this.
 const WAIT_MIN: Duration = Duration::from_millis(20);
 
@@ -52,6 +54,8 @@ impl Pool {
         patience: Duration,
         deadline: Instant,
     ) -> Result<R::Reply, Fault> {
+        let sending = Duration::from_millis(request.encoded_len() as u64 / BYTES_PER_MS_MIN);
+        let patience = patience + sending;
         let mut asked: Vec<usize> = Vec::new();
         let mut effect = Effect::None;
         let mut last: Option<Fault> = None;
@@ -86,6 +90,17 @@ impl Pool {
             }
         }
         Err(last.unwrap_or_else(late))
+    }
+
+    /// Asks one node once, for what is of use only if it comes at once: no node is blamed for it.
+    pub(super) async fn ask_once<R: Request>(
+        &self,
+        mut request: R,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<R::Reply, Fault> {
+        request.set_timeout(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
+        self.nodes[self.choose(&[])].exchange(&request, wait, deadline).await
     }
 
     /// The node to ask, one that has not been asked if there is one.

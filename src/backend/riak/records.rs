@@ -161,8 +161,8 @@ impl Shared {
 
     /// Every replica's word on a key. None where they could not be asked: then the first word stands.
     async fn second_look(&self, place: &Place, deadline: Instant) -> Option<Present> {
-        let until = deadline.min(Instant::now() + SECOND_LOOK_MAX);
-        match self.pool.ask(self.get(place, Quorum::ALL, self.settings.quorums.pr), until).await {
+        let request = self.get(place, Quorum::ALL, self.settings.quorums.pr);
+        match self.pool.ask_once(request, SECOND_LOOK_MAX, deadline).await {
             Ok(found) => Some(Present::read(place, &found.content, found.vclock, wall_ms())),
             Err(_) => {
                 let mut pause = self.looking.pause_until.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{StreamExt, iter};
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::classify::Fault;
@@ -19,7 +19,7 @@ use super::records::of_read;
 use super::wire::{IndexReq, IndexResp};
 use super::{READS_AT_ONCE, Shared};
 use crate::backend::pages::Collector;
-use crate::backend::{Page, Range};
+use crate::backend::{Found, Page, Range};
 use crate::model::{Code, Result};
 
 /// Keys of one index query.
@@ -80,21 +80,17 @@ impl Shared {
                 Some(last) if range.reverse => span.high.clone_from(last),
                 Some(last) => span.low = next(last),
             }
-            let count = keys.len();
-            let namespace = &range.namespace;
-            let reads = keys.into_iter().map(|key| async move {
-                let place = Place::in_namespace(namespace, &key);
-                (place.stored_key(), self.read(&place, deadline).await)
-            });
-            let mut reads = iter(reads).buffered(READS_AT_ONCE).enumerate();
-            while let Some((at, (stored_key, found))) = reads.next().await {
-                let taken = match found {
-                    Ok(found) => found.filter(|found| found.live.is_some()).map(Ok),
-                    Err(error) if error.code == Code::Corrupt => Some(Err(error)),
-                    Err(error) => return Err(error),
-                };
-                if !collector.take(&stored_key, taken)? {
-                    return Ok(collector.page(more || at + 1 < count));
+            let (count, mut seen) = (keys.len(), 0);
+            // Group by group: a read that was cut off because the page is full would take its connection with it.
+            for group in keys.chunks(READS_AT_ONCE) {
+                let place = |key: &Vec<u8>| Place::in_namespace(&range.namespace, key);
+                let places: Vec<Place> = group.iter().map(place).collect();
+                let reads = join_all(places.iter().map(|place| self.read(place, deadline))).await;
+                for (place, read) in places.iter().zip(reads) {
+                    seen += 1;
+                    if !collector.take(&place.stored_key(), of_page(read)?)? {
+                        return Ok(collector.page(more || seen < count));
+                    }
                 }
             }
             if !more {
@@ -187,6 +183,15 @@ impl Shared {
             ..IndexReq::default()
         };
         self.pool.ask_patiently(request, INDEX_PATIENCE, deadline).await
+    }
+}
+
+/// What a page shows of a read: nothing of what is dead, and damage in its place.
+fn of_page(read: Result<Option<Found>>) -> Result<Option<Result<Found>>> {
+    match read {
+        Ok(found) => Ok(found.filter(|found| found.live.is_some()).map(Ok)),
+        Err(error) if error.code == Code::Corrupt => Ok(Some(Err(error))),
+        Err(error) => Err(error),
     }
 }
 

@@ -8,10 +8,10 @@ use serde_json::json;
 trials![
     a_missing_key_is_found_false,
     a_record_has_all_its_fields,
-    every_level_is_served_from_the_backend,
+    every_level_is_served_from_the_backend[Strong],
     max_staleness_needs_bounded,
     min_version_that_is_reached,
-    min_version_that_nothing_reaches_is_behind,
+    min_version_that_nothing_reaches_is_behind[Strong],
     a_missing_key_under_min_version_is_behind,
     a_delete_counts_for_min_version,
     a_malformed_min_version,
