@@ -19,5 +19,6 @@ mod lifecycle;
 mod readme;
 mod record;
 mod replica;
+mod riak;
 mod support;
 mod transfer;

@@ -60,7 +60,8 @@ async fn judge(shared: &Arc<Shared>) {
 async fn introduce(shared: &Shared) {
     let deadline = Instant::now() + LOOK_MAX;
     if let Ok(info) = shared.pool.ask(GetServerInfoReq {}, deadline).await {
-        let version = String::from_utf8_lossy(info.server_version.as_deref().unwrap_or(b"unknown")).into_owned();
+        let version =
+            String::from_utf8_lossy(info.server_version.as_deref().unwrap_or(b"unknown")).into_owned();
         tracing::info!(version, bucket_type = shared.settings.bucket_type, "Riak: the bucket type is fit");
     }
 }
