@@ -43,21 +43,27 @@ async fn a_worker_starts_before_its_nodes_and_serves_once_they_are_there() {
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
 }
 
-/// A request as a client with retries makes it: again with the same `op_id`, as long as it may. The reply, and what went wrong.
-async fn insistent(c: &Caller, op: &str, mut request: Value, id: &str) -> (Value, Vec<String>) {
+/// A request as a client with retries makes it: again with the same `op_id`, as long as it may. The reply, unless nobody knows
+/// what became of it, and what went wrong.
+async fn insistent(c: &Caller, op: &str, mut request: Value, id: &str) -> (Option<Value>, Vec<String>) {
     let begun = Instant::now();
     let mut failed = Vec::new();
     loop {
         if op == "put" {
             request["op_id"] = json!(id);
-            request["op_age_ms"] = json!(begun.elapsed().as_millis() as u64);
+            request["op_age_ms"] =
+                json!(if failed.is_empty() { 0 } else { begun.elapsed().as_millis() as u64 });
         }
         let reply = c.call(op, request.clone()).await;
         match reply.body.get("error") {
-            None => return (reply.body, failed),
+            None => return (Some(reply.body), failed),
             Some(error) => {
                 failed.push(format!("{} {}", error["code"], error["message"]));
                 assert_ne!(error["retry"], "final", "{error}");
+                // Too many others have been there since: whether it was the first attempt stays unknown.
+                if failed.len() == 3 && error["code"] == "indeterminate" {
+                    return (None, failed);
+                }
                 assert!(failed.len() < 5, "{failed:?}");
             }
         }
@@ -82,15 +88,17 @@ async fn through_a_node_that_hangs_and_one_that_ends_every_write_that_was_acknow
                 let request = json!({"key": key, "value": format!("{client}/{count}")});
                 let (written, errors) = insistent(c, "put", request, &format!("{client}/{count}")).await;
                 failed.extend(errors);
+                count += 1;
+                let Some(written) = written else { continue };
                 let version = written["version"].as_str().unwrap().to_owned();
                 let read = json!({"key": key, "consistency": "eventual"});
                 let (found, errors) = insistent(c, "get", read, "").await;
                 failed.extend(errors);
+                let found = found.expect("a read is always known");
                 // What it wrote, or something newer: nothing older, unless its own was overwritten before it was told.
                 assert!(found["record"]["version"].as_str() >= Some(&version[..]), "{found} after {version}");
                 longest_ms.fetch_max(begun.elapsed().as_millis() as u64 / 2, Ordering::AcqRel);
                 acknowledged.insert(key, version);
-                count += 1;
             }
             (acknowledged, failed, count)
         }
@@ -127,7 +135,5 @@ async fn through_a_node_that_hangs_and_one_that_ends_every_write_that_was_acknow
     println!("{count} writes and reads, {} retried, the longest took {longest_ms} ms", failed.len());
     assert!(count > 100, "{count}");
     assert!(longest_ms < DEADLINE_MS + SLACK_MS, "{longest_ms} ms");
-    // A node that hangs costs no error; one that ends may cut off a write that nobody can tell of, once.
-    let unknown = failed.iter().filter(|error| !error.starts_with("\"indeterminate\"")).count();
-    assert_eq!(unknown, 0, "{failed:?}");
+    assert!(failed.is_empty(), "repeats inside the worker are enough: {failed:?}");
 }
