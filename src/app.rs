@@ -15,6 +15,7 @@ use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
 use crate::backend::redis::RedisStore;
+use crate::backend::riak::Riak;
 use crate::backend::{self, DynBackend};
 use crate::cache::Cache;
 use crate::client::connect::redact_url;
@@ -114,6 +115,7 @@ async fn open(
             backend::Settings::Memory => Arc::new(Memory::new()),
             backend::Settings::Postgres(settings) => Arc::new(PostgreSql::open(settings)?),
             backend::Settings::Redis(settings) => Arc::new(RedisStore::open(settings)?),
+            backend::Settings::Riak(settings) => Arc::new(Riak::open(settings)?),
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;

@@ -12,11 +12,12 @@ pub mod memory;
 mod pages;
 pub mod postgres;
 pub mod redis;
-
 mod remote;
+pub mod riak;
 mod row;
 #[cfg(test)]
 mod suite;
+mod turns;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
@@ -25,6 +26,9 @@ mod suite;
 mod private_postgres;
 #[cfg(test)]
 use crate::link::process;
+#[cfg(test)]
+#[path = "../../tests/it/support/riak/mod.rs"]
+mod private_riak;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -54,6 +58,8 @@ pub enum Settings {
     Postgres(postgres::PostgresSettings),
     /// On Redis.
     Redis(redis::RedisSettings),
+    /// On Riak KV.
+    Riak(riak::RiakSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.

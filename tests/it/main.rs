@@ -24,5 +24,6 @@ mod readme;
 mod record;
 mod redis;
 mod replica;
+mod riak;
 mod support;
 mod transfer;
