@@ -504,14 +504,9 @@ fn settings_of(file: &str) -> backend::Settings {
 #[test]
 fn what_is_not_built_yet_says_so() {
     let eventual = "[namespaces.'*']\nconsistency = 'eventual'\n";
-    for kind in ["redis"] {
-        let fault =
-            refused(&format!("[backends.main]\nkind = '{kind}'\n{eventual}"), "backends.main.kind", &[]);
-        let line = format!(
-            "backends.main.kind: {kind:?} is not built yet in this version (known kinds here: local, memory, postgres, riak)"
-        );
-        assert_eq!((fault.to_string(), fault.found), (line, Some(format!("{kind:?}"))));
-    }
+    let fault = refused(&format!("[backends.main]\nkind = 'redis'\n{eventual}"), "backends.main.kind", &[]);
+    let line = "backends.main.kind: \"redis\" is not built yet in this version (known kinds here: local, memory, postgres, riak)";
+    assert_eq!((fault.to_string().as_str(), fault.found.as_deref()), (line, Some("\"redis\"")));
     refused("[queue]\nkind = 'rabbitmq'", "queue.kind", &["\"rabbitmq\" is not built yet", "none"]);
     refused(
         "[cache]\nredis_url = 'redis://u:hunter2@h'",
