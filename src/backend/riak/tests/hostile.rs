@@ -1,12 +1,13 @@
 //! Nodes that are none: whatever comes over a connection, the worker neither hangs nor ends, and another node is asked.
 
+use bytes::Bytes;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::backend::riak::classify::Effect;
 use crate::backend::riak::wire::{self, Content, ErrorResp, FRAME_BYTES_MAX, GetReq, GetResp};
-use prost::Message;
 
 /// What comes in place of a reply.
 enum Says {
