@@ -22,6 +22,7 @@ mod history;
 mod lifecycle;
 mod readme;
 mod record;
+mod redis;
 mod replica;
 mod support;
 mod transfer;
