@@ -450,7 +450,6 @@ impl Cluster {
     /// A content as it is stored.
     #[expect(clippy::disallowed_methods, reason = "a node has a clock of its own")]
     fn written(&self, content: &Fields) -> Content {
-        #[allow(clippy::disallowed_methods, reason = "a node has a clock of its own")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let offset = self.clock_offset_s * 1_000_000;
         let kept = content.0.iter().filter(|(number, _)| [2, 3, 4, 6, 9, 10].contains(number));
