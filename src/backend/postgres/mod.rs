@@ -33,7 +33,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{
+    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
@@ -44,8 +46,7 @@ use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
 use shard::{Proposal, Put, Shard};
 
-/// What the one server of a backend without `shards` is called.
-pub const ONLY_SHARD: &str = "main";
+pub use super::ONLY_SHARD;
 
 const LIVE: i16 = 0;
 const TOMBSTONE: i16 = 1;
@@ -90,6 +91,7 @@ struct Server {
     replicas: Option<Arc<Replicas>>,
     reads: Lane<RowKey, Option<Option<Found>>>,
     puts: Lane<Proposal, Option<Put>>,
+    offers: Lane<Proposal, Option<Put>>,
 }
 
 impl PostgreSql {
@@ -153,6 +155,13 @@ impl Backend for PostgreSql {
         self.shared.write(writes, deadline).await
     }
 
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        match &writes[..] {
+            [write] => vec![self.shared.offer(write, deadline).await],
+            writes => join_all(writes.iter().map(|write| self.shared.offer(write, deadline))).await,
+        }
+    }
+
     async fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -167,6 +176,10 @@ impl Backend for PostgreSql {
         let (shared, count) = (self.shared.clone(), entries.len());
         let work = async move { shared.apply(entries, deadline).await };
         to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        self.shared.foresee(&entries, deadline).await
     }
 
     async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {
@@ -195,6 +208,20 @@ impl Backend for PostgreSql {
         }
         let unplaced = self.shared.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
         unplaced.map_or(Ok(()), |why| Err(Error::unavailable(why, RETRY_AFTER_MS)))
+    }
+
+    fn shards(&self) -> Vec<String> {
+        self.shared.shards.iter().map(|server| server.shard.name.clone()).collect()
+    }
+
+    fn shard_of(&self, slot: u16) -> usize {
+        let owner = usize::from(self.shared.owners[usize::from(slot)].load(Ordering::Acquire));
+        if owner < self.shared.shards.len() { owner } else { usize::from(slot) % self.shared.shards.len() }
+    }
+
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        let fault = self.shared.shards.get(shard).and_then(|server| server.shard.fault());
+        fault.map_or(Ok(()), |fault| Err(Error::unavailable(fault, RETRY_AFTER_MS)))
     }
 
     fn store_id(&self) -> Option<String> {
@@ -241,7 +268,15 @@ impl Server {
                 async move { shard.put(&puts, deadlines).await }.boxed()
             }),
         );
-        Self { shard, weight, replicas, reads, puts }
+        let writer = shard.clone();
+        let offers = Lane::new(
+            LANE_STATEMENTS,
+            Arc::new(move |puts: Vec<Proposal>, deadlines| {
+                let shard = writer.clone();
+                async move { shard.offer(&puts, deadlines).await }.boxed()
+            }),
+        );
+        Self { shard, weight, replicas, reads, puts, offers }
     }
 }
 
