@@ -19,6 +19,7 @@ use crate::client::connect::redact_url;
 use crate::config::Loaded;
 use crate::control;
 use crate::http::{self, Readiness};
+use crate::layer::{self, Layered};
 use crate::model::clock::HybridClock;
 use crate::model::{Error, Result};
 use crate::server::presence::Claim;
@@ -66,7 +67,11 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
         backends = open(&settings.backends) => backends?,
         name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
     };
-    running.set_backends(&backends);
+    let layered = layers(backends, &settings.layers);
+    running.set_backends(&layered);
+    let erased =
+        |(name, backend): (&String, &Arc<Layered>)| (name.clone(), backend.clone() as Arc<dyn DynBackend>);
+    let backends: BTreeMap<String, Arc<dyn DynBackend>> = layered.iter().map(erased).collect();
     let store = Arc::new(Store::new(&settings.namespaces, &backends, Arc::new(HybridClock::default()))?);
     let sweeps = tokio::spawn(control::sweep::run(backends.clone(), stop.clone()));
 
@@ -120,6 +125,19 @@ async fn open(
     Ok(backends)
 }
 
+/// Each backend with its layers around it.
+fn layers(
+    backends: BTreeMap<String, Arc<dyn DynBackend>>,
+    settings: &BTreeMap<String, layer::Settings>,
+) -> BTreeMap<String, Arc<Layered>> {
+    let layered = |(name, backend): (String, Arc<dyn DynBackend>)| {
+        let bounds = settings.get(&name).cloned().unwrap_or_default();
+        let layered = Arc::new(Layered::new(&name, backend, &bounds));
+        (name, layered)
+    };
+    backends.into_iter().map(layered).collect()
+}
+
 /// The embedded stores among the backends.
 fn claims(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Vec<Claim> {
     let claim = |(name, backend): (&String, &Arc<dyn DynBackend>)| {
@@ -138,7 +156,7 @@ async fn announce(mut serving: watch::Receiver<Serving>, url: String, prefix: St
 /// What `/readyz` looks at; parts that have not started yet are missing.
 #[derive(Default)]
 struct Running {
-    backends: Mutex<BTreeMap<String, Arc<dyn DynBackend>>>,
+    backends: Mutex<BTreeMap<String, Arc<Layered>>>,
     server: Mutex<Option<Joined>>,
 }
 
@@ -150,7 +168,7 @@ struct Joined {
 }
 
 impl Running {
-    fn set_backends(&self, backends: &BTreeMap<String, Arc<dyn DynBackend>>) {
+    fn set_backends(&self, backends: &BTreeMap<String, Arc<Layered>>) {
         *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends.clone();
     }
 
@@ -164,12 +182,21 @@ impl Running {
         let mut parts = BTreeMap::new();
         let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, backend) in &backends {
-            let health = backend.health();
+            let health = DynBackend::health(&**backend);
             let detail =
                 health.as_ref().err().map_or_else(|| "open".to_owned(), |error| error.message.clone());
             parts.insert(format!("backend.{name}"), (health.is_ok(), detail));
+            for state in backend
+                .states()
+                .into_iter()
+                .filter(|state| state.breaker != "closed" && state.work != "drains")
+            {
+                let part = format!("backend.{name}.{}.{}", state.shard, state.work);
+                parts.insert(part, (false, format!("circuit {}: {}", state.breaker, state.reason)));
+            }
         }
-        let answers = parts.is_empty() || parts.values().any(|(ok, _)| *ok);
+        let well = |backend: &Arc<Layered>| DynBackend::health(&**backend).is_ok();
+        let answers = backends.is_empty() || backends.values().any(well);
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (connected, serving) = match server {
             None => (false, Serving::Starting),

@@ -24,6 +24,7 @@ use std::path::Path;
 use crate::backend;
 use crate::client::connect::NatsSettings;
 use crate::http;
+use crate::layer;
 use crate::store::policy::PolicySettings;
 use crate::telemetry;
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub log: telemetry::Settings,
     /// Backends by name; never empty.
     pub backends: BTreeMap<String, backend::Settings>,
+    /// What stands around each backend, by its name.
+    pub layers: BTreeMap<String, layer::Settings>,
     /// Policies by the namespace's name, or `*` for all that are not named; never empty.
     pub namespaces: BTreeMap<String, PolicySettings>,
     /// Size of the first cache tier; 0 = none.

@@ -8,6 +8,7 @@
 //! 8  main > cli > app > config     the process
 //! 7  server | http                 NATS in, reply out | health
 //! 6  store | control               operations on records | background jobs
+//! 3  layer                         what wraps a backend
 //! 2  backend                       the stores
 //! 1  codec | placement | client    bytes | which slot | the Rust client
 //! 0  model | telemetry             words and names
@@ -32,6 +33,8 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod layer;
 #[cfg(feature = "server")]
 pub mod placement;
 #[cfg(feature = "server")]

@@ -11,6 +11,7 @@ use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
 use crate::client::connect::NatsSettings;
 use crate::http;
+use crate::layer;
 use crate::model::request::Consistency;
 use crate::store::policy::{Packed, PartitionBy, PolicySettings};
 use crate::telemetry;
@@ -33,6 +34,7 @@ pub(super) fn settings(tree: &Table) -> Settings {
             level: log.text("level"),
         },
         backends: each(tree, "backends", backend_settings),
+        layers: each(tree, "backends", layer_settings),
         namespaces: each(tree, "namespaces", policy_settings),
         cache_memory_bytes: cache.bytes("memory_bytes"),
     }
@@ -59,6 +61,16 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "memory" => backend::Settings::Memory,
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
+    }
+}
+
+fn layer_settings(backend: &Section<'_>) -> layer::Settings {
+    let at_once = |name| usize::try_from(backend.integer(name)).expect("checked: 1 to 1000000");
+    layer::Settings {
+        reads_max: at_once("reads_max"),
+        writes_max: at_once("writes_max"),
+        drains_max: at_once("drains_max"),
+        open_max: Duration::from_millis(u64::try_from(backend.duration_ms("open_max")).unwrap_or(0)),
     }
 }
 

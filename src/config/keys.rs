@@ -80,6 +80,7 @@ const COMPRESSIONS: Words =
     Words { plural: "methods", built: &["auto", "none", "lz4", "zstd"], unbuilt: &[] };
 
 const MAX_IN_FLIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
+const AT_ONCE: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };
 const WEIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const ANY: Holds = Holds::Text(units::any);
@@ -121,6 +122,10 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.shards.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin),
     key("backends.*.hosts", Holds::Texts).of(&["riak"]),
     key("backends.*.bucket_type", FILLED).of(&["riak"]),
+    key("backends.*.reads_max", AT_ONCE),
+    key("backends.*.writes_max", AT_ONCE),
+    key("backends.*.drains_max", AT_ONCE),
+    key("backends.*.open_max", Holds::Duration),
     key("namespaces.*.backend", FILLED),
     key("namespaces.*.consistency", Holds::Word(&LEVELS)),
     key("namespaces.*.max_staleness", Holds::Duration),

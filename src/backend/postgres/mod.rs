@@ -360,7 +360,7 @@ impl Shared {
 
 /// The fault of a slot that its server says it does not own.
 fn not_owner(at: &RowKey) -> Fault {
-    let message = format!("slot {} is being moved to another server", at.slot);
+    let message = format!("slot {} {}", at.slot, super::MOVED);
     Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
 }
 
