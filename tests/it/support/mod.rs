@@ -6,6 +6,7 @@ pub(crate) mod linear;
 pub(crate) mod nats;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod rabbit;
 pub(crate) mod time;
 pub(crate) mod wire;
 pub(crate) mod worker;
