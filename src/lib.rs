@@ -10,7 +10,7 @@
 //! 6  store | control               operations on records | background jobs
 //! 3  layer                         what wraps a backend
 //! 2  backend                       the stores
-//! 1  codec | placement | client    bytes | which slot | the Rust client
+//! 1  codec | placement | link | client    bytes | which slot | connections | the Rust client
 //! 0  model | telemetry             words and names
 //! ```
 //!
@@ -34,7 +34,11 @@ pub mod control;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
+<<<<<<< HEAD
 pub mod layer;
+=======
+pub mod link;
+>>>>>>> main
 #[cfg(feature = "server")]
 pub mod placement;
 #[cfg(feature = "server")]

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 /// Floors from the bottom up. The process at the top is a chain: main > cli > app > config.
-const FLOORS: [(&str, u8); 18] = [
+const FLOORS: [(&str, u8); 19] = [
     ("model", 0),
     ("telemetry", 0),
     ("codec", 1),
     ("placement", 1),
+    ("link", 1),
     ("client", 1),
     ("backend", 2),
     ("layer", 3),
