@@ -15,13 +15,14 @@ use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
 use crate::backend::{self, DynBackend};
+use crate::cache::Cache;
 use crate::client::connect::redact_url;
 use crate::config::Loaded;
 use crate::control;
 use crate::http::{self, Readiness};
 use crate::layer::{self, Layered};
 use crate::model::clock::HybridClock;
-use crate::model::{Error, Result};
+use crate::model::{Error, Result, Version};
 use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
 use crate::store::Store;
@@ -72,7 +73,11 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     let erased =
         |(name, backend): (&String, &Arc<Layered>)| (name.clone(), backend.clone() as Arc<dyn DynBackend>);
     let backends: BTreeMap<String, Arc<dyn DynBackend>> = layered.iter().map(erased).collect();
-    let store = Arc::new(Store::new(&settings.namespaces, &backends, Arc::new(HybridClock::default()))?);
+    let (clock, origin) = (Arc::new(HybridClock::default()), Version::draw_origin());
+    let shared = backends.values().any(|backend| backend.capability().shared);
+    let cache = Cache::open(&settings.cache, &settings.nats, shared, origin, clock.clone()).await?;
+    running.set_cache(&cache);
+    let store = Arc::new(Store::new(&settings.namespaces, &backends, cache.clone(), clock, origin)?);
     let sweeps = tokio::spawn(control::sweep::run(backends.clone(), stop.clone()));
 
     let url = redact_url(&settings.nats.url);
@@ -86,6 +91,7 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     tracing::info!("{name}: taking no more requests");
     announced.abort();
     server.stop().await;
+    cache.close().await;
     tracing::info!("requests in hand are answered; closing the stores");
     stop.cancel();
     for (name, backend) in &backends {
@@ -158,6 +164,7 @@ async fn announce(mut serving: watch::Receiver<Serving>, url: String, prefix: St
 struct Running {
     backends: Mutex<BTreeMap<String, Arc<Layered>>>,
     server: Mutex<Option<Joined>>,
+    cache: Mutex<Option<Arc<Cache>>>,
 }
 
 /// What `/readyz` asks of the NATS side.
@@ -170,6 +177,10 @@ struct Joined {
 impl Running {
     fn set_backends(&self, backends: &BTreeMap<String, Arc<Layered>>) {
         *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends.clone();
+    }
+
+    fn set_cache(&self, cache: &Arc<Cache>) {
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache.clone());
     }
 
     fn set_server(&self, server: &Server) {
@@ -197,6 +208,12 @@ impl Running {
         }
         let well = |backend: &Arc<Layered>| DynBackend::health(&**backend).is_ok();
         let answers = backends.is_empty() || backends.values().any(well);
+        // A tier is a help: one that is passed by keeps nobody from being answered.
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (part, health) in cache.iter().flat_map(|cache| cache.health()) {
+            let (ok, Ok(detail) | Err(detail)) = (health.is_ok(), health);
+            parts.insert(part.to_owned(), (ok, detail));
+        }
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (connected, serving) = match server {
             None => (false, Serving::Starting),

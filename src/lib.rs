@@ -9,6 +9,7 @@
 //! 7  server | http                 NATS in, reply out | health
 //! 6  store | control               operations on records | background jobs
 //! 5  queue                         writes that wait for their store
+//! 4  cache                         copies in front of a backend
 //! 3  layer                         what wraps a backend
 //! 2  backend                       the stores
 //! 1  codec | placement | link | client    bytes | which slot | connections | the Rust client
@@ -26,6 +27,8 @@ pub mod model;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod backend;
+#[cfg(feature = "server")]
+pub mod cache;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

@@ -113,6 +113,11 @@ Example:
         after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst"
     )]
     Export(Transfer),
+    /// Bring the records of a namespace into the workers' caches
+    #[command(
+        after_help = "Every worker reads all of them, page by page, and keeps what its tiers have room for.\n\nExample:\n  datastore warm users --prefix user:"
+    )]
+    Warm(Warm),
     /// Print a document as a stored record: one line of hex
     #[command(after_help = "Examples:
   datastore encode '{\"name\": \"Ada\"}'
@@ -367,6 +372,16 @@ pub(crate) struct Transfer {
     pub(crate) namespace: String,
     /// NDJSON, also .gz and .zst; `-` is standard input or output
     pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Warm {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Keys that begin with this
+    #[arg(long, default_value = "")]
+    pub(crate) prefix: String,
 }
 
 #[derive(Debug, Args)]

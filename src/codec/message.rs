@@ -14,7 +14,10 @@ use prost::Message;
 use crate::model::request::Request;
 use crate::model::{Error, Result};
 
-pub use reply::{decode_found, decode_reply, encode_hit, encode_reply, error_len, record_len, result_len};
+pub use reply::{
+    decode_found, decode_record, decode_reply, encode_found, encode_record, encode_reply, encode_results,
+    error_len, record_len, result_len,
+};
 
 /// The code that `build.rs` generates.
 #[expect(unreachable_pub, reason = "generated from proto/datastore/v1/datastore.proto")]

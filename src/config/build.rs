@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use super::{Settings, check, units};
 use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
+use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::layer;
@@ -19,7 +20,7 @@ use crate::telemetry::LogFormat;
 
 /// The settings of a tree in which the check found no fault.
 pub(super) fn settings(tree: &Table) -> Settings {
-    let [nats, listen, log, cache] = ["nats", "http", "log", "cache"].map(|name| Section::of(&tree[name]));
+    let [nats, listen, log, tiers] = ["nats", "http", "log", "cache"].map(|name| Section::of(&tree[name]));
     Settings {
         max_in_flight: usize::try_from(nats.integer("max_in_flight")).expect("checked: 1 to 1000000"),
         nats: nats_settings(&nats),
@@ -36,7 +37,10 @@ pub(super) fn settings(tree: &Table) -> Settings {
         backends: each(tree, "backends", backend_settings),
         layers: each(tree, "backends", layer_settings),
         namespaces: each(tree, "namespaces", policy_settings),
-        cache_memory_bytes: cache.bytes("memory_bytes"),
+        cache: cache::Settings {
+            memory_bytes: tiers.bytes("memory_bytes"),
+            redis_url: tiers.text("redis_url"),
+        },
     }
 }
 

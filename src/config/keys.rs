@@ -106,7 +106,7 @@ pub(super) const KEYS: &[Key] = &[
     key("queue.kind", Holds::Word(&QUEUES)),
     key("queue.url", ANY).hides(Hides::UrlLogin),
     key("cache.memory_bytes", Holds::Bytes { min: 0 }),
-    key("cache.redis_url", Holds::Text(units::not_built)).hides(Hides::UrlLogin),
+    key("cache.redis_url", Holds::Text(units::redis_url)).hides(Hides::UrlLogin),
     key("backends.*.kind", Holds::Word(&KINDS)),
     key("backends.*.path", FILLED).of(&["local"]),
     key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),

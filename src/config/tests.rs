@@ -62,7 +62,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.max_in_flight, 4096);
     assert_eq!(settings.http.listen, Some("127.0.0.1:8280".parse().unwrap()));
     assert_eq!((settings.log.format, settings.log.level.as_str()), (LogFormat::Text, "info"));
-    assert_eq!(settings.cache_memory_bytes, 256 << 20);
+    assert_eq!(settings.cache.memory_bytes, 256 << 20);
+    assert_eq!(settings.cache.redis_url, "");
     assert_eq!(settings.backends.keys().collect::<Vec<_>>(), ["main"]);
     let backend::Settings::Local { path } = &settings.backends["main"] else { panic!("local") };
     assert_eq!(path, &PathBuf::from("./data"));
@@ -185,7 +186,7 @@ fn environment_values_take_the_type_of_their_key() {
     let settings =
         load_all("[nats]\nuser = 'u'", &environment, &[("cache.memory_bytes", "1KiB")]).unwrap().settings;
     assert_eq!((settings.nats.password.as_str(), settings.nats.token.as_str()), ("12345", "true"));
-    assert_eq!((settings.max_in_flight, settings.cache_memory_bytes), (12, 1024));
+    assert_eq!((settings.max_in_flight, settings.cache.memory_bytes), (12, 1024));
     assert_eq!((settings.http.listen, settings.log.format), (None, LogFormat::Json));
 }
 
@@ -466,10 +467,11 @@ fn what_is_not_built_yet_says_so() {
     }
     refused("[queue]\nkind = 'rabbitmq'", "queue.kind", &["\"rabbitmq\" is not built yet", "none"]);
     refused(
-        "[cache]\nredis_url = 'redis://u:hunter2@h'",
+        "[cache]\nredis_url = 'http://u:hunter2@h'",
         "cache.redis_url",
-        &["not built yet", "redis://***@h"],
+        &["redis://host", "http://***@h"],
     );
+    good("[cache]\nredis_url = 'redis://u:hunter2@h:6379/2'");
     let named = format!("[backends.main]\n{eventual}");
     let policy = "namespaces.\"*\".";
     let queue = ["not built yet", "[queue]", "cache.redis_url"];

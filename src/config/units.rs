@@ -59,12 +59,12 @@ pub(super) fn log_level(text: &str) -> Result<(), String> {
     crate::telemetry::filter(text).map(drop)
 }
 
-/// A part that does not exist yet: only "" is right.
-pub(super) fn not_built(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        Ok(())
-    } else {
-        Err("is not built yet in this version; it should be \"\"".to_owned())
+/// The URL of a Redis server, or "".
+pub(super) fn redis_url(text: &str) -> Result<(), String> {
+    match text {
+        "" => Ok(()),
+        url => crate::link::redis::Redis::check(url)
+            .map_err(|fault| format!("should be a URL such as \"redis://host:6379\": {fault}")),
     }
 }
 

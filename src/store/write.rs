@@ -9,12 +9,13 @@ use crate::model::op::{Action, Expiry, Write};
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Document, Error, Key, Outcome, Record, Result, Version};
 
+use super::copies::ended;
 use super::update::{Touch, Update};
 use super::{Call, Store};
 
 /// What of a write its reply needs.
 pub(super) struct Asked {
-    key: Key,
+    pub(super) key: Key,
     is_delete: bool,
     return_record: bool,
 }
@@ -29,9 +30,12 @@ impl Store {
         if let Err(error) = self.check_partitioning(call, true).await {
             return error.into();
         }
+        let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;
         let written = call.policy.backend.write(vec![write], call.deadline).await;
         let written =
             written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));
+        let end = ended(call, &asked.key, writing.keeps_records(), &written);
+        writing.finish([end], call.now_ms).await;
         self.reply(call, asked, written).await
     }
 

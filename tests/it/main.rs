@@ -7,8 +7,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that cannot go on should panic
 
 mod behavior;
+mod cache;
 mod cli;
 mod client;
+#[cfg(feature = "test-sabotage")]
+mod coherence;
 mod crash;
 mod discovery;
 mod floors;

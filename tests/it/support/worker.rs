@@ -100,7 +100,7 @@ impl Setup {
     }
 
     /// The database of the PostgreSQL backend, on the server of this run.
-    fn database(&self) -> &str {
+    pub(crate) fn database(&self) -> &str {
         self.database.get_or_init(|| Postgres::shared().database())
     }
 
