@@ -26,6 +26,7 @@ use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::layer;
+use crate::queue;
 use crate::store::policy::PolicySettings;
 use crate::telemetry;
 
@@ -44,6 +45,8 @@ pub struct Settings {
     pub backends: BTreeMap<String, backend::Settings>,
     /// What stands around each backend, by its name.
     pub layers: BTreeMap<String, layer::Settings>,
+    /// Where writes wait while a backend is down; `None` = nowhere.
+    pub queue: Option<queue::Settings>,
     /// Policies by the namespace's name, or `*` for all that are not named; never empty.
     pub namespaces: BTreeMap<String, PolicySettings>,
     /// Copies of what the backends hold.

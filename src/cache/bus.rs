@@ -73,6 +73,10 @@ struct Heard {
     /// What comes next may not follow what came last: a new connection, or messages that did not fit.
     torn: AtomicBool,
     gaps: AtomicU64,
+    /// The other workers that were heard lately.
+    others: Mutex<Vec<u64>>,
+    /// When the own heartbeat last came back.
+    echoed: AtomicU64,
     shared_floors: Box<[AtomicU64]>,
 }
 
@@ -164,6 +168,17 @@ impl Bus {
         }
     }
 
+    /// The workers that live, this one among them; none while it does not hear itself.
+    pub(super) fn workers(&self) -> Vec<u64> {
+        let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
+        if self.heard.echoed.load(Ordering::Acquire) + silent < Micros::now().0 {
+            return Vec::new();
+        }
+        let mut workers = self.heard.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        workers.push(self.voice.origin);
+        workers
+    }
+
     /// Says goodbye.
     pub(super) async fn close(&self) {
         self.stop.cancel();
@@ -220,6 +235,8 @@ impl Heard {
             floor: AtomicU64::new(0),
             torn: AtomicBool::new(true),
             gaps: AtomicU64::new(0),
+            others: Mutex::default(),
+            echoed: AtomicU64::new(0),
             shared_floors: (0..SHARED_FLOORS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -316,6 +333,10 @@ fn echoed(heard: &Heard, senders: &mut HashMap<u64, Sender>, sent: Micros) {
         // What it wrote last may never have been announced.
         heard.gap();
     }
+    heard.echoed.store(now.0, Ordering::Release);
+    let lately = senders.iter().filter(|(_, sender)| now.since(sender.heard) < SILENT);
+    *heard.others.lock().unwrap_or_else(PoisonError::into_inner) =
+        lately.map(|(origin, _)| *origin).collect();
     let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
     let oldest = senders.values().map(|sender| sender.heard).min().unwrap_or(now);
     let sure_until = oldest.min(sent).0 + silent;

@@ -14,7 +14,8 @@ use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::layer;
 use crate::model::request::Consistency;
-use crate::store::policy::{Packed, PartitionBy, PolicySettings};
+use crate::queue;
+use crate::store::policy::{Durability, Packed, PartitionBy, PolicySettings};
 use crate::telemetry;
 use crate::telemetry::LogFormat;
 
@@ -35,6 +36,7 @@ pub(super) fn settings(tree: &Table) -> Settings {
             level: log.text("level"),
         },
         backends: each(tree, "backends", backend_settings),
+        queue: queue_settings(tree),
         layers: each(tree, "backends", layer_settings),
         namespaces: each(tree, "namespaces", policy_settings),
         cache: cache::Settings {
@@ -66,6 +68,17 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
+}
+
+fn queue_settings(tree: &Table) -> Option<queue::Settings> {
+    let [queue, cache, nats] = ["queue", "cache", "nats"].map(|name| Section::of(&tree[name]));
+    // A broker is of no use without the Redis in which all workers see what waits there; no namespace asks for it then.
+    (queue.text("kind") == "rabbitmq" && !cache.text("redis_url").is_empty()).then(|| queue::Settings {
+        url: queue.text("url"),
+        prefix: nats.text("subject_prefix"),
+        lane_bytes_max: queue.bytes("lane_bytes_max"),
+        redis_url: cache.text("redis_url"),
+    })
 }
 
 fn layer_settings(backend: &Section<'_>) -> layer::Settings {
@@ -134,6 +147,11 @@ fn policy_settings(policy: &Section<'_>) -> PolicySettings {
         ttl_ms: policy.duration_ms("ttl"),
         cache_ttl_ms: policy.duration_ms("cache_ttl"),
         max_stale_ms: policy.duration_ms("max_stale"),
+        durability: match policy.text("durability").as_str() {
+            "through" => Durability::Through,
+            "outage_queue" => Durability::OutageQueue,
+            mode => unreachable!("checked: {mode} is built"),
+        },
         compression: match policy.text("compression").as_str() {
             "auto" => Packed::Auto,
             "none" => Packed::None,

@@ -63,18 +63,15 @@ pub(super) enum Hides {
 pub(super) struct KeyPath(Vec<String>);
 
 const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
-const QUEUES: Words = Words { plural: "kinds", built: &["none"], unbuilt: &[("rabbitmq", "")] };
+const QUEUES: Words = Words { plural: "kinds", built: &["none", "rabbitmq"], unbuilt: &[] };
 const KINDS: Words = Words {
     plural: "kinds",
     built: &["local", "memory", "postgres"],
     unbuilt: &[("redis", ""), ("riak", "")],
 };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
-const DURABILITIES: Words = Words {
-    plural: "modes",
-    built: &["through"],
-    unbuilt: &[("outage_queue", "; it needs [queue] and cache.redis_url"), ("behind", "")],
-};
+const DURABILITIES: Words =
+    Words { plural: "modes", built: &["through", "outage_queue"], unbuilt: &[("behind", "")] };
 const PARTITIONS: Words = Words { plural: "ways", built: &["prefix", "key", "namespace"], unbuilt: &[] };
 const COMPRESSIONS: Words =
     Words { plural: "methods", built: &["auto", "none", "lz4", "zstd"], unbuilt: &[] };
@@ -104,7 +101,8 @@ pub(super) const KEYS: &[Key] = &[
     key("log.format", Holds::Word(&FORMATS)),
     key("log.level", Holds::Text(units::log_level)),
     key("queue.kind", Holds::Word(&QUEUES)),
-    key("queue.url", ANY).hides(Hides::UrlLogin),
+    key("queue.url", Holds::Text(crate::queue::check_url)).hides(Hides::UrlLogin),
+    key("queue.lane_bytes_max", Holds::Bytes { min: 1024 }),
     key("cache.memory_bytes", Holds::Bytes { min: 0 }),
     key("cache.redis_url", Holds::Text(units::redis_url)).hides(Hides::UrlLogin),
     key("backends.*.kind", Holds::Word(&KINDS)),

@@ -167,9 +167,15 @@ impl Layered {
         self.shards.iter().flat_map(of).collect()
     }
 
-    /// What writes to this shard take lately, milliseconds; what drains look at to make way.
-    pub fn recent_write_ms(&self, shard: usize) -> Option<f64> {
-        self.shards.get(shard)?.writes.observed.recent_ms()
+    /// Calls that wrote to a shard so far, and how many milliseconds they take lately: what drains look at to make way.
+    pub fn write_load(&self, shard: usize) -> (u64, f64) {
+        let of = |shard: &Shard| (shard.writes.observed.calls(), shard.writes.observed.recent_ms());
+        self.shards.get(shard).map_or((0, 0.0), of)
+    }
+
+    /// Whether replays to a shard would be let through now.
+    pub fn admits_drains(&self, shard: usize) -> bool {
+        self.shards.get(shard).is_some_and(|shard| shard.drains.breaker.admits())
     }
 
     fn shard(&self, slot: u16) -> &Shard {

@@ -53,9 +53,14 @@ impl Observed {
         self.recent.store(next.to_bits(), Ordering::Relaxed);
     }
 
-    /// What calls take lately, milliseconds.
-    pub(super) fn recent_ms(&self) -> Option<f64> {
-        Some(f64::from_bits(self.recent.load(Ordering::Relaxed))).filter(|ms| *ms > 0.0)
+    /// What calls take lately, milliseconds; 0 = there were none.
+    pub(super) fn recent_ms(&self) -> f64 {
+        f64::from_bits(self.recent.load(Ordering::Relaxed))
+    }
+
+    /// Calls so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// All of it.

@@ -189,13 +189,16 @@ impl Consumers {
     }
 }
 
-/// The place of a worker among those that live, for one lane. One that is not among them comes last.
+/// The place of a worker among those that live, for one lane. One that is not among them has none.
 fn rank(lane: &str, own: u64, members: &[u64]) -> usize {
     let score = |member: u64| {
         let mut bytes = lane.as_bytes().to_vec();
         bytes.extend_from_slice(&member.to_le_bytes());
         (xxh3_64(&bytes), member)
     };
+    if !members.contains(&own) {
+        return usize::MAX;
+    }
     let mine = score(own);
     members.iter().filter(|member| **member != own && score(**member) > mine).count()
 }
@@ -598,6 +601,10 @@ mod tests {
             assert!(before == after || before == 44, "only what the one that went had");
         }
         assert!((120..280).contains(&moved), "a quarter, or nearly: {moved}");
-        assert_eq!(rank("x", 55, &[]), 0, "who knows of nobody works on all");
+        assert_eq!(
+            rank("x", 55, &[11]),
+            usize::MAX,
+            "who is cut off works on none: it could not tell the others"
+        );
     }
 }

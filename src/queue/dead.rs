@@ -79,6 +79,8 @@ pub struct Replayed {
 pub enum Act {
     /// Leaves it, at the end of the queue.
     Keep,
+    /// The same, and looks at no other.
+    KeepAndEnd,
     /// Lets it go.
     Remove,
 }
@@ -139,12 +141,16 @@ impl Queue {
                 let (bytes, tag) = (delivery.data.len(), delivery.delivery_tag);
                 let read = read(delivery);
                 let letter = letter(&read, bytes);
-                if matches!(act(&letter).await, Act::Keep) {
+                let act = act(&letter).await;
+                if !matches!(act, Act::Remove) {
                     self.move_to_end(&read).await?;
                 }
                 let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
                 acked.map_err(|error| error.to_string())?;
                 seen.push(letter);
+                if matches!(act, Act::KeepAndEnd) {
+                    break;
+                }
             }
             Ok(seen)
         };

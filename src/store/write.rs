@@ -17,7 +17,7 @@ use super::{Call, Store};
 pub(super) struct Asked {
     pub(super) key: Key,
     is_delete: bool,
-    return_record: bool,
+    pub(super) return_record: bool,
 }
 
 impl Store {
@@ -27,6 +27,9 @@ impl Store {
             Ok(prepared) => prepared,
             Err(error) => return error.into(),
         };
+        if let Some(waiting) = self.queue_of(call) {
+            return Box::pin(self.write_or_queue(call, waiting, asked, write)).await;
+        }
         if let Err(error) = self.check_partitioning(call, true).await {
             return error.into();
         }
@@ -133,7 +136,7 @@ fn conflict(key: &Key, present: Option<Version>) -> Error {
     Error::conflict(format!("the precondition on {:?} failed: {found}", shorten(key.as_str())), present)
 }
 
-fn record(call: &Call, key: &Key, version: Version, live: &Live) -> Option<Record> {
+pub(super) fn record(call: &Call, key: &Key, version: Version, live: &Live) -> Option<Record> {
     let document = call.document(key, live).ok()?;
     Some(Record::new(key.clone(), version, live.expires_at_ms, document))
 }
