@@ -18,7 +18,7 @@ use super::letters::{Held, Unreadable, read};
 use super::overlay::Fate;
 use super::settle::{Verdict, judge, settlement};
 use super::{Notes, PREFETCH, Queue, Queued, Target};
-use crate::backend::Applied;
+use crate::backend::{Applied, Boxed};
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Result};
 
@@ -85,6 +85,55 @@ pub enum Act {
     Remove,
 }
 
+/// Whoever decides on letters, one after the other.
+trait Actor: Send {
+    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act>;
+}
+
+/// One who needs to look at a letter only.
+struct Decides<F>(F);
+
+impl<F: FnMut(&DeadLetter) -> Act + Send> Actor for Decides<F> {
+    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act> {
+        let act = (self.0)(letter);
+        Box::pin(async move { act })
+    }
+}
+
+/// One who applies those that are wanted.
+struct Replay<'q, F> {
+    queue: &'q Queue,
+    target: &'q dyn Target,
+    forced: bool,
+    wanted: F,
+    done: Replayed,
+}
+
+impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
+    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act> {
+        Box::pin(async move {
+            self.done.looked_at += 1;
+            if !(self.wanted)(letter) {
+                self.done.skipped += 1;
+                return Act::Keep;
+            }
+            let verdict = match &letter.write {
+                Some(write) => self.queue.replay_one(self.target, write, self.forced).await,
+                None => Verdict::Dead(letter.notes.reason.clone()),
+            };
+            match verdict {
+                Verdict::Done(Fate::Superseded) => self.done.superseded += 1,
+                Verdict::Done(_) => self.done.applied += 1,
+                Verdict::Down(why) | Verdict::Later(why) | Verdict::Dead(why) => {
+                    self.done.failed.push((letter.id.clone(), why));
+                    return Act::Keep;
+                }
+            }
+            Act::Remove
+        })
+    }
+}
+
 impl Queue {
     /// Every lane, and how many dead letters there are.
     pub async fn status(&self) -> Result<(Vec<LaneStatus>, u64)> {
@@ -120,8 +169,12 @@ impl Queue {
     pub async fn walk(
         &self,
         most: usize,
-        mut act: impl AsyncFnMut(&DeadLetter) -> Act,
+        act: impl FnMut(&DeadLetter) -> Act + Send,
     ) -> Result<Vec<DeadLetter>> {
+        self.walk_with(most, &mut Decides(act)).await
+    }
+
+    async fn walk_with(&self, most: usize, actor: &mut dyn Actor) -> Result<Vec<DeadLetter>> {
         let unavailable = |why: String| Error::unavailable(why, BUSY_RETRY_MS);
         let link = self.broker.connect("operator").await.map_err(unavailable)?;
         let walked = async {
@@ -141,7 +194,7 @@ impl Queue {
                 let (bytes, tag) = (delivery.data.len(), delivery.delivery_tag);
                 let read = read(delivery);
                 let letter = letter(&read, bytes);
-                let act = act(&letter).await;
+                let act = actor.act(&letter).await;
                 if !matches!(act, Act::Remove) {
                     self.move_to_end(&read).await?;
                 }
@@ -166,36 +219,12 @@ impl Queue {
         target: &dyn Target,
         most: usize,
         forced: bool,
-        wanted: impl Fn(&DeadLetter) -> bool,
+        wanted: impl Fn(&DeadLetter) -> bool + Send + Sync,
     ) -> Result<Replayed> {
-        let mut done = Replayed::default();
-        let act = async |letter: &DeadLetter| {
-            done.looked_at += 1;
-            let Some(write) = letter.write.as_ref().filter(|_| wanted(letter)) else {
-                if wanted(letter) {
-                    done.failed.push((letter.id.clone(), letter.notes.reason.clone()));
-                } else {
-                    done.skipped += 1;
-                }
-                return Act::Keep;
-            };
-            match self.replay_one(target, write, forced).await {
-                Verdict::Done(Fate::Superseded) => {
-                    done.superseded += 1;
-                    Act::Remove
-                }
-                Verdict::Done(_) => {
-                    done.applied += 1;
-                    Act::Remove
-                }
-                Verdict::Down(why) | Verdict::Later(why) | Verdict::Dead(why) => {
-                    done.failed.push((letter.id.clone(), why));
-                    Act::Keep
-                }
-            }
-        };
-        self.walk(most, act).await?;
-        Ok(done)
+        let done = Replayed::default();
+        let mut replay = Replay { queue: self, target, forced, wanted, done };
+        self.walk_with(most, &mut replay).await?;
+        Ok(replay.done)
     }
 
     /// Applies one write again.

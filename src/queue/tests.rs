@@ -191,7 +191,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;
     assert_eq!(store.body("good8").await.as_deref(), Some("v8"));
-    let letters = queue.walk(100, async |_| Act::Keep).await.unwrap();
+    let letters = queue.walk(100, |_| Act::Keep).await.unwrap();
     assert_eq!(letters.len(), 3);
     assert!(letters[0].notes.reason.contains("it refuses the row"), "{:?}", letters[0].notes);
     assert!(letters[0].notes.lane.starts_with("q2.wb.main.main."));

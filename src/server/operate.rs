@@ -133,7 +133,7 @@ async fn status(queue: &Queue) -> Result<Json> {
 async fn list(queue: &Queue, asked: &List) -> Result<Json> {
     let mut bytes = 0;
     let letters = queue
-        .walk(asked.limit.min(LISTED_MAX), async |letter| {
+        .walk(asked.limit.min(LISTED_MAX), |letter| {
             bytes += letter.bytes;
             if asked.values && bytes > VALUES_BYTES_MAX { Act::KeepAndEnd } else { Act::Keep }
         })
@@ -145,7 +145,7 @@ async fn list(queue: &Queue, asked: &List) -> Result<Json> {
 async fn show(shared: &Shared, queue: &Queue, asked: &Show) -> Result<Json> {
     let mut found = None;
     let looked_at = queue
-        .walk(asked.limit, async |letter| {
+        .walk(asked.limit, |letter| {
             if letter.id != asked.id {
                 return Act::Keep;
             }
@@ -194,7 +194,7 @@ async fn replay(shared: &Shared, queue: &Queue, asked: &Replay) -> Result<Json> 
 async fn purge(queue: &Queue, asked: &Purge) -> Result<Json> {
     let mut removed = 0;
     let looked_at = queue
-        .walk(asked.limit, async |letter| {
+        .walk(asked.limit, |letter| {
             if !asked.ids.contains(&letter.id) {
                 return Act::Keep;
             }

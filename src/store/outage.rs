@@ -16,16 +16,15 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Offered, Written};
-use crate::cache::{Ended, Id};
+use crate::cache::Id;
 use crate::model::clock::hlc_at;
 use crate::model::key::shorten;
-use crate::model::op::Lifetime;
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Key, Outcome, Result, Version};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, Pending, QUEUED_BYTES_MAX, Queued, Unqueued};
 
 use super::copies::ended;
-use super::write::{Asked, record};
+use super::write::Asked;
 use super::{Call, Store, Waiting};
 
 /// The direct try takes this part of the time there is, and no longer than that.

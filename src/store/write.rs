@@ -17,7 +17,7 @@ use super::{Call, Store};
 pub(super) struct Asked {
     pub(super) key: Key,
     is_delete: bool,
-    pub(super) return_record: bool,
+    return_record: bool,
 }
 
 impl Store {
@@ -136,7 +136,7 @@ fn conflict(key: &Key, present: Option<Version>) -> Error {
     Error::conflict(format!("the precondition on {:?} failed: {found}", shorten(key.as_str())), present)
 }
 
-pub(super) fn record(call: &Call, key: &Key, version: Version, live: &Live) -> Option<Record> {
+fn record(call: &Call, key: &Key, version: Version, live: &Live) -> Option<Record> {
     let document = call.document(key, live).ok()?;
     Some(Record::new(key.clone(), version, live.expires_at_ms, document))
 }
