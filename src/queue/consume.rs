@@ -229,6 +229,8 @@ struct Blocked {
 
 struct Told {
     at: Instant,
+    /// Something is to be told at once.
+    due: bool,
     settled: u64,
     rate: f64,
     bytes_each: f64,
@@ -244,7 +246,7 @@ impl Lane {
         pace: Arc<Pace>,
     ) -> Result<Self, String> {
         let (channel, consumer) = subscribe(link, &name).await?;
-        let told = Told { at: Instant::now(), settled: 0, rate: 0.0, bytes_each: 0.0 };
+        let told = Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0 };
         Ok(Self {
             queue,
             target,
@@ -413,6 +415,7 @@ impl Lane {
     /// Waits while the shard's breaker is open; `false` where this worker stops.
     async fn wait_for_store(&mut self, pause: &mut Duration, stop: &CancellationToken) -> bool {
         let until = Instant::now() + pause.mul_f64(fastrand::f64());
+        self.told.due |= *pause == DOWN_PAUSE.0;
         *pause = (*pause * 2).min(DOWN_PAUSE.1);
         while Instant::now() < until || !self.target.admits(&self.shard) {
             self.tell().await;
@@ -511,11 +514,11 @@ impl Lane {
     /// Tells of this lane, once in a while.
     async fn tell(&mut self) {
         let elapsed = self.told.at.elapsed();
-        if elapsed < TELL_EVERY {
+        if elapsed < TELL_EVERY && !self.told.due {
             return;
         }
         self.take_in();
-        let lately = self.told.settled as f64 / elapsed.as_secs_f64();
+        let lately = self.told.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
         let rate = self.told.rate + (lately - self.told.rate) * RATE_PART;
         let word = Word {
             in_hand: (self.in_hand.len() + self.delivered.len()) as u64,
@@ -524,7 +527,8 @@ impl Lane {
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
         };
-        self.told = Told { at: Instant::now(), settled: 0, rate, bytes_each: self.told.bytes_each };
+        self.told =
+            Told { at: Instant::now(), due: false, settled: 0, rate, bytes_each: self.told.bytes_each };
         self.queue.lanes.tell(&self.name, word).await;
     }
 }

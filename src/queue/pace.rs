@@ -92,7 +92,9 @@ mod tests {
     #[tokio::test]
     async fn slow_writes_halve_it_and_quiet_lets_it_grow() {
         let pace = Pace::default();
-        (0..100).for_each(|_| drop(pace.learn((0, 0.0))));
+        for _ in 0..100 {
+            pace.learn((0, 0.0));
+        }
         let mut batches = Vec::new();
         for _ in 0..8 {
             batches.push(pace.begin().await);

@@ -176,10 +176,16 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
     assert_eq!(page["error"]["code"], "unavailable", "pending writes alone are no page: {page}");
     let receipt = json!({"namespace": "n", "key": "a", "version": queued["version"]});
     assert_eq!(caller.control("receipt", receipt.clone()).await["state"], "pending");
-    let status = caller.control("queue_status", json!({})).await;
-    let depth: u64 =
-        status["lanes"].as_array().unwrap().iter().map(|lane| lane["depth"].as_u64().unwrap()).sum();
-    assert!((4..=12).contains(&depth), "{status}");
+    let depth = async || {
+        let status = caller.control("queue_status", json!({})).await;
+        let lanes = status["lanes"].as_array().cloned().unwrap_or_default();
+        lanes.iter().map(|lane| lane["depth"].as_u64().unwrap()).sum::<u64>()
+    };
+    let begun = Instant::now();
+    while !(5..=12).contains(&depth().await) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "queued writes are counted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
     // It is back.
     let back = Instant::now();
@@ -415,7 +421,7 @@ fn text(value: &Json) -> String {
 async fn an_outage_loses_nothing_that_was_acknowledged() {
     let (rounds, rate, down) = match soak() {
         true => (10, 2_000, Duration::from_secs(30)),
-        false => (1, 300, Duration::from_secs(12)),
+        false => (1, 300, Duration::from_secs(20)),
     };
     for round in 0..rounds {
         let seed = fastrand::u64(..);
@@ -450,7 +456,7 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let killed = Instant::now();
     blocking(|| server.kill9());
-    tokio::time::sleep(down.mul_f64(0.2)).await;
+    tokio::time::sleep(down.mul_f64(0.15)).await;
     // A worker dies, and is started again.
     let victim = usize::try_from(seed % 3).unwrap();
     blocking(|| workers[victim].kill9());
@@ -487,7 +493,7 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
         let known = ["applied", "queued", "refused", "indeterminate", "none"].contains(&put.outcome.as_str());
         assert!(known, "{}", put.outcome);
     }
-    let quiet = Duration::from_secs(5);
+    let quiet = Duration::from_secs(if soak() { 5 } else { 1 });
     let in_outage = |put: &&Put| {
         put.sent > killed + Duration::from_millis(500)
             && put.sent + ANSWERED_WITHIN.min(Duration::from_secs(1)) < before_restart
@@ -506,7 +512,7 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
         "  outcomes {outcomes:?}; in the outage {queued} of {} queued; first applied after {first_applied:?}, drained after {drained:?}",
         sent.len()
     );
-    assert!(sent.is_empty() || queued * 100 >= sent.len() * 95, "{queued} of {} were queued", sent.len());
+    assert!(!sent.is_empty() && queued * 100 >= sent.len() * 95, "{queued} of {} were queued", sent.len());
 
     // All that was acknowledged stands or was superseded by something newer; nothing was applied twice.
     let mut newest: HashMap<&str, &str> = HashMap::new();
