@@ -12,8 +12,8 @@ run: deps-run
 
 ## test: every kind of check in its short form
 test: deps-test
-	$(CARGO) test --locked --features test-clock
-	$(CARGO) test --locked --features test-clock --bench record --bench sizes
+	$(CARGO) test --locked --features test-clock,test-sabotage
+	$(CARGO) test --locked --features test-clock,test-sabotage --bench record --bench sizes
 	$(CARGO) check --locked --no-default-features
 
 ## check: formatting and lints, warnings are errors

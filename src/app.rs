@@ -14,6 +14,7 @@ use crate::backend::local::Local;
 use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
+use crate::backend::redis::RedisStore;
 use crate::backend::{self, DynBackend};
 use crate::cache::Cache;
 use crate::client::connect::redact_url;
@@ -135,6 +136,7 @@ async fn open(
         let backend: Arc<dyn DynBackend> = match settings {
             backend::Settings::Memory => Arc::new(Memory::new()),
             backend::Settings::Postgres(settings) => Arc::new(PostgreSql::open(settings)?),
+            backend::Settings::Redis(settings) => Arc::new(RedisStore::open(settings)?),
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;

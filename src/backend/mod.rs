@@ -12,6 +12,9 @@ pub mod memory;
 mod offer;
 mod pages;
 pub mod postgres;
+pub mod redis;
+
+mod remote;
 mod row;
 #[cfg(test)]
 mod suite;
@@ -22,9 +25,7 @@ mod suite;
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
-#[path = "../../tests/it/support/process.rs"]
-mod process;
+use crate::link::process;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -52,6 +53,8 @@ pub enum Settings {
     },
     /// On PostgreSQL.
     Postgres(postgres::PostgresSettings),
+    /// On Redis.
+    Redis(redis::RedisSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.
@@ -302,6 +305,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What it promises.
     fn capability(&self) -> Capability;
 
+    /// Whether an answered write outlives the store's process and its machine, as its kind and its settings go.
+    fn durable(&self) -> bool {
+        true
+    }
+
+    /// Whether copies in the shared tier of the cache spare it work: not where it is as near as they are.
+    fn second_tier(&self) -> bool {
+        self.capability().shared
+    }
+
     /// Reads keys, in order. Keys never written are `None`.
     fn read(
         &self,
@@ -417,6 +430,8 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[expect(missing_docs, reason = "each method is that of Backend")]
 pub trait DynBackend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
+    fn durable(&self) -> bool;
+    fn second_tier(&self) -> bool;
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
     fn read_aged(
         &self,
@@ -451,6 +466,12 @@ pub trait DynBackend: Send + Sync + 'static {
 impl<B: Backend> DynBackend for B {
     fn capability(&self) -> Capability {
         Backend::capability(self)
+    }
+    fn durable(&self) -> bool {
+        Backend::durable(self)
+    }
+    fn second_tier(&self) -> bool {
+        Backend::second_tier(self)
     }
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
         Box::pin(Backend::read(self, keys, deadline))

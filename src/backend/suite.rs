@@ -13,7 +13,9 @@ use super::local::lock::DirectoryLock;
 use super::memory::Memory;
 use super::postgres::{Limits, PostgreSql, PostgresSettings, ShardSettings};
 use super::private_postgres::Postgres;
+use super::redis::{self, RedisSettings, RedisStore};
 use super::*;
+use crate::link::private_redis::Redis;
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::Lifetime;
 use crate::model::version::RAISED;
@@ -93,6 +95,17 @@ async fn on_each<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
     }
     trial(postgres.clone()).await;
     postgres.close().await;
+    // A server for each trial: databases are few.
+    let server = Redis::start(&[]);
+    let shard =
+        redis::ShardSettings { name: "main".to_owned(), url: server.url(), weight: 1, replicas: Vec::new() };
+    let redis: Arc<dyn DynBackend> =
+        Arc::new(RedisStore::open(&RedisSettings { shards: vec![shard], pool_size: 1 }).unwrap());
+    while redis.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    trial(redis.clone()).await;
+    redis.close().await;
 }
 
 #[tokio::test]

@@ -174,9 +174,9 @@ impl Shared {
         Looked::Busy
     }
 
-    /// The copy, however old.
+    /// The copy, however old, also of a tier that is passed by otherwise: whoever asks has nothing else to ask.
     pub(super) async fn peek(&self, id: &Id, deadline: Instant) -> Option<Item> {
-        self.read(id, deadline).await.ok()?
+        self.get(id, deadline.min(Instant::now() + JOB_TIMEOUT)).await.ok()?
     }
 
     /// Fills in a copy under a lease, or gives the lease back.
@@ -260,10 +260,14 @@ impl Shared {
         if self.is_away() {
             return Err(());
         }
+        self.get(id, deadline.min(Instant::now() + CALL_TIMEOUT)).await
+    }
+
+    async fn get(&self, id: &Id, deadline: Instant) -> Result<Option<Item>, ()> {
         let mut steps = redis::pipe();
         steps.cmd("GET").arg(self.name("e", id)).cmd("TIME");
         let before = Micros::now();
-        let answers = self.calls(&steps, deadline.min(Instant::now() + CALL_TIMEOUT)).await?;
+        let answers = self.calls(&steps, deadline).await?;
         let [Ok(copy), Ok(time)] = answers.as_slice() else { return Err(()) };
         let Value::BulkString(copy) = copy else { return Ok(None) };
         Ok(time_of(time).and_then(|now| decode(copy, now, before)))

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use super::{Settings, check, units};
 use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
+use crate::backend::redis;
 use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
@@ -66,6 +67,7 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "local" => backend::Settings::Local { path: PathBuf::from(backend.text("path")) },
         "memory" => backend::Settings::Memory,
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
+        "redis" => backend::Settings::Redis(redis_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
 }
@@ -91,8 +93,17 @@ fn layer_settings(backend: &Section<'_>) -> layer::Settings {
     }
 }
 
-fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
-    let shard = |shard: &Section<'_>| ShardSettings {
+/// One server of a backend, whatever its kind.
+struct ServerSettings {
+    name: String,
+    url: String,
+    weight: u32,
+    replicas: Vec<String>,
+}
+
+/// The servers of a backend; `only` is what one without `shards` is called.
+fn servers(backend: &Section<'_>, only: &str) -> Vec<ServerSettings> {
+    let server = |shard: &Section<'_>| ServerSettings {
         name: shard.text("name"),
         url: shard.text("url"),
         weight: match shard.has("weight") {
@@ -101,15 +112,30 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         },
         replicas: texts(shard, "replica_urls"),
     };
-    let shards = match backend.0.get("shards").and_then(Value::as_array) {
-        Some(shards) => shards.iter().map(|each| shard(&Section::of(each))).collect(),
-        None => vec![ShardSettings {
-            name: ONLY_SHARD.to_owned(),
+    match backend.0.get("shards").and_then(Value::as_array) {
+        Some(shards) => shards.iter().map(|each| server(&Section::of(each))).collect(),
+        None => vec![ServerSettings {
+            name: only.to_owned(),
             url: backend.text("url"),
             weight: 1,
             replicas: texts(backend, "replica_urls"),
         }],
-    };
+    }
+}
+
+fn redis_settings(backend: &Section<'_>) -> redis::RedisSettings {
+    let shard =
+        |ServerSettings { name, url, weight, replicas }| redis::ShardSettings { name, url, weight, replicas };
+    redis::RedisSettings {
+        shards: servers(backend, redis::ONLY_SHARD).into_iter().map(shard).collect(),
+        pool_size: usize::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+    }
+}
+
+fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
+    let shard =
+        |ServerSettings { name, url, weight, replicas }| ShardSettings { name, url, weight, replicas };
+    let shards = servers(backend, ONLY_SHARD).into_iter().map(shard).collect();
     let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
     let limits = Limits {
         pool_size: u32::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),

@@ -18,6 +18,9 @@ const ANY_NAMESPACE: &str = "*";
 /// Read replicas of one server.
 const REPLICAS_MAX: usize = 16;
 
+/// Whether a URL of a server can be read, and what it should be.
+type CheckUrl = fn(&str) -> Result<(), String>;
+
 /// Why a kind of backend cannot keep `strong`.
 const NOT_STRONG: [(&str, &str); 2] = [
     ("redis", "its replication is asynchronous, so a failover may take back acknowledged writes"),
@@ -154,31 +157,33 @@ impl Check<'_> {
                 }
                 directories.push((name, directory));
             }
-            if kind == "postgres" {
-                self.postgres(&path, backend);
+            match kind {
+                "postgres" => self.servers(&path, backend, crate::backend::postgres::check_url),
+                "redis" => self.servers(&path, backend, crate::backend::redis::check_url),
+                _ => {}
             }
         }
     }
 
     /// Where its servers are, once.
-    fn postgres(&mut self, path: &KeyPath, backend: &Table) {
+    fn servers(&mut self, path: &KeyPath, backend: &Table, check: CheckUrl) {
         match (backend.get("url"), backend.get("shards")) {
             (None, None) => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
             (Some(_), Some(_)) => {
                 let message = "goes without url: each shard has its own".to_owned();
                 self.add(&path.child("shards"), None, message);
             }
-            (Some(url), None) => self.postgres_url(&path.child("url"), url),
-            (None, Some(shards)) => self.shards(&path.child("shards"), shards),
+            (Some(url), None) => self.server_url(&path.child("url"), url, check),
+            (None, Some(shards)) => self.shards(&path.child("shards"), shards, check),
         }
         if backend.contains_key("shards") && backend.contains_key("replica_urls") {
             let message = "goes with url: each of the shards has its own".to_owned();
             self.add(&path.child("replica_urls"), None, message);
         }
-        self.replica_urls(path, backend);
+        self.replica_urls(path, backend, check);
     }
 
-    fn replica_urls(&mut self, path: &KeyPath, server: &Table) {
+    fn replica_urls(&mut self, path: &KeyPath, server: &Table, check: CheckUrl) {
         let urls =
             server.get("replica_urls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let path = path.child("replica_urls");
@@ -186,11 +191,11 @@ impl Check<'_> {
             self.add(&path, Some(urls.len().to_string()), format!("holds more than {REPLICAS_MAX} urls"));
         }
         for (at, url) in urls.iter().enumerate() {
-            self.postgres_url(&path.element(at), url);
+            self.server_url(&path.element(at), url, check);
         }
     }
 
-    fn shards(&mut self, path: &KeyPath, shards: &Value) {
+    fn shards(&mut self, path: &KeyPath, shards: &Value, check: CheckUrl) {
         let Value::Array(shards) = shards else { return };
         if shards.is_empty() {
             self.add(path, None, "is empty: one shard is needed at least".to_owned());
@@ -209,15 +214,15 @@ impl Check<'_> {
             }
             match shard.get("url") {
                 None => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
-                Some(url) => self.postgres_url(&path.child("url"), url),
+                Some(url) => self.server_url(&path.child("url"), url, check),
             }
-            self.replica_urls(&path, shard);
+            self.replica_urls(&path, shard, check);
         }
     }
 
-    fn postgres_url(&mut self, path: &KeyPath, url: &Value) {
+    fn server_url(&mut self, path: &KeyPath, url: &Value, check: CheckUrl) {
         let Some(url) = url.as_str().filter(|url| !url.is_empty()) else { return };
-        if let Err(message) = crate::backend::postgres::check_url(url) {
+        if let Err(message) = check(url) {
             let found = show::mask(Hides::UrlLogin, url);
             self.add(path, Some(format!("{found:?}")), message);
         }

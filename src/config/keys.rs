@@ -64,11 +64,8 @@ pub(super) struct KeyPath(Vec<String>);
 
 const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
 const QUEUES: Words = Words { plural: "kinds", built: &["none", "rabbitmq"], unbuilt: &[] };
-const KINDS: Words = Words {
-    plural: "kinds",
-    built: &["local", "memory", "postgres"],
-    unbuilt: &[("redis", ""), ("riak", "")],
-};
+const KINDS: Words =
+    Words { plural: "kinds", built: &["local", "memory", "postgres", "redis"], unbuilt: &[("riak", "")] };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
 const DURABILITIES: Words =
     Words { plural: "modes", built: &["through", "outage_queue"], unbuilt: &[("behind", "")] };

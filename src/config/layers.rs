@@ -12,11 +12,12 @@ use super::keys::{self, Holds, KeyPath};
 use super::{Fault, default_text};
 
 /// Defaults of the kinds of backend that are not the built-in one.
-const OF_KIND: [(&str, &str, &str); 4] = [
+const OF_KIND: [(&str, &str, &str); 5] = [
     ("postgres", "pool_size", "16"),
     ("postgres", "connect_timeout", "5s"),
     ("postgres", "idle_timeout", "10m"),
     ("postgres", "statement_timeout", "30s"),
+    ("redis", "pool_size", "4"),
 ];
 
 /// What an environment variable's name starts with to count as a setting.

@@ -227,6 +227,14 @@ impl Backend for Layered {
         self.inner.capability()
     }
 
+    fn durable(&self) -> bool {
+        self.inner.durable()
+    }
+
+    fn second_tier(&self) -> bool {
+        self.inner.second_tier()
+    }
+
     async fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Vec<Result<Option<Found>>> {
         if self.shards.len() == 1 {
             return self.read_on(0, keys, deadline).await;

@@ -45,21 +45,27 @@ pub enum Batched {
 enum Piece {
     /// The reply to a get that found a record, in the request's encoding.
     Found(Vec<u8>),
-    Result(BatchResult),
+    Result(Box<BatchResult>),
+}
+
+impl Piece {
+    fn result(result: BatchResult) -> Self {
+        Self::Result(Box::new(result))
+    }
 }
 
 /// All results as one reply.
 fn join_pieces(call: &Call, pieces: Vec<Piece>) -> Batched {
     if pieces.iter().all(|piece| matches!(piece, Piece::Result(_))) {
         let results = pieces.into_iter().filter_map(|piece| match piece {
-            Piece::Result(result) => Some(result),
+            Piece::Result(result) => Some(*result),
             Piece::Found(_) => None,
         });
         return Batched::Reply(BatchReply { error: None, results: results.collect() });
     }
     let parts = pieces.iter().map(|piece| match piece {
         Piece::Found(reply) => Ok(reply.as_slice()),
-        Piece::Result(result) => Err(result),
+        Piece::Result(result) => Err(&**result),
     });
     Batched::Encoded(match call.encoding {
         Encoding::Protobuf => message::encode_results(parts),
@@ -100,7 +106,7 @@ impl Store {
                 results[at] = Some(reply);
             }
             for (at, reply) in writes {
-                results[at] = Some(Piece::Result(BatchResult::Write(room.fit_write(call, reply))));
+                results[at] = Some(Piece::result(BatchResult::Write(room.fit_write(call, reply))));
             }
         }
         let pieces: Vec<Piece> =
@@ -265,10 +271,10 @@ fn rounds(ops: Vec<BatchOp>, results: &mut [Option<Piece>]) -> Vec<Round> {
                 rounds[round].writes.push((at, write));
             }
             BatchOp::Get(Err(error)) => {
-                results[at] = Some(Piece::Result(BatchResult::Get(brief(error).into())))
+                results[at] = Some(Piece::result(BatchResult::Get(brief(error).into())))
             }
             BatchOp::Write(Err(error)) => {
-                results[at] = Some(Piece::Result(BatchResult::Write(brief(error).into())))
+                results[at] = Some(Piece::result(BatchResult::Write(brief(error).into())))
             }
         }
     }
@@ -310,11 +316,11 @@ impl Room {
             let key = shorten(get.key.as_str());
             let message =
                 format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
-            return Piece::Result(BatchResult::Get(brief(Error::too_large(message)).into()));
+            return Piece::result(BatchResult::Get(brief(Error::too_large(message)).into()));
         }
         match got {
             Got::Encoded(reply) => Piece::Found(reply),
-            Got::Reply(reply) => Piece::Result(BatchResult::Get(reply)),
+            Got::Reply(reply) => Piece::result(BatchResult::Get(reply)),
         }
     }
 

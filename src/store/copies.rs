@@ -175,7 +175,11 @@ async fn read_through(cache: Arc<Cache>, call: Call, get: Get, id: Id, level: Le
     let reading = Call { deadline, ..call.clone() };
     let aged = read_one(&reading, &get, level).await;
     if sabotage::is(Sabotage::SlowFill) {
-        let ms = [1500, fastrand::u64(..40), fastrand::u64(..40), 0][fastrand::usize(..16).min(3)];
+        let ms = match fastrand::u8(..16) {
+            0 => 1500,
+            1..8 => fastrand::u64(..40),
+            _ => 0,
+        };
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
     let as_of = if sabotage::is(Sabotage::AsOf) { Micros::now() } else { as_of };

@@ -93,8 +93,7 @@ impl Policy {
             ttl: duration(settings.cache_ttl_ms),
             max_stale: duration(settings.max_stale_ms),
             shared_backend: capability.shared,
-            // An embedded store is nearer than Redis.
-            second_tier: capability.shared,
+            second_tier: backend.second_tier(),
             write_through: settings.consistency != Consistency::Strong,
         };
         Self { partitioning, capability, terms, settings, backend, payoffs }

@@ -82,7 +82,7 @@ impl Store {
     async fn get_settled(&self, call: &Call, get: Get, level: Level) -> Result<Got> {
         if level != Level::Strong && self.cache.keeps(&call.policy.terms) {
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            if let Some(got) = self.from_memory(call, &get, &id, level) {
+            if let Some(got) = self.answer_from_memory(call, &get, &id, level) {
                 return got;
             }
             let fetched = Box::pin(self.fetch(call, &get, id, level)).await?;
@@ -127,7 +127,7 @@ impl Store {
                 continue;
             }
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            let answered = self.from_memory(call, get, &id, level);
+            let answered = self.answer_from_memory(call, get, &id, level);
             if answered.is_none() {
                 missed.push((at, level, id));
             }
@@ -247,7 +247,7 @@ impl Store {
     }
 
     /// Answers from the first tier, if it may.
-    fn from_memory(&self, call: &Call, get: &Get, id: &Id, level: Level) -> Option<Result<Got>> {
+    fn answer_from_memory(&self, call: &Call, get: &Get, id: &Id, level: Level) -> Option<Result<Got>> {
         let terms = &call.policy.terms;
         let answer = |copy: Copy<'_>| (copied(call, get, &copy, Source::Memory, false), copy.version);
         let (answered, version) = self.cache.look(id, level, get.min_version, terms, answer)?;

@@ -86,7 +86,7 @@ impl Store {
             Err(error) => call.located(&asked.key, error).into(),
             Ok(Written::Applied { version, existed, live }) => {
                 self.saw(version, call.now_ms);
-                let mut reply = applied(Some(version), false);
+                let mut reply = applied(call, Some(version), false);
                 reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = live.and_then(|live| record(call, &asked.key, version, &live));
@@ -94,7 +94,7 @@ impl Store {
                 reply
             }
             Ok(Written::Duplicate { version, existed }) => {
-                let mut reply = applied(version, true);
+                let mut reply = applied(call, version, true);
                 reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = self.present(call, &asked.key).await;
@@ -118,12 +118,13 @@ impl Store {
     }
 }
 
-fn applied(version: Option<Version>, duplicate: bool) -> WriteReply {
+fn applied(call: &Call, version: Option<Version>, duplicate: bool) -> WriteReply {
+    let durable = call.policy.backend.durable();
     WriteReply {
         error: None,
         outcome: Outcome::Applied,
         version,
-        durability: Durability::Backend,
+        durability: if durable { Durability::Backend } else { Durability::None },
         duplicate,
         read_your_write: true,
         record: None,

@@ -60,7 +60,9 @@ matrix!(
     local_json = Local x Json,
     local_protobuf = Local x Protobuf,
     postgres_json = Postgres x Json,
-    postgres_protobuf = Postgres x Protobuf:
+    postgres_protobuf = Postgres x Protobuf,
+    redis_json = Redis x Json,
+    redis_protobuf = Redis x Protobuf:
     [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding]
 );
 

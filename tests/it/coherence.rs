@@ -156,8 +156,8 @@ fn sabotaged(setup: &Setup, rules: &str) -> Setup {
     }
 }
 
-/// A load on three workers that break the given rules, for as long as `faults` takes.
-async fn run(rules: [&str; 3], faults: Faults) -> History {
+/// A load on three workers that break the given rules, for as long as `faults` takes, and until there are so many reads.
+async fn run(rules: [&str; 3], faults: Faults, reads_min: u64) -> History {
     let (nats, redis, server) = (Nats::start(), Redis::start(&[]), Postgres::start(&[]));
     let setup = cached(&nats, Some(&redis), "64MiB").on_database(&server.database());
     let workers = rules.map(|rules| settled(Worker::start(sabotaged(&setup, rules)))).into();
@@ -207,6 +207,11 @@ async fn run(rules: [&str; 3], faults: Faults) -> History {
     })
     .await
     .unwrap();
+    // However slow the machine.
+    let begun = Instant::now();
+    while load.reads.load(Ordering::Relaxed) < reads_min && begun.elapsed() < Duration::from_secs(240) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     load.stop.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.unwrap();
@@ -308,7 +313,12 @@ fn all_faults(unit: f64) -> Faults {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_read_is_older_than_it_may_be_or_says() {
     let unit = if soak() { 3.0 } else { 0.7 };
-    let history = run(["slow_fill", "", "slow_fill,drop_invalidations"], all_faults(unit)).await;
+    let history = run(
+        ["slow_fill", "", "slow_fill,drop_invalidations"],
+        all_faults(unit),
+        if soak() { 300_000 } else { 0 },
+    )
+    .await;
     let wrong = too_old(&history);
     let (strong, _) = shares(&history, Level::Strong);
     let (bounded, bounded_share) = shares(&history, Level::Bounded);
@@ -351,7 +361,7 @@ async fn no_read_is_older_than_it_may_be_or_says() {
 
 /// Switches off a rule in all workers; gives how many reads the checker finds at fault.
 async fn broken(rules: &str, faults: Faults) -> usize {
-    let history = run([rules; 3], faults).await;
+    let history = run([rules; 3], faults, 0).await;
     let wrong = too_old(&history);
     let first = wrong.first().map(|(read, why)| format!("{read:?} {why}")).unwrap_or_default();
     println!("{rules}: {first}");

@@ -37,7 +37,7 @@ pub(crate) async fn ask(
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Writers that put keys of their own until told to stop; each gives the values that were `applied`.
-async fn write_until(
+pub(crate) async fn write_until(
     stop: Arc<AtomicBool>,
     count: Arc<AtomicUsize>,
     client: async_nats::Client,
@@ -71,7 +71,11 @@ async fn write_until(
     all.into_iter().flatten().collect()
 }
 
-async fn values(client: &async_nats::Client, prefix: &str, keys: Vec<String>) -> HashMap<String, Json> {
+pub(crate) async fn values(
+    client: &async_nats::Client,
+    prefix: &str,
+    keys: Vec<String>,
+) -> HashMap<String, Json> {
     let mut found = HashMap::new();
     for chunk in keys.chunks(100) {
         let ops: Vec<Json> = chunk.iter().map(|key| json!({"get": {"key": key}})).collect();
@@ -362,7 +366,7 @@ async fn increments_add_up_through_restarts_of_nats_and_the_worker() {
 }
 
 /// One increment, tried again with its op id until it is settled. 1 if its fate stays unknown.
-async fn increment(client: &async_nats::Client, subject: &str, op_id: &str) -> i64 {
+pub(crate) async fn increment(client: &async_nats::Client, subject: &str, op_id: &str) -> i64 {
     let begun = std::time::Instant::now();
     for attempt in 0.. {
         let age = if attempt == 0 { 0 } else { begun.elapsed().as_millis().max(1) as i64 };

@@ -22,6 +22,7 @@ mod lifecycle;
 mod outage;
 mod readme;
 mod record;
+mod redis;
 mod replica;
 mod support;
 mod transfer;

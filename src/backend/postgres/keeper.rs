@@ -11,6 +11,7 @@ use super::classify::Stage;
 use super::migrate::Step;
 use super::shard::Shard;
 use super::{Server, Shared, migrate, slots};
+use crate::backend::remote::RETRY_AFTER_MS;
 use crate::model::{Error, Result};
 
 /// Between two looks at a server that is there.
@@ -65,7 +66,7 @@ async fn look(shard: &Shard, steps: &[Step], migrated: &mut bool) -> Result<()> 
         migrate::run(&mut connection, steps).await.map_err(|error| {
             Error::unavailable(
                 format!("PostgreSQL {:?}: its schema could not be brought up to date: {error}", shard.name),
-                super::classify::RETRY_AFTER_MS,
+                RETRY_AFTER_MS,
             )
         })?;
         *migrated = true;

@@ -1,7 +1,7 @@
 //! PostgreSQL: per-key linearizable reads and writes, decided by the server in one statement.
 //!
 //! A key lies in a slot, and a slot on one server (a shard). Reads and unconditional writes that arrive together share
-//! statements ([`lane`]); what depends on the present record goes through one statement that locks and judges it
+//! statements ([`lane`](super::remote::lane)); what depends on the present record goes through one statement that locks and judges it
 //! ([`sql::COND`]); a change is computed here and written under the version it was computed from. Nothing is cached here, so
 //! any number of workers may serve the same servers.
 
@@ -9,7 +9,6 @@ mod bind;
 mod classify;
 mod connections;
 mod keeper;
-mod lane;
 mod migrate;
 mod replica;
 mod rows;
@@ -33,14 +32,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::remote::lane::{self, Answer, Deadlines, Lane};
+use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, Turns, not_owner, to_its_end};
 use super::{
     Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
 };
-use crate::model::budget::Budget;
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
-use classify::{Fault, RETRY_AFTER_MS, Remedy};
-use lane::{Answer, Deadlines, Lane};
 use migrate::Step;
 use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
@@ -54,15 +52,10 @@ const TOMBSTONE: i16 = 1;
 /// Statements of reads, and of unconditional writes, that a shard has under way at once: fewer make larger batches, one would leave the
 /// server idle while the next is gathered.
 const LANE_STATEMENTS: usize = 2;
-/// How long beyond its deadline a caller waits for the word on a statement that was sent.
-const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// How long beyond its deadline a statement may go on in silence before its connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
-/// Pause before a statement is tried again, at most; the first is a random part of the least.
-const PAUSE_MAX: Duration = Duration::from_millis(200);
-const PAUSE_MIN: Duration = Duration::from_millis(2);
-/// A slot whose owner is not known.
-const NOBODY: u16 = u16::MAX;
+/// Who is told of in errors.
+const WHO: &str = "PostgreSQL";
 
 /// See the module.
 pub struct PostgreSql {
@@ -81,7 +74,7 @@ struct Shared {
     /// Why slots have no owner.
     unplaced: Mutex<Option<String>>,
     /// Changes of one key are made one after the other in this worker.
-    turns: write::Turns,
+    turns: Turns,
 }
 
 /// A shard with its lanes.
@@ -117,7 +110,7 @@ impl PostgreSql {
         }
         let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
         let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
-        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: write::Turns::default() });
+        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: Turns::default() });
         let stop = CancellationToken::new();
         let mut keeper = JoinSet::new();
         keeper.spawn(keeper::run(shared.clone(), stop.clone()));
@@ -169,13 +162,13 @@ impl Backend for PostgreSql {
     ) -> Result<Vec<Written>, (usize, Error)> {
         let shared = self.shared.clone();
         let work = async move { shared.write_atomic(&writes, deadline).await };
-        to_its_end(deadline, work).await.unwrap_or_else(|error| Err((0, error)))
+        to_its_end(WHO, deadline, work).await.unwrap_or_else(|error| Err((0, error)))
     }
 
     async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
         let (shared, count) = (self.shared.clone(), entries.len());
         let work = async move { shared.apply(entries, deadline).await };
-        to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+        to_its_end(WHO, deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
@@ -355,52 +348,5 @@ impl Shared {
         // One server keeps the notes of all: that of the namespace's own slot.
         let server = self.server(crate::placement::namespace_slot(namespace.as_str()))?;
         server.shard.partitioning(namespace, first.as_deref()).await.map_err(|fault| fault.error)
-    }
-}
-
-/// The fault of a slot that its server says it does not own.
-fn not_owner(at: &RowKey) -> Fault {
-    let message = format!("slot {} {}", at.slot, super::MOVED);
-    Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
-}
-
-/// Runs work that must not be cut off in the middle, because a statement of it may be under way.
-async fn to_its_end<T: Send + 'static>(
-    deadline: Instant,
-    work: impl Future<Output = T> + Send + 'static,
-) -> Result<T> {
-    match timeout_at(deadline + ANSWER_GRACE, tokio::spawn(work)).await {
-        Err(_) => Err(Error::indeterminate("PostgreSQL did not confirm the write in time")),
-        Ok(Err(panic)) => Err(Error::indeterminate(format!("a write failed: {panic}"))),
-        Ok(Ok(done)) => Ok(done),
-    }
-}
-
-/// Pauses between tries, each a random part of twice the one before ("full jitter", Brooker 2015), up to the deadline.
-struct Pause {
-    deadline: Instant,
-    most: Duration,
-}
-
-impl Pause {
-    fn new(deadline: Instant) -> Self {
-        Self { deadline, most: PAUSE_MIN }
-    }
-
-    /// Waits before a statement that failed is repeated; `false` where it must not be: something may have happened, or most
-    /// fail, or it would begin too late.
-    async fn repeats(&mut self, fault: &Fault, budget: &Budget) -> bool {
-        fault.remedy == Remedy::Again && budget.take() && self.again().await
-    }
-
-    /// Waits; `false` where the next try would begin too late.
-    async fn again(&mut self) -> bool {
-        let pause = self.most.mul_f64(fastrand::f64());
-        self.most = (self.most * 2).min(PAUSE_MAX);
-        if Instant::now() + pause >= self.deadline {
-            return false;
-        }
-        tokio::time::sleep(pause).await;
-        true
     }
 }

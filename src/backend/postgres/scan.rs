@@ -3,27 +3,16 @@
 use sqlx::Row as _;
 use tokio::time::Instant;
 
-use super::classify::{Fault, RETRY_AFTER_MS, Stage};
+use super::classify::Stage;
 use super::connections::Loan;
 use super::shard::Shard;
-use super::{NOBODY, Server, Shared, rows, sql};
-use crate::backend::{EXAMINED_PER_ROW_MAX, Found, Page, Range, SWEEP_ROWS_MAX, Swept};
+use super::{Server, Shared, rows, sql};
+use crate::backend::remote::merge::{LOAD_BYTES_MAX, Walked, merge};
+use crate::backend::remote::{Fault, NOBODY, RETRY_AFTER_MS};
+use crate::backend::{EXAMINED_PER_ROW_MAX, Page, Range, SWEEP_ROWS_MAX, Swept};
 use crate::model::clock::hlc_at;
 use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::{Error, Key, Namespace, Result};
-
-/// A row of a page, dead or alive.
-struct Walked {
-    key: String,
-    found: Option<Found>,
-    /// What counts towards the page.
-    bytes: usize,
-    /// What its document takes.
-    load: usize,
-}
-
-/// Bytes of documents of one page, also where they do not count.
-const LOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+use crate::model::{Error, Namespace, Result};
 
 impl Shared {
     /// A page over all shards: each gives its own, and the smallest keys of all make the page.
@@ -85,55 +74,6 @@ impl Shared {
     }
 }
 
-/// The page of the whole out of the pages of the parts. A part that is full may have more behind its last row, so
-/// nothing behind that is taken.
-fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined: usize) -> Result<Page> {
-    let mut parts: Vec<_> = parts
-        .into_iter()
-        .map(|part| {
-            let bytes: usize = part.iter().map(|row| row.bytes).sum();
-            let load: usize = part.iter().map(|row| row.load).sum();
-            let lives = part.iter().filter(|row| row.found.is_some()).count();
-            let full = part.len() >= examined
-                || lives >= range.limit
-                || bytes >= range.max_bytes
-                || load >= LOAD_BYTES_MAX;
-            (full, part.into_iter().peekable())
-        })
-        .collect();
-    let mut page = Page::default();
-    let (mut bytes, mut looked, mut last) = (0, 0, None);
-    loop {
-        let first = |one: &str, other: &str| if range.reverse { one > other } else { one < other };
-        let mut next: Option<usize> = None;
-        for index in 0..parts.len() {
-            let Some(key) = parts[index].1.peek().map(|row| row.key.clone()) else { continue };
-            let better = next.and_then(|next| parts[next].1.peek()).is_none_or(|best| first(&key, &best.key));
-            if better {
-                next = Some(index);
-            }
-        }
-        let Some(index) = next else { return Ok(page) };
-        let (full, part) = &mut parts[index];
-        let Some(row) = part.next() else { return Ok(page) };
-        let (is_full, at_end) = (*full, part.peek().is_none());
-        let key = Key::parse(&row.key)?;
-        looked += 1;
-        bytes += row.bytes;
-        last = Some(key.clone()).or(last);
-        if let Some(found) = row.found {
-            page.rows.push((key, Ok(found)));
-        }
-        let done = page.rows.len() >= range.limit || bytes >= range.max_bytes || looked >= examined;
-        // What stands behind the last row of a full part is not known, so the page ends there.
-        if done || (is_full && at_end) {
-            let more = is_full || parts.iter_mut().any(|(full, part)| part.peek().is_some() || *full);
-            page.resume = last.filter(|_| more);
-            return Ok(page);
-        }
-    }
-}
-
 impl Shard {
     /// Its part of a page; a replica's by the primary's time.
     async fn page(
@@ -163,7 +103,7 @@ impl Shard {
         let query = if let Some(now_ms) = now_ms { query.bind(now_ms) } else { query };
         let rows = connection.rows_in_time(query).await.map_err(|error| self.judge(Stage::Read, &error))?;
         let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
-            let found = rows::found(row)?.filter(|found| found.live.is_some());
+            let found = rows::found(row)?.filter(|found| found.live.is_some()).map(Ok);
             let count =
                 |column| Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0));
             Ok(Walked { key: row.try_get("key")?, found, bytes: count("size")?, load: count("load")? })

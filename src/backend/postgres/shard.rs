@@ -10,17 +10,16 @@ use sqlx::{PgConnection, Postgres, Row as _};
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
-use super::classify::{Fault, Remedy, Stage, classify};
+use super::classify::{Stage, classify};
 use super::connections::{Connections, Loan};
-use super::lane::Deadlines;
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
+use crate::backend::remote::clock::ServerClock;
+use crate::backend::remote::lane::Deadlines;
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{Entry, Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
-
-/// Samples of the server's clock that are older are replaced by any newer one.
-const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct Shard {
@@ -28,17 +27,9 @@ pub(super) struct Shard {
     pub(super) connections: Arc<Connections>,
     /// Statements that may be repeated here.
     pub(super) budget: Budget,
-    clock: Mutex<Option<ClockSample>>,
+    clock: ServerClock,
     /// Why it is not there, as it was last seen.
     fault: Mutex<Option<String>>,
-}
-
-/// What the server's clock said, and when that was known here.
-#[derive(Debug, Clone, Copy)]
-struct ClockSample {
-    server_ms: i64,
-    at: Instant,
-    round_trip: Duration,
 }
 
 /// A row as a write wants it to be.
@@ -114,7 +105,7 @@ impl Shard {
         ]);
         let connections = Connections::new(options, limits);
         let fault = Mutex::new(Some("not connected yet".to_owned()));
-        Self { name, connections, budget: Budget::default(), clock: Mutex::default(), fault }
+        Self { name, connections, budget: Budget::default(), clock: ServerClock::default(), fault }
     }
 
     /// Why it is not there, if so.
@@ -133,8 +124,7 @@ impl Shard {
             _ => {}
         }
         if fault.is_some() {
-            // What answers next may be another machine, with another clock.
-            *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.clock.forget();
         }
         self.connections.release(fault.is_some());
         *noted = fault;
@@ -151,35 +141,22 @@ impl Shard {
         let row = sqlx::query(sql::NOW).fetch_one(connection).await;
         let row = row.map_err(|error| self.judge(Stage::Read, &error))?;
         let server_ms = sqlx::Row::try_get(&row, 0).map_err(|error| self.judge(Stage::Read, &error))?;
-        let at = Instant::now();
-        let sample = ClockSample { server_ms, at, round_trip: at - begun };
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let better = clock.is_none_or(|known| {
-            sample.round_trip <= known.round_trip || begun - known.at > CLOCK_SAMPLE_MAX_AGE
-        });
-        if better {
-            *clock = Some(sample);
-        }
+        self.clock.sample(begun, server_ms);
         Ok(())
     }
 
     /// A deadline by the server's clock, never later than it is: the answer that told the time was under way.
     fn deadline_ms(&self, deadline: Instant) -> Result<i64, Fault> {
-        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ClockSample { server_ms, at, .. }) = clock else {
+        self.clock.deadline_ms(deadline).ok_or_else(|| {
             let message = format!("PostgreSQL {:?}: not connected yet", self.name);
-            let error = Error::unavailable(message, super::classify::RETRY_AFTER_MS);
-            return Err(Fault { error, remedy: Remedy::Again });
-        };
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        let ahead = ms(deadline.saturating_duration_since(at)) - ms(at.saturating_duration_since(deadline));
-        Ok(server_ms.saturating_add(ahead))
+            Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+        })
     }
 
     /// A connection of the pool; at once an error where the server is known not to be there.
     pub(super) async fn connection(&self) -> Result<Loan, Fault> {
         if let Some(fault) = self.fault().filter(|_| !self.connections.has_idle()) {
-            let error = Error::unavailable(fault, super::classify::RETRY_AFTER_MS);
+            let error = Error::unavailable(fault, RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::Again });
         }
         self.connections.borrow().await.map_err(|error| self.judge(Stage::Before, &error))

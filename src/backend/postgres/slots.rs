@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 
 use sqlx::Row as _;
 
-use super::classify::{RETRY_AFTER_MS, Stage};
+use super::classify::Stage;
 use super::connections::{Connections, Loan};
 use super::shard::Shard;
-use super::{Limits, NOBODY, Server, Shared, sql};
+use super::{Limits, Server, Shared, sql};
+use crate::backend::remote::{NOBODY, RETRY_AFTER_MS, divide};
 use crate::model::{Error, Result};
 use crate::placement::SLOTS;
 
@@ -108,7 +109,7 @@ async fn assign(shared: &Shared, keeper: &Server) -> Result<()> {
                 return Ok(());
             }
         }
-        parts = divide(shared);
+        parts = parts_of(shared);
         // Committed before anything is given, by another connection than the one that holds the lock.
         let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
         let note = sqlx::query(sql::SET_PLAN)
@@ -140,20 +141,10 @@ async fn assign(shared: &Shared, keeper: &Server) -> Result<()> {
     lock.commit(lock.in_time()).await.map_err(judge)
 }
 
-/// The servers' parts by their weights, in the order of their names.
-fn divide(shared: &Shared) -> Plan {
-    let mut order: Vec<&Server> = shared.shards.iter().collect();
-    order.sort_by(|one, other| one.shard.name.cmp(&other.shard.name));
-    let weights: u64 = order.iter().map(|server| u64::from(server.weight)).sum();
-    let (mut before, mut start) = (0_u64, 0);
-    let part = |server: &Server| {
-        before += u64::from(server.weight);
-        let end = i32::try_from(u64::from(SLOTS) * before / weights.max(1)).unwrap_or(i32::MAX);
-        let part = (server.shard.name.clone(), start, end);
-        start = end;
-        part
-    };
-    order.into_iter().map(part).collect()
+/// The servers' parts by their weights.
+fn parts_of(shared: &Shared) -> Plan {
+    let weights = shared.shards.iter().map(|server| (server.shard.name.as_str(), server.weight));
+    divide(weights).into_iter().map(|(name, first, end)| (name, i32::from(first), i32::from(end))).collect()
 }
 
 async fn own(connection: &mut Loan, name: &str, first: i32, end: i32) -> Result<(), sqlx::Error> {

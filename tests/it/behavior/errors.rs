@@ -115,7 +115,9 @@ async fn survive(c: &Caller, op: &str, bytes: Vec<u8>) {
     let reply = c.call_raw(op, bytes.clone(), &[]).await;
     let code = reply.body.get("error").map_or("", |error| error["code"].as_str().unwrap());
     let allowed = ["", "invalid_argument", "too_large", "not_found", "behind", "conflict", "indeterminate"];
-    assert!(allowed.contains(&code), "{code} for {op} of {:?}: {}", bytes, reply.message());
+    // A level that this backend does not keep is as good a reason.
+    let unkept = code == "unsupported" && !c.levels.contains(&"strong");
+    assert!(allowed.contains(&code) || unkept, "{code} for {op} of {:?}: {}", bytes, reply.message());
 }
 
 async fn still_serves(c: &Caller) {

@@ -190,7 +190,7 @@ async fn what_is_gone_is_not_scanned(c: Caller) {
 /// ScanRequest `consistency(9)`.
 async fn every_level_is_served(c: Caller) {
     fill(&c, &["a"]).await;
-    for level in ["default", "strong", "bounded", "eventual"] {
+    for level in c.levels {
         assert_eq!(c.keys(json!({"consistency": level, "limit": 5})).await, ["a"], "{level}");
     }
 }

@@ -3,10 +3,12 @@
 use super::nats::Nats;
 use super::postgres::Postgres;
 use super::process::{Process, free_port, until};
+use super::redis::Redis;
 use super::unique;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,6 +37,30 @@ pub(crate) enum Backend {
     Memory,
     Local,
     Postgres,
+    Redis,
+}
+
+impl Backend {
+    /// The levels of consistency that it keeps.
+    pub(crate) fn levels(self) -> &'static [&'static str] {
+        match self {
+            Backend::Memory | Backend::Local | Backend::Postgres => {
+                &["default", "strong", "bounded", "eventual"]
+            }
+            Backend::Redis => &["default", "bounded", "eventual"],
+        }
+    }
+
+    /// [`NAMESPACES`], each at a level that it keeps, and no copies where that level would be answered from them.
+    fn namespaces(self) -> String {
+        match self {
+            Backend::Memory | Backend::Local | Backend::Postgres => NAMESPACES.to_owned(),
+            Backend::Redis => {
+                let weaker = "backend = \"main\"\nconsistency = \"eventual\"";
+                format!("{}\n[cache]\nmemory_bytes = 0\n", NAMESPACES.replace("backend = \"main\"", weaker))
+            }
+        }
+    }
 }
 
 /// What a worker is started with; a copy starts another worker on the same folder.
@@ -60,7 +86,7 @@ impl Setup {
             nats_url: nats.url(),
             prefix: unique("t"),
             backend,
-            rest: NAMESPACES.to_owned(),
+            rest: backend.namespaces(),
             nats_keys: String::new(),
             wrapper: Vec::new(),
             database: Arc::default(),
@@ -79,7 +105,7 @@ impl Setup {
         Setup { nats_keys: keys.to_owned(), ..self }
     }
 
-    /// Gives the PostgreSQL backend another database than one on the server of this run.
+    /// Gives the PostgreSQL or Redis backend another database than one on the server of this run.
     pub(crate) fn on_database(self, url: &str) -> Setup {
         Setup { database: Arc::new(OnceLock::from(url.to_owned())), ..self }
     }
@@ -99,15 +125,21 @@ impl Setup {
         self.scratch.path().join("data")
     }
 
-    /// The database of the PostgreSQL backend, on the server of this run.
+    /// The database of the PostgreSQL or Redis backend, on the server of this run.
     pub(crate) fn database(&self) -> &str {
-        self.database.get_or_init(|| Postgres::shared().database())
+        self.database.get_or_init(|| match self.backend {
+            Backend::Redis => redis_database(),
+            _ => Postgres::shared().database(),
+        })
     }
 
     fn config(&self, http_port: u16) -> PathBuf {
         let backend = match self.backend {
             Backend::Memory => "kind = \"memory\"".to_owned(),
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
+            Backend::Redis => {
+                format!("kind = \"redis\"\nurl = \"{}\"\nreplica_urls = {:?}", self.database(), self.replicas)
+            }
             Backend::Postgres => format!(
                 "kind = \"postgres\"\nurl = \"{}\"\nreplica_urls = {:?}",
                 self.database(),
@@ -137,10 +169,12 @@ impl Worker {
         static MEMORY: OnceLock<Worker> = OnceLock::new();
         static LOCAL: OnceLock<Worker> = OnceLock::new();
         static POSTGRES: OnceLock<Worker> = OnceLock::new();
+        static REDIS: OnceLock<Worker> = OnceLock::new();
         let cell = match backend {
             Backend::Memory => &MEMORY,
             Backend::Local => &LOCAL,
             Backend::Postgres => &POSTGRES,
+            Backend::Redis => &REDIS,
         };
         cell.get_or_init(|| Worker::start(Setup::new(Nats::shared(), backend)))
     }
@@ -226,6 +260,15 @@ impl Worker {
         self.process = spawn(&self.setup, self.http_port);
         self.wait_ready();
     }
+}
+
+/// A database of its own on a server that keeps what it acknowledges.
+fn redis_database() -> String {
+    static SERVER: OnceLock<Redis> = OnceLock::new();
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let durable = ["--appendonly", "yes", "--appendfsync", "always", "--databases", "1000"];
+    let server = SERVER.get_or_init(|| Redis::start(&durable));
+    format!("{}/{}", server.url(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn spawn(setup: &Setup, http_port: u16) -> Process {

@@ -11,19 +11,19 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::{Fault, Remedy};
+use super::{Fault, Remedy};
 use crate::backend::RowKey;
 use crate::model::{Error, Result};
 
 /// Rows of one statement. Measured with 256 callers: two statements of 128 carry 8 % more reads than four of 64.
-pub(super) const BATCH_ROWS_MAX: usize = 128;
+pub(in crate::backend) const BATCH_ROWS_MAX: usize = 128;
 /// Bytes of documents of one statement; one that has more goes alone.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(in crate::backend) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Requests that wait for a statement; beyond it a caller waits inside its deadline.
 const QUEUE_MAX: usize = 8192;
 
 /// A request of one key.
-pub(super) trait Item: Clone + Send + Sync + 'static {
+pub(in crate::backend) trait Item: Clone + Send + Sync + 'static {
     /// Its row.
     fn at(&self) -> &RowKey;
     /// Bytes it sends.
@@ -33,16 +33,16 @@ pub(super) trait Item: Clone + Send + Sync + 'static {
 }
 
 /// Runs a statement for several items.
-pub(super) type Run<I, O> =
+pub(in crate::backend) type Run<I, O> =
     Arc<dyn Fn(Vec<I>, Deadlines) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
 
 /// Those of the items that share a statement.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadlines {
+pub(in crate::backend) struct Deadlines {
     /// Nothing may be written later: the first caller has gone then.
-    pub(super) first: Instant,
+    pub(in crate::backend) first: Instant,
     /// So long somebody waits for it.
-    pub(super) last: Instant,
+    pub(in crate::backend) last: Instant,
 }
 
 struct Job<I, O> {
@@ -54,7 +54,7 @@ struct Job<I, O> {
 }
 
 /// What a caller is told.
-pub(super) enum Answer<O> {
+pub(in crate::backend) enum Answer<O> {
     /// What the statement said.
     Done(Result<O, Fault>),
     /// It never was in a statement and will not be.
@@ -64,20 +64,20 @@ pub(super) enum Answer<O> {
 }
 
 /// See the module.
-pub(super) struct Lane<I, O> {
+pub(in crate::backend) struct Lane<I, O> {
     jobs: mpsc::Sender<Job<I, O>>,
 }
 
 impl<I: Item, O: Send + 'static> Lane<I, O> {
     /// A lane with so many statements at once.
-    pub(super) fn new(statements: usize, run: Run<I, O>) -> Self {
+    pub(in crate::backend) fn new(statements: usize, run: Run<I, O>) -> Self {
         let (jobs, received) = mpsc::channel(QUEUE_MAX);
         tokio::spawn(dispatch(received, statements, run));
         Self { jobs }
     }
 
     /// Hands an item over that is to be in a statement before the deadline, and waits so long for what that says.
-    pub(super) async fn ask(&self, item: I, deadline: Instant, wait_until: Instant) -> Answer<O> {
+    pub(in crate::backend) async fn ask(&self, item: I, deadline: Instant, wait_until: Instant) -> Answer<O> {
         let (answer, answered) = oneshot::channel();
         let taken = Arc::new(AtomicBool::new(false));
         let job = Job { item, deadline, taken: taken.clone(), answer };
