@@ -63,7 +63,7 @@ impl Store {
     ) -> Result<Got> {
         let id = Id::new(call.namespace.clone(), get.key.clone());
         if self.cache.keeps(&call.policy.terms)
-            && let Some(got) = self.from_memory(call, &get, &id, level)
+            && let Some(got) = self.answer_from_memory(call, &get, &id, level)
         {
             return got;
         }
