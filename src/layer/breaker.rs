@@ -195,7 +195,10 @@ impl Recovery {
         loop {
             self.breaker.opened.notified().await;
             loop {
-                self.wait(failures).await;
+                if self.wait(failures).await {
+                    // It is there again, so what fails now fails for another reason, and not for long.
+                    failures = 0;
+                }
                 self.breaker.state.store(HALF_OPEN, Ordering::Release);
                 if self.answers().await {
                     break;
@@ -210,8 +213,8 @@ impl Recovery {
         }
     }
 
-    /// The pause of an open breaker.
-    async fn wait(&self, failures: u32) {
+    /// The pause of an open breaker; whether it ended because the backend saw its shard come back.
+    async fn wait(&self, failures: u32) -> bool {
         let most = OPEN_FIRST.saturating_mul(1 << failures.min(16)).min(self.open_max);
         let until = Instant::now() + most.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.breaker.why.lock().unwrap_or_else(PoisonError::into_inner).until = Some(until);
@@ -220,10 +223,11 @@ impl Recovery {
             tokio::time::sleep_until(until.min(Instant::now() + LOOK_EVERY)).await;
             let well = (self.well)();
             if was_down && well {
-                return;
+                return true;
             }
             was_down |= !well;
         }
+        false
     }
 
     async fn answers(&self) -> bool {

@@ -18,6 +18,8 @@ const WAITING_PER_PLACE: usize = 2;
 const WAIT_PART: u32 = 4;
 /// What a caller is told to wait where all is taken, milliseconds.
 const RETRY_AFTER_MS: i64 = 100;
+/// What the message of an error says whose call found no place.
+pub const TAKEN: &str = "places of this shard are taken";
 /// How long calls in hand may keep the places that are to be held back.
 const HOLD_MAX: Duration = Duration::from_secs(1);
 
@@ -66,7 +68,7 @@ impl Bulkhead {
     }
 
     fn full(&self, how: &str) -> Error {
-        let message = format!("all {} places of this shard are taken, {how}", self.places);
+        let message = format!("all {} {TAKEN}, {how}", self.places);
         Error::overloaded(message, RETRY_AFTER_MS)
     }
 }

@@ -44,6 +44,7 @@ use crate::model::{Code, Error, Key, Namespace, Result};
 use crate::placement::SLOTS;
 use breaker::{Breaker, Recovery};
 use bulkhead::Bulkhead;
+pub use bulkhead::TAKEN;
 use observe::Observed;
 pub use observe::Seen;
 use retry::Repeats;

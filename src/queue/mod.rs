@@ -62,6 +62,8 @@ use publish::{Letter, Publisher};
 pub const PREFETCH: u16 = 128;
 /// How long a stop waits for batches in hand.
 const STOP_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at the difference of the clocks.
+const CLOCK_EVERY: Duration = Duration::from_secs(5);
 /// What a caller is told to wait while a lane is full, milliseconds.
 pub const FULL_RETRY_MS: i64 = 1000;
 
@@ -166,6 +168,16 @@ impl Queue {
     ) {
         let consumers = consume::Consumers::new(self.clone(), target, own, Box::new(members));
         self.tasks.spawn(consumers.run(self.stop.clone()));
+        let (queue, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            while !stop.is_cancelled() {
+                queue.overlay.look_at_clock().await;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(CLOCK_EVERY) => {}
+                }
+            }
+        });
         self.tasks.close();
     }
 

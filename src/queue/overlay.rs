@@ -23,7 +23,7 @@
 //! `{prefix}:r:{namespace}:{key}:{version}`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ use tokio::time::Instant;
 use super::message::Queued;
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
+use crate::model::clock::wall_ms;
+use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 
 /// Bound on what a request waits for before it asks the store.
@@ -44,6 +46,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it can be asked what became of a queued write.
 const RECEIPT_SECONDS: &str = "86400";
 
+/// The difference of the clocks was not measured yet.
+const UNKNOWN: i64 = i64::MIN;
+
 /// The library of functions. Its name carries the protocol's number.
 const LIBRARY: &str = include_str!("overlay.lua");
 const HEAD_BYTES: usize = 34;
@@ -54,6 +59,8 @@ const LIFE_BYTES: usize = 16;
 pub struct Overlay {
     redis: Arc<Redis>,
     prefix: String,
+    /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
+    clock_ahead_ms: AtomicI64,
     /// Whether it has been told that Redis forgets pending writes when it is full.
     warned: AtomicBool,
 }
@@ -111,12 +118,49 @@ impl Overlay {
     /// The overlay of a deployment, at a URL.
     pub fn open(url: &str, prefix: &str) -> Result<Self> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
-        Ok(Self { redis, prefix: prefix.to_owned(), warned: AtomicBool::new(false) })
+        Ok(Self {
+            redis,
+            prefix: prefix.to_owned(),
+            clock_ahead_ms: AtomicI64::new(UNKNOWN),
+            warned: AtomicBool::new(false),
+        })
     }
 
-    /// Whether it can be asked, and why not.
+    /// Whether it can be asked, and why not; also whether this worker's clock may order queued writes.
     pub fn health(&self) -> Result<(), String> {
-        self.redis.health()
+        self.redis.health()?;
+        self.clock()
+    }
+
+    /// Whether this worker's clock goes with the others', as far as Redis tells: what orders queued writes.
+    pub fn clock(&self) -> Result<(), String> {
+        match self.clock_ahead_ms.load(Ordering::Relaxed) {
+            UNKNOWN => Ok(()),
+            ahead if ahead.abs() <= CLOCK_EPSILON_MS => Ok(()),
+            ahead => Err(format!("this worker's clock differs from that of Redis by {} ms", -ahead)),
+        }
+    }
+
+    /// Measures the difference of the clocks.
+    pub(super) async fn look_at_clock(&self) {
+        let (begun, before_ms) = (Instant::now(), wall_ms());
+        let time = self.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
+        let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
+        let Ok(Value::Array(parts)) = time else { return };
+        let number = |part: Option<&Value>| match part {
+            Some(Value::BulkString(digits)) => std::str::from_utf8(digits).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        if let (Some(seconds), Some(micros)) = (number(parts.first()), number(parts.get(1))) {
+            let ahead_ms = seconds * 1000 + micros / 1000 - (before_ms + took_ms / 2);
+            let was = self.clock_ahead_ms.swap(ahead_ms, Ordering::Relaxed);
+            if ahead_ms.abs() > CLOCK_EPSILON_MS && (was == UNKNOWN || was.abs() <= CLOCK_EPSILON_MS) {
+                tracing::error!(
+                    "this worker queues no writes: its clock differs from that of Redis by {} ms",
+                    -ahead_ms
+                );
+            }
+        }
     }
 
     /// What is pending on each key.

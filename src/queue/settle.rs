@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::overlay::{Fate, Settlement};
 use super::{Queued, Target};
 use crate::backend::{Applied, MOVED, RowKey};
+use crate::layer::TAKEN;
 use crate::model::limits::OP_RING_ENTRIES;
 use crate::model::{Code, Error, Result};
 
@@ -52,6 +53,14 @@ pub(super) async fn apply(target: &dyn Target, writes: &[Queued], deadline: Inst
             verdicts[at] = judge(&alone.unwrap_or_else(lost));
         }
     }
+    // What all keys have in common is no trouble of a key.
+    if verdicts.len() > 1 && verdicts.iter().all(|verdict| matches!(verdict, Verdict::Later(_))) {
+        for verdict in &mut verdicts {
+            if let Verdict::Later(why) = verdict {
+                *verdict = Verdict::Down(std::mem::take(why));
+            }
+        }
+    }
     verdicts
 }
 
@@ -82,6 +91,7 @@ pub(super) fn judge(result: &Result<Applied>) -> Verdict {
     let told = format!("{}: {}", error.code, error.message);
     match error.code {
         Code::Unavailable if error.message.contains(MOVED) => Verdict::Later(told),
+        Code::Overloaded if error.message.contains(TAKEN) => Verdict::Down(told),
         Code::Unavailable | Code::Indeterminate | Code::DeadlineExceeded => Verdict::Down(told),
         Code::Overloaded | Code::ConflictPending | Code::Behind => Verdict::Later(told),
         Code::InvalidArgument

@@ -264,6 +264,10 @@ impl Store {
                 "a record of {bytes} bytes cannot wait for its backend, which is down; the queue takes {QUEUED_BYTES_MAX}"
             )));
         }
+        // A version of a clock that is off would win over later writes, or lose to earlier ones.
+        if let Err(off) = waiting.queue.overlay().clock() {
+            return refused(Error::unavailable(format!("{}; and {off}", why.message), DOWN_RETRY_MS));
+        }
         let (at, version) = (entry.at.clone(), entry.row.version);
         let queued = Queued { entry, taken_at_ms: write.taken_at_ms };
         let shard = waiting.shard(&call.policy.settings.backend, at.slot);

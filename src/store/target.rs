@@ -97,7 +97,9 @@ impl Store {
         let writing = self.cache.begin(ids.collect(), policy.terms, left).await;
         let versions: Vec<(Version, i64)> =
             entries.iter().map(|entry| (entry.row.version, entry.row.expires_at_ms)).collect();
-        let applied = policy.backend.apply(entries, deadline).await;
+        let keys: Vec<RowKey> = entries.iter().map(|entry| entry.at.clone()).collect();
+        let mut applied = policy.backend.apply(entries, deadline).await;
+        self.tell_own(policy, &keys, &versions, &mut applied, deadline).await;
         let now_ms = wall_ms();
         let end = |((version, expires_at_ms), applied): ((Version, i64), &Result<Applied>)| match applied {
             Ok(Applied::Applied) => {
@@ -111,6 +113,32 @@ impl Store {
         let ends: Vec<Ended> = versions.into_iter().zip(&applied).map(end).collect();
         writing.finish(ends, now_ms).await;
         applied
+    }
+
+    /// What stands there already under a write's own version was superseded by nothing: an earlier delivery, or the direct try
+    /// that nobody heard of again, had been applied.
+    async fn tell_own(
+        &self,
+        policy: &Arc<Policy>,
+        keys: &[RowKey],
+        versions: &[(Version, i64)],
+        applied: &mut [Result<Applied>],
+        deadline: Instant,
+    ) {
+        let superseded: Vec<usize> =
+            (0..applied.len()).filter(|at| matches!(applied[*at], Ok(Applied::Superseded))).collect();
+        if superseded.is_empty() {
+            return;
+        }
+        let asked = superseded.iter().map(|at| keys[*at].clone()).collect();
+        let found = policy.backend.read(asked, deadline).await;
+        for (at, found) in superseded.into_iter().zip(found) {
+            if let Ok(Some(found)) = found
+                && found.version == versions[at].0
+            {
+                applied[at] = Ok(Applied::Applied);
+            }
+        }
     }
 
     fn on_shard<T>(
