@@ -35,7 +35,9 @@ use tokio_util::sync::CancellationToken;
 use super::remote::lane::{self, Answer, Deadlines, Lane};
 use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
 use super::turns::Turns;
-use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{
+    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use migrate::Step;
@@ -43,8 +45,7 @@ use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
 use shard::{Proposal, Put, Shard};
 
-/// What the one server of a backend without `shards` is called.
-pub const ONLY_SHARD: &str = "main";
+pub use super::ONLY_SHARD;
 
 const LIVE: i16 = 0;
 const TOMBSTONE: i16 = 1;
@@ -84,6 +85,7 @@ struct Server {
     replicas: Option<Arc<Replicas>>,
     reads: Lane<RowKey, Option<Option<Found>>>,
     puts: Lane<Proposal, Option<Put>>,
+    offers: Lane<Proposal, Option<Put>>,
 }
 
 impl PostgreSql {
@@ -147,6 +149,13 @@ impl Backend for PostgreSql {
         self.shared.write(writes, deadline).await
     }
 
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        match &writes[..] {
+            [write] => vec![self.shared.offer(write, deadline).await],
+            writes => join_all(writes.iter().map(|write| self.shared.offer(write, deadline))).await,
+        }
+    }
+
     async fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -161,6 +170,10 @@ impl Backend for PostgreSql {
         let (shared, count) = (self.shared.clone(), entries.len());
         let work = async move { shared.apply(entries, deadline).await };
         to_its_end(WHO, deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        self.shared.foresee(&entries, deadline).await
     }
 
     async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {
@@ -189,6 +202,20 @@ impl Backend for PostgreSql {
         }
         let unplaced = self.shared.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
         unplaced.map_or(Ok(()), |why| Err(Error::unavailable(why, RETRY_AFTER_MS)))
+    }
+
+    fn shards(&self) -> Vec<String> {
+        self.shared.shards.iter().map(|server| server.shard.name.clone()).collect()
+    }
+
+    fn shard_of(&self, slot: u16) -> usize {
+        let owner = usize::from(self.shared.owners[usize::from(slot)].load(Ordering::Acquire));
+        if owner < self.shared.shards.len() { owner } else { usize::from(slot) % self.shared.shards.len() }
+    }
+
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        let fault = self.shared.shards.get(shard).and_then(|server| server.shard.fault());
+        fault.map_or(Ok(()), |fault| Err(Error::unavailable(fault, RETRY_AFTER_MS)))
     }
 
     fn store_id(&self) -> Option<String> {
@@ -235,7 +262,15 @@ impl Server {
                 async move { shard.put(&puts, deadlines).await }.boxed()
             }),
         );
-        Self { shard, weight, replicas, reads, puts }
+        let writer = shard.clone();
+        let offers = Lane::new(
+            LANE_STATEMENTS,
+            Arc::new(move |puts: Vec<Proposal>, deadlines| {
+                let shard = writer.clone();
+                async move { shard.offer(&puts, deadlines).await }.boxed()
+            }),
+        );
+        Self { shard, weight, replicas, reads, puts, offers }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::backend::decide::Now;
 use crate::backend::remote::clock::ServerClock;
 use crate::backend::remote::lane::Deadlines;
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{Found, Row, RowKey};
+use crate::backend::{Entry, Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
@@ -222,8 +222,26 @@ impl Shard {
         if let [put] = puts {
             return self.put_one(put, deadline_ms, deadline, &mut connection).await;
         }
-        let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
-        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
+        self.put_many(sql::PUT, puts, deadline_ms, deadline, &mut connection).await
+    }
+
+    /// The same under exactly the versions proposed, or not at all.
+    pub(super) async fn offer(&self, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+        let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
+        let mut connection = self.connection_by(deadline).await?;
+        self.put_many(sql::OFFER, puts, deadline_ms, deadline, &mut connection).await
+    }
+
+    async fn put_many(
+        &self,
+        statement: &'static str,
+        puts: &[Proposal],
+        deadline_ms: i64,
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Put> {
+        let query = bind_proposals(sqlx::query(statement), puts).bind(deadline_ms);
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         let judged = |error| self.judge(Stage::Write, &error);
         let mut written: Vec<Option<(Version, bool)>> = vec![None; puts.len()];
         for row in &rows {
@@ -237,7 +255,7 @@ impl Shard {
                 written[at] = version.map(|version| (version, was));
             }
         }
-        Ok(self.explain(puts, written, deadline, &mut connection).await)
+        Ok(self.explain(puts, written, deadline, connection).await)
     }
 
     /// Puts with what stands there now, for those that were not written.
@@ -335,11 +353,25 @@ impl Shard {
     }
 
     /// Merges rows; the words of [`sql::APPLY`].
-    pub(super) async fn apply(&self, entries: &[(RowKey, Row)], deadline: Instant) -> Each<String> {
+    pub(super) async fn apply(&self, entries: &[&Entry], deadline: Instant) -> Each<String> {
         let mut connection = self.connection_by(deadline).await?;
-        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|(at, row)| (at, row)).collect();
+        self.apply_over(entries, deadline, &mut connection).await
+    }
+
+    /// What merging one row would come to: it is merged, and that is rolled back.
+    pub(super) async fn foresee(&self, entry: &Entry, deadline: Instant) -> Result<Option<String>, Fault> {
+        let mut connection = self.connection_by(deadline).await?;
+        let judged = |error| self.judge(Stage::Read, &error);
+        connection.begin(deadline).await.map_err(judged)?;
+        let mut words = self.apply_over(&[entry], deadline, &mut connection).await?;
+        connection.rollback(deadline).await.map_err(judged)?;
+        Ok(words.pop().flatten())
+    }
+
+    async fn apply_over(&self, entries: &[&Entry], deadline: Instant, connection: &mut Loan) -> Each<String> {
+        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
         let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
-        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
     }
 

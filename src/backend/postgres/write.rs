@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -9,14 +10,21 @@ use super::classify::Stage;
 use super::connections::Loan;
 use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
 use super::{Shared, WHO, rows};
+use crate::backend::offer::not_offered;
 use crate::backend::remote::lane::Answer;
 use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order, not_owner, to_its_end};
-use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, group, late};
+use crate::backend::{
+    Action, Applied, Entry, Live, Offered, Row, RowKey, Write, Written, decide, group, late,
+};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result, Version};
 
-/// Rows of one statement of a merge or an atomic batch.
+/// Rows of one statement of an atomic batch.
 const STATEMENT_ROWS_MAX: usize = 256;
+/// Rows of one statement of a merge.
+const MERGED_ROWS_MAX: usize = 256;
+/// Bytes of documents of one statement of a merge; one that has more goes alone.
+const MERGED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 impl Shared {
     /// Writes each by itself; those of one key one after another.
@@ -152,42 +160,168 @@ impl Shared {
         }
     }
 
-    /// Merges rows that carry their versions.
-    pub(super) async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
-        let mut done = Vec::with_capacity(entries.len());
-        // One after another: a merge is the work of replay, which batches above.
-        for entry in entries {
-            done.push(self.merge(entry, deadline).await);
+    /// An unconditional write under exactly its version, in a statement with others.
+    pub(super) async fn offer(&self, write: &Write, deadline: Instant) -> Result<Offered> {
+        if write.entry().is_none() {
+            return Err(not_offered());
         }
-        done
-    }
-
-    async fn merge(&self, entry: Entry, deadline: Instant) -> Result<Applied> {
+        let proposal = proposal(write);
         let mut pause = Pause::new(deadline);
-        let pair = (entry.at, entry.row);
         loop {
-            let shard = &self.server(pair.0.slot)?.shard;
-            let budget = &shard.budget;
-            let fault = match shard
-                .apply(std::slice::from_ref(&pair), deadline)
-                .await
-                .map(|mut words| words.pop().flatten())
-            {
-                Ok(Some(word)) => match word.as_str() {
-                    "applied" => return Ok(Applied::Applied),
-                    "superseded" => return Ok(Applied::Superseded),
-                    "below_floor" => return Ok(Applied::BelowFloor),
-                    _ if pause.again().await => continue,
-                    _ => return Err(late()),
-                },
-                Ok(None) => not_owner(&pair.0),
-                Err(fault) => fault,
+            let server = self.server(write.at.slot)?;
+            let budget = &server.shard.budget;
+            let fault = match server.offers.ask(proposal.clone(), deadline, deadline + ANSWER_GRACE).await {
+                Answer::Unsent => return Err(late()),
+                Answer::Unknown => {
+                    return Err(Error::indeterminate("PostgreSQL did not confirm the write in time"));
+                }
+                Answer::Done(Ok(Some(Put { written: Some((version, existed)), .. }))) => {
+                    let applied = applied(&proposal, version, existed, proposal.expires_at_ms);
+                    return Ok(Offered::Written(applied));
+                }
+                Answer::Done(Ok(Some(Put { before, .. }))) => {
+                    let known = duplicate(&before, proposal.op);
+                    return Ok(known.map_or(Offered::Superseded, Offered::Written));
+                }
+                Answer::Done(Ok(None)) => not_owner(&write.at),
+                Answer::Done(Err(fault)) => fault,
             };
             if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
         }
     }
+
+    /// Merges rows that carry their versions: rounds of distinct keys, each a statement for each server.
+    pub(super) async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        let mut done: Vec<Option<Result<Applied>>> = vec![None; entries.len()];
+        for round in distinct(&entries) {
+            let mut of_owner: HashMap<u16, Vec<usize>> = HashMap::new();
+            for at in round {
+                let owner = &self.owners[usize::from(entries[at].at.slot)];
+                of_owner.entry(owner.load(Ordering::Acquire)).or_default().push(at);
+            }
+            for part in of_owner.into_values().flat_map(|owned| parts(&entries, owned)) {
+                let merged = self.merge_together(&entries, &part, deadline).await;
+                for (at, merged) in part.into_iter().zip(merged) {
+                    done[at] = Some(merged);
+                }
+            }
+        }
+        done.into_iter().map(|merged| merged.expect("every entry lies in one round")).collect()
+    }
+
+    /// Merges rows of distinct keys of one server in one statement; where that cannot be, each by itself.
+    async fn merge_together(
+        &self,
+        entries: &[Entry],
+        part: &[usize],
+        deadline: Instant,
+    ) -> Vec<Result<Applied>> {
+        let together: Vec<&Entry> = part.iter().map(|at| &entries[*at]).collect();
+        let mut pause = Pause::new(deadline);
+        let words = loop {
+            let shard = match self.server(together[0].at.slot) {
+                Ok(server) => &server.shard,
+                Err(error) => return vec![Err(error); part.len()],
+            };
+            match shard.apply(&together, deadline).await {
+                Ok(words) => break words,
+                Err(Fault { remedy: Remedy::Apart, .. }) if part.len() > 1 => break vec![None; part.len()],
+                Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
+                Err(fault) => return vec![Err(fault.error); part.len()],
+            }
+        };
+        let mut merged = Vec::with_capacity(part.len());
+        for (entry, word) in together.into_iter().zip(words) {
+            merged.push(match word.as_deref().and_then(word_of) {
+                Some(applied) => Ok(applied),
+                None => self.merge(entry, deadline).await,
+            });
+        }
+        merged
+    }
+
+    async fn merge(&self, entry: &Entry, deadline: Instant) -> Result<Applied> {
+        let mut pause = Pause::new(deadline);
+        loop {
+            let shard = &self.server(entry.at.slot)?.shard;
+            let merged = shard.apply(&[entry], deadline).await;
+            let fault = match merged.map(|mut words| words.pop().flatten()) {
+                Ok(Some(word)) => match word_of(&word) {
+                    Some(applied) => return Ok(applied),
+                    None if pause.again().await => continue,
+                    None => return Err(late()),
+                },
+                Ok(None) => not_owner(&entry.at),
+                Err(fault) => fault,
+            };
+            if !pause.repeats(&fault, &shard.budget).await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// What a merge would come to, each by itself; nothing is kept.
+    pub(super) async fn foresee(&self, entries: &[Entry], deadline: Instant) -> Vec<Result<Applied>> {
+        let mut foreseen = Vec::with_capacity(entries.len());
+        for entry in entries {
+            foreseen.push(match self.server(entry.at.slot) {
+                Err(error) => Err(error),
+                Ok(server) => match server.shard.foresee(entry, deadline).await {
+                    Ok(Some(word)) => word_of(&word).ok_or_else(late),
+                    Ok(None) => Err(not_owner(&entry.at).error),
+                    Err(fault) => Err(fault.error),
+                },
+            });
+        }
+        foreseen
+    }
+}
+
+/// What a word of [`super::sql::APPLY`] means; `None` = again.
+fn word_of(word: &str) -> Option<Applied> {
+    match word {
+        "applied" => Some(Applied::Applied),
+        "superseded" => Some(Applied::Superseded),
+        "below_floor" => Some(Applied::BelowFloor),
+        _ => None,
+    }
+}
+
+/// The places of entries in rounds, no key twice in one; entries of one key in their order.
+fn distinct(entries: &[Entry]) -> Vec<Vec<usize>> {
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashMap<&RowKey, usize> = HashMap::with_capacity(entries.len());
+    for (at, entry) in entries.iter().enumerate() {
+        let round = seen.entry(&entry.at).or_insert(0);
+        if rounds.len() == *round {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].push(at);
+        *round += 1;
+    }
+    rounds
+}
+
+/// The same places, as many together as one statement may hold.
+fn parts(entries: &[Entry], places: Vec<usize>) -> Vec<Vec<usize>> {
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let mut bytes = 0;
+    for at in places {
+        let more = entries[at].row.body.as_ref().map_or(0, bytes::Bytes::len);
+        match parts.last_mut() {
+            Some(part) if part.len() < MERGED_ROWS_MAX && bytes + more <= MERGED_BYTES_MAX => {
+                part.push(at);
+                bytes += more;
+            }
+            _ => {
+                parts.push(vec![at]);
+                bytes = more;
+            }
+        }
+    }
+    parts
 }
 
 type Attempt<T> = Result<T, Fault>;
