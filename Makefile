@@ -29,7 +29,8 @@ soak: deps-test deps-fuzz
 	$(CARGO) build --release --locked
 	scripts/soak.sh
 
-## bench: throughput beside the transport's own limit and hand-written peers, measured in the same run; target/bench/report.md
+## bench: throughput beside the transport's own limit and its peers, measured in the same run; target/bench/report.md;
+## BENCH_ROWS="1 2" some rows of it alone
 bench: deps-run
 	$(CARGO) build --release --locked
 	scripts/bench.sh

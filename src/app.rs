@@ -15,6 +15,7 @@ use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
 use crate::backend::redis::RedisStore;
+use crate::backend::riak::Riak;
 use crate::backend::{self, DynBackend};
 use crate::cache::Cache;
 use crate::client::connect::redact_url;
@@ -137,6 +138,7 @@ async fn open(
             backend::Settings::Memory => Arc::new(Memory::new()),
             backend::Settings::Postgres(settings) => Arc::new(PostgreSql::open(settings)?),
             backend::Settings::Redis(settings) => Arc::new(RedisStore::open(settings)?),
+            backend::Settings::Riak(settings) => Arc::new(Riak::open(settings)?),
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;
@@ -275,7 +277,9 @@ impl Running {
             Serving::Stopping => "stopping".to_owned(),
         };
         parts.insert("serving".to_owned(), (serving == Serving::Yes, word));
-        Readiness { ready: connected && serving == Serving::Yes && answers, parts }
+        // Whoever is not heard leaves old copies with the others.
+        let heard = cache.iter().all(|cache| cache.is_heard());
+        Readiness { ready: connected && serving == Serving::Yes && answers && heard, parts }
     }
 }
 

@@ -13,11 +13,12 @@ mod offer;
 mod pages;
 pub mod postgres;
 pub mod redis;
-
 mod remote;
+pub mod riak;
 mod row;
 #[cfg(test)]
 mod suite;
+mod turns;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
@@ -26,6 +27,9 @@ mod suite;
 mod private_postgres;
 #[cfg(test)]
 use crate::link::process;
+#[cfg(test)]
+#[path = "../../tests/it/support/riak/mod.rs"]
+mod private_riak;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -55,6 +59,8 @@ pub enum Settings {
     Postgres(postgres::PostgresSettings),
     /// On Redis.
     Redis(redis::RedisSettings),
+    /// On Riak KV.
+    Riak(riak::RiakSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Micros;
+use super::floors::Floors;
 use super::message::{self, ANNOUNCED_BYTES_MAX, Announced, Head, Kind};
 use crate::client::connect::NatsSettings;
 use crate::model::clock::{HybridClock, wall_ms};
@@ -31,6 +32,8 @@ use crate::model::{Error, Result};
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Who was not heard for so long may have said what did not arrive.
 const SILENT: Duration = Duration::from_millis(1500);
+/// Whose own heartbeats do not come back for so long cannot tell what it writes.
+const SPEECHLESS: Duration = Duration::from_secs(5);
 /// Announcements of one message.
 const ANNOUNCED_MAX: usize = 256;
 /// Bound on handing a message to the connection.
@@ -39,8 +42,6 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_millis(50);
 const CAPACITY: usize = 65_536;
 /// Senders kept in mind; one beyond that is not listened to, so that copies are not trusted.
 const SENDERS_MAX: usize = 4096;
-/// Parts of the keys whose copies in the shared tier may be older than announced.
-const SHARED_FLOORS: usize = 4096;
 /// Between two tries to subscribe.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,9 +76,9 @@ struct Heard {
     gaps: AtomicU64,
     /// The other workers that were heard lately.
     others: Mutex<Vec<u64>>,
-    /// When the own heartbeat last came back.
+    /// When the last own heartbeat was sent that came back.
     echoed: AtomicU64,
-    shared_floors: Box<[AtomicU64]>,
+    floors: Arc<Floors>,
 }
 
 /// Another worker.
@@ -88,8 +89,13 @@ struct Sender {
 
 impl Bus {
     /// The bus of a prefix, on a connection of its own: what waits on the one for requests must not hold it up.
-    pub(super) async fn open(nats: &NatsSettings, origin: u64, clock: Arc<HybridClock>) -> Result<Self> {
-        let heard = Arc::new(Heard::new());
+    pub(super) async fn open(
+        nats: &NatsSettings,
+        origin: u64,
+        clock: Arc<HybridClock>,
+        floors: Arc<Floors>,
+    ) -> Result<Self> {
+        let heard = Arc::new(Heard::new(floors));
         let told = heard.clone();
         let unusable = |what: &str, error: String| Error::unavailable(format!("NATS: {what}: {error}"), 0);
         let options = nats.options().await.map_err(|error| unusable("credentials", error.to_string()))?;
@@ -134,7 +140,11 @@ impl Bus {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    _ = beat.tick() => voice.say(Kind::Heartbeat).await,
+                    _ = beat.tick() => {
+                        // A request that was given up may have left its announcements behind.
+                        voice.tell_waiting().await;
+                        voice.say(Kind::Heartbeat).await;
+                    }
                 }
             }
         });
@@ -143,7 +153,7 @@ impl Bus {
     /// Tells all others. Returns once the message is on its way, or cannot be: then its number will be missed.
     pub(super) async fn announce(&self, announced: Vec<Announced>) {
         for each in announced.iter().filter(|each| each.missed.is_some()) {
-            self.heard.raise_shared_floor(each.hash);
+            self.heard.floors.raise(each.hash);
         }
         self.voice.announce(announced).await;
     }
@@ -154,9 +164,10 @@ impl Bus {
             && as_of.0 >= self.heard.floor.load(Ordering::Acquire)
     }
 
-    /// A copy in the shared tier that is older may be one that its writer could not remove.
-    pub(super) fn shared_floor(&self, hash: u64) -> Micros {
-        Micros(self.heard.shared_floors[hash as usize % SHARED_FLOORS].load(Ordering::Acquire))
+    /// Whether what this worker says can be heard: its own heartbeats come back.
+    pub(super) fn is_heard(&self) -> bool {
+        let echoed = Micros(self.heard.echoed.load(Ordering::Acquire));
+        Micros::now().since(echoed) <= SPEECHLESS
     }
 
     /// Whether all others are heard.
@@ -170,8 +181,7 @@ impl Bus {
 
     /// The workers that live, this one among them; none while it does not hear itself.
     pub(super) fn workers(&self) -> Vec<u64> {
-        let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
-        if self.heard.echoed.load(Ordering::Acquire) + silent < Micros::now().0 {
+        if Micros::now().since(Micros(self.heard.echoed.load(Ordering::Acquire))) > SILENT {
             return Vec::new();
         }
         let mut workers = self.heard.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -179,10 +189,13 @@ impl Bus {
         workers
     }
 
-    /// Says goodbye.
-    pub(super) async fn close(&self) {
+    /// Says goodbye, if all that was written is told: else the others are to notice that this worker is silent.
+    pub(super) async fn close(&self, all_told: bool) {
         self.stop.cancel();
-        self.voice.say(Kind::Goodbye).await;
+        self.voice.tell_waiting().await;
+        if all_told {
+            self.voice.say(Kind::Goodbye).await;
+        }
         drop(timeout(PUBLISH_TIMEOUT, self.voice.client.flush()).await);
     }
 }
@@ -196,6 +209,10 @@ impl Voice {
             return;
         }
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(announced);
+        self.tell_waiting().await;
+    }
+
+    async fn tell_waiting(&self) {
         let mut last = self.last.lock().await;
         let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for part in all.chunks(ANNOUNCED_MAX) {
@@ -229,15 +246,15 @@ impl Voice {
 // === impl Heard ===
 
 impl Heard {
-    fn new() -> Self {
+    fn new(floors: Arc<Floors>) -> Self {
         Self {
             sure_until: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             torn: AtomicBool::new(true),
             gaps: AtomicU64::new(0),
             others: Mutex::default(),
-            echoed: AtomicU64::new(0),
-            shared_floors: (0..SHARED_FLOORS).map(|_| AtomicU64::new(0)).collect(),
+            echoed: AtomicU64::new(Micros::now().0),
+            floors,
         }
     }
 
@@ -247,10 +264,6 @@ impl Heard {
         }
         self.gaps.fetch_add(1, Ordering::Relaxed);
         self.floor.fetch_max(Micros::now().0, Ordering::AcqRel);
-    }
-
-    fn raise_shared_floor(&self, hash: u64) {
-        self.shared_floors[hash as usize % SHARED_FLOORS].fetch_max(Micros::now().0, Ordering::AcqRel);
     }
 }
 
@@ -292,7 +305,7 @@ fn take(
     // Before the numbers are compared: whoever sees that nothing is missing must find it done.
     for one in announced {
         if one.missed.is_some() {
-            heard.raise_shared_floor(one.hash);
+            heard.floors.raise(one.hash);
         }
         each(one);
     }
@@ -326,6 +339,7 @@ fn echoed(heard: &Heard, senders: &mut HashMap<u64, Sender>, sent: Micros) {
     if heard.torn.swap(false, Ordering::AcqRel) {
         heard.gap();
     }
+    heard.echoed.fetch_max(sent.0, Ordering::AcqRel);
     let now = Micros::now();
     let known = senders.len();
     senders.retain(|_, sender| now.since(sender.heard) < FORGOTTEN);
@@ -333,7 +347,6 @@ fn echoed(heard: &Heard, senders: &mut HashMap<u64, Sender>, sent: Micros) {
         // What it wrote last may never have been announced.
         heard.gap();
     }
-    heard.echoed.store(now.0, Ordering::Release);
     let lately = senders.iter().filter(|(_, sender)| now.since(sender.heard) < SILENT);
     *heard.others.lock().unwrap_or_else(PoisonError::into_inner) =
         lately.map(|(origin, _)| *origin).collect();

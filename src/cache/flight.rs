@@ -21,6 +21,8 @@ pub struct Flights<T> {
 }
 
 struct Flight<T> {
+    /// Whose it is: two keys may have one hash.
+    id: Id,
     begun: Micros,
     brings: watch::Receiver<Option<T>>,
 }
@@ -45,12 +47,12 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     {
         let (mut brings, mine) = {
             let mut flights = self.shard(id.hash()).lock().unwrap_or_else(PoisonError::into_inner);
-            match flights.get(&id.hash()).filter(|flight| flight.begun >= oldest) {
+            match flights.get(&id.hash()).filter(|flight| flight.begun >= oldest && flight.id.is(id)) {
                 Some(flight) => (flight.brings.clone(), false),
                 None => {
                     let (arrived, brings) = watch::channel(None);
                     let begun = Micros::now();
-                    flights.insert(id.hash(), Flight { begun, brings: brings.clone() });
+                    flights.insert(id.hash(), Flight { id: id.clone(), begun, brings: brings.clone() });
                     let (all, hash, reading) = (self.clone(), id.hash(), read());
                     tokio::spawn(async move {
                         // Also if the read panics: nobody is to join a flight that has crashed.
@@ -114,6 +116,23 @@ mod tests {
             assert_eq!(each.await.unwrap(), Some(1));
         }
         assert_eq!(one(flights, reads).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_key_of_the_same_hash_has_a_flight_of_its_own() {
+        let flights: Arc<Flights<u32>> = Arc::default();
+        let other =
+            Id { hash: id().hash, ..Id::new(Namespace::parse("m").unwrap(), Key::parse("k").unwrap()) };
+        let slow = |brings| {
+            move || async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                brings
+            }
+        };
+        let (one, two) = (id(), other);
+        let (first, second) =
+            tokio::join!(flights.join(&one, Micros(0), slow(1)), flights.join(&two, Micros(0), slow(2)));
+        assert_eq!((first, second), ((Some(1), true), (Some(2), true)));
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@
 //! offset size   a copy, numbers little-endian
 //!      0    8  hash of namespace and key
 //!      8   16  version: hlc, origin; both 0 = the store has no row
-//!     24    8  as of, microseconds since the process started
+//!     24    8  as of, microseconds of the process's clock
 //!     32    8  ends, likewise; 0 = never
 //!     40    4  bytes of the record's message; u32::MAX = the key is absent
 //!     44    4  bytes of the record as JSON; 0 = not asked for yet
@@ -114,8 +114,7 @@ impl Hasher for Hashed {
         unreachable!("the index has keys of 64 bits alone");
     }
     fn write_u64(&mut self, hash: u64) {
-        // The shard was chosen by the low bits; the table looks at the low and at the highest ones.
-        self.0 = hash.rotate_right(SHARDS.trailing_zeros());
+        self.0 = hash;
     }
 }
 
@@ -208,12 +207,13 @@ impl Memory {
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+        // Of bits in the middle: the table looks at the lowest and the highest ones.
+        self.shards[(hash >> 24) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn stripe(hash: u64) -> usize {
-    (hash as usize / SHARDS) % STRIPES_PER_SHARD
+    hash as usize % STRIPES_PER_SHARD
 }
 
 // === impl Shard ===
@@ -254,9 +254,15 @@ impl Shard {
             && let Some(there) = self.view(place, id)
         {
             let newer = there.version > item.version;
-            let younger =
-                there.version == item.version && there.as_of > item.as_of && there.replica <= item.replica;
+            // Nor is one that is trusted by one that is not.
+            let worse = there.as_of > item.as_of || !there.replica && item.replica;
+            let younger = there.version == item.version && worse && there.replica <= item.replica;
             if newer || younger {
+                return;
+            }
+            // One version is one record: only its age is another.
+            if item.version.is_some() && there.version == item.version && json.is_none() {
+                self.refresh(place, item);
                 return;
             }
         }
@@ -264,7 +270,10 @@ impl Shard {
         let json = json.unwrap_or_default();
         let (namespace, key) = (id.namespace.as_str().as_bytes(), id.key.as_str().as_bytes());
         let len = HEAD_BYTES + namespace.len() + key.len() + record.map_or(0, <[u8]>::len) + json.len();
-        self.remove_below(id.hash, None);
+        // A copy that only its JSON form makes too large stays without it.
+        if json.is_empty() || len <= self.copy_bytes_max() {
+            self.remove_below(id.hash, None);
+        }
         let Some((segment, at)) = self.room(len) else { return };
         let bytes = &mut self.segments.back_mut().expect("room was made in it").bytes;
         let version = item.version.unwrap_or(Version { hlc: 0, origin: 0 });
@@ -290,9 +299,22 @@ impl Shard {
         self.segments.back_mut().expect("room was made in it").live += 1;
     }
 
+    fn copy_bytes_max(&self) -> usize {
+        self.bytes_max / SEGMENTS_MIN
+    }
+
+    /// The copy at a place was found to be the present one again.
+    fn refresh(&mut self, place: Place, item: &Item) {
+        let at = place.segment.wrapping_sub(self.first) as usize;
+        let copy = &mut self.segments[at].bytes[place.offset as usize..];
+        copy[24..32].copy_from_slice(&item.as_of.0.to_le_bytes());
+        copy[32..40].copy_from_slice(&item.ends.0.to_le_bytes());
+        copy[51] = if item.replica { FROM_REPLICA } else { 0 };
+    }
+
     /// Room for a copy at the end of the last segment: its number and the offset. `None` where the copy is too large.
     fn room(&mut self, len: usize) -> Option<(u32, u32)> {
-        if len > self.bytes_max / SEGMENTS_MIN {
+        if len > self.copy_bytes_max() {
             return None;
         }
         let fits = self.segments.back().is_some_and(|last| last.bytes.len() + len <= last.bytes.capacity());
@@ -497,6 +519,23 @@ mod tests {
         memory.fill(&id("a"), &item(5, b"five"), memory.generation(&id("a")));
         let other = Id { hash: id("a").hash, ..id("b") };
         assert!(memory.look(&other, |_| ()).is_none());
+    }
+
+    #[test]
+    fn what_is_found_again_is_younger_and_keeps_its_json_form() {
+        let memory = Memory::new(1 << 20);
+        let fill = |item: &Item| memory.fill(&id("a"), item, memory.generation(&id("a")));
+        fill(&item(5, b"five"));
+        memory.add_json(&id("a"), version(5), b"5");
+        fill(&Item { as_of: Micros(9), ends: Micros(20), ..item(5, b"five") });
+        let seen = memory.look(&id("a"), |view| (view.as_of, view.ends, view.json.map(<[u8]>::to_vec)));
+        assert_eq!(seen, Some((Micros(9), Micros(20), Some(b"5".to_vec()))));
+        fill(&item(5, b"five"));
+        assert_eq!(memory.look(&id("a"), |view| view.as_of), Some(Micros(9)), "never older");
+        // A JSON form that there is no room for leaves the record where it is.
+        memory.fill(&id("b"), &item(5, &[1; 3000]), memory.generation(&id("b")));
+        memory.add_json(&id("b"), version(5), &[2; 3000]);
+        assert!(found(&memory, "b").is_some());
     }
 
     #[test]

@@ -21,11 +21,12 @@
 
 mod bus;
 mod flight;
+mod floors;
 mod memory;
 mod message;
 mod shared;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::connect::NatsSettings;
-use crate::model::clock::HybridClock;
+use crate::model::clock::{HybridClock, wall_ms};
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Key, Namespace, Result, Version};
 
@@ -42,6 +43,7 @@ pub use bus::Bus;
 pub use flight::Flights;
 pub use shared::{Lease, Looked};
 
+use floors::Floors;
 use memory::{Memory, View};
 use message::Announced;
 use shared::{Shared, Writer};
@@ -67,7 +69,7 @@ pub const UNSURE_AGE: Duration = bus::HEARTBEAT;
 /// How long it is kept in mind that a key is absent.
 const ABSENT_TTL: Duration = Duration::from_secs(2);
 
-/// A moment of this process, microseconds since it started. 0 stands for "never" where that can be.
+/// A moment by this process's monotonic clock, microseconds. 0 stands for "never" where that can be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micros(pub u64);
 
@@ -130,7 +132,10 @@ pub struct Cache {
     memory: Option<Memory>,
     shared: Option<Arc<Shared>>,
     bus: Option<Bus>,
+    floors: Arc<Floors>,
     counts: Counts,
+    /// Writes that are not told of yet.
+    open: AtomicUsize,
 }
 
 /// What happened, since the process started.
@@ -158,19 +163,22 @@ impl Cache {
         origin: u64,
         clock: Arc<HybridClock>,
     ) -> Result<Arc<Self>> {
+        let floors = Arc::new(Floors::default());
         let memory_bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
         let shared = match settings.redis_url.as_str() {
             "" => None,
-            url => Some(Shared::open(url, &nats.subject_prefix, origin)?),
+            url => Some(Shared::open(url, &nats.subject_prefix, origin, floors.clone())?),
         };
         let cache = Arc::new(Self {
             memory: (memory_bytes > 0).then(|| Memory::new(memory_bytes)),
             shared,
             bus: match shared_backends {
-                true => Some(Bus::open(nats, origin, clock).await?),
+                true => Some(Bus::open(nats, origin, clock, floors.clone()).await?),
                 false => None,
             },
+            floors,
             counts: Counts::default(),
+            open: AtomicUsize::new(0),
         });
         if let Some(bus) = &cache.bus {
             let heard = Arc::downgrade(&cache);
@@ -185,7 +193,14 @@ impl Cache {
 
     /// No tier and no bus.
     pub fn none() -> Self {
-        Self { memory: None, shared: None, bus: None, counts: Counts::default() }
+        Self {
+            memory: None,
+            shared: None,
+            bus: None,
+            floors: Arc::default(),
+            counts: Counts::default(),
+            open: AtomicUsize::new(0),
+        }
     }
 
     /// What happened so far.
@@ -196,17 +211,31 @@ impl Cache {
     /// Whether a part does its work, and why not, by its name.
     pub fn health(&self) -> Vec<(&'static str, Result<String, String>)> {
         let mut parts = Vec::new();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         if let Some(memory) = &self.memory {
             let (copies, bytes, evicted) = memory.size();
-            parts.push(("cache.memory", Ok(format!("{copies} copies, {bytes} bytes, {evicted} pushed out"))));
+            let (hits, misses) = (count(&self.counts.memory_hits), count(&self.counts.memory_misses));
+            let stale = count(&self.counts.stale);
+            let held = format!("{copies} copies, {bytes} bytes, {evicted} pushed out");
+            parts.push((
+                "cache.memory",
+                Ok(format!("{held}; {hits} hits, {misses} misses, {stale} stale answers")),
+            ));
         }
         if let Some(shared) = &self.shared {
-            parts.push(("cache.redis", shared.health()));
+            let (hits, misses) = (count(&self.counts.redis_hits), count(&self.counts.redis_misses));
+            let told = |detail| format!("{detail}; {hits} hits, {misses} misses");
+            parts.push(("cache.redis", shared.health().map(told).map_err(told)));
         }
         if let Some(bus) = &self.bus {
             parts.push(("cache.bus", bus.health()));
         }
         parts
+    }
+
+    /// Whether others hear what this worker writes. One that is not heard for seconds should not be given requests.
+    pub fn is_heard(&self) -> bool {
+        self.bus.as_ref().is_none_or(Bus::is_heard)
     }
 
     /// Whether copies of a namespace are kept at all.
@@ -272,6 +301,13 @@ impl Cache {
         }
     }
 
+    /// Keeps in the first tier a copy of the second one. One that its writer may have failed to remove is kept for its age alone:
+    /// the announcement of what replaced it may have come before the generation was taken.
+    pub fn fill_from_shared(&self, id: &Id, item: &Item, generation: u64, terms: &Terms) {
+        let replica = item.replica || !self.floors.trusts(id.hash, item.as_of);
+        self.fill(id, &Item { replica, ..item.clone() }, generation, terms);
+    }
+
     /// Keeps a record's JSON form beside it.
     pub fn add_json(&self, id: &Id, version: Option<Version>, json: &[u8]) {
         if let Some(memory) = &self.memory {
@@ -279,12 +315,13 @@ impl Cache {
         }
     }
 
-    /// Asks the second tier; `None` where there is none for this namespace.
+    /// Asks the second tier; `None` where there is none for this namespace. `waits` for somebody else's fill.
     pub async fn look_shared(
         &self,
         id: &Id,
         level: Level,
         min_version: Option<Version>,
+        waits: bool,
         terms: &Terms,
         deadline: Instant,
     ) -> Option<Looked> {
@@ -292,16 +329,17 @@ impl Cache {
         if level == Level::Strong {
             return None;
         }
-        let floor = self.bus.as_ref().map_or(Micros(0), |bus| bus.shared_floor(id.hash));
         let age_max = |absent: bool| self.age_max(id.hash, level, terms, absent);
         let serves = |item: &Item| {
             let now = Micros::now();
-            let sure = level != Level::Eventual || item.as_of >= floor || now.since(item.as_of) <= UNSURE_AGE;
+            let sure = level != Level::Eventual
+                || self.floors.trusts(id.hash, item.as_of)
+                || now.since(item.as_of) <= UNSURE_AGE;
             sure && now.since(item.as_of) <= age_max(item.record.is_none())
                 && !ended(item.ends, now)
                 && reaches(item.version, min_version)
         };
-        let looked = shared.look(id, serves, deadline).await;
+        let looked = shared.look(id, serves, waits, deadline).await;
         let count = match &looked {
             Looked::Hit(_) => &self.counts.redis_hits,
             _ => &self.counts.redis_misses,
@@ -335,9 +373,10 @@ impl Cache {
 
     /// Before the backend is asked to write: the shared tier learns of it. `left` is how long the statement may still take.
     pub async fn begin(self: &Arc<Self>, ids: Vec<Id>, terms: Terms, left: Duration) -> Writing {
-        if terms.ttl.is_zero() {
+        if terms.ttl.is_zero() || ids.is_empty() {
             return Writing { cache: self.clone(), terms, left, started: Micros::now(), keys: Vec::new() };
         }
+        self.open.fetch_add(1, Ordering::AcqRel);
         let generations: Vec<u64> = ids.iter().map(|id| self.generation(id)).collect();
         let writers = match self.second_tier(&terms) {
             Some(shared) => shared.begin(&ids, left).await,
@@ -379,7 +418,7 @@ impl Cache {
     /// Says goodbye, so that nobody waits for this worker's announcements.
     pub async fn close(&self) {
         if let Some(bus) = &self.bus {
-            bus.close().await;
+            bus.close(self.open.load(Ordering::Acquire) == 0).await;
         }
     }
 
@@ -418,15 +457,23 @@ impl Cache {
 
     /// Writes whose end nobody knows may land until their statements cannot any more: what was kept since the first word
     /// may be from before.
-    async fn told_again(self: Arc<Self>, hashes: Vec<u64>, terms: Terms, later: Duration) {
+    async fn told_again(self: Arc<Self>, ids: Vec<Id>, terms: Terms, later: Duration) {
+        self.open.fetch_add(1, Ordering::AcqRel);
         tokio::time::sleep(later).await;
-        if let Some(memory) = &self.memory {
-            hashes.iter().for_each(|hash| memory.invalidate(*hash, None));
+        let mut announced = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(memory) = &self.memory {
+                memory.invalidate(id.hash, None);
+            }
+            if let Some(shared) = self.second_tier(&terms) {
+                shared.evict(id.clone(), None);
+            }
+            announced.push(Announced { hash: id.hash, version: None, missed: Some((id.namespace, id.key)) });
         }
         if let (Some(bus), true) = (&self.bus, terms.shared_backend) {
-            let again = |hash| Announced { hash, version: None, missed: None };
-            bus.announce(hashes.into_iter().map(again).collect()).await;
+            bus.announce(announced).await;
         }
+        self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Another worker wrote.
@@ -506,6 +553,8 @@ pub enum Ended {
     },
     /// Nothing was written.
     Nothing,
+    /// An earlier attempt had written it, and may have died before it told anybody.
+    Before,
     /// Nobody knows, or something was written of which nobody knows what.
     Unknown,
 }
@@ -518,62 +567,92 @@ impl Writing {
 
     /// After the backend decided: one end for each key, in order. When this returns the others have been told, and the caller
     /// may be.
-    pub async fn finish(self, ends: impl IntoIterator<Item = Ended>, now_ms: i64) {
-        let Self { cache, terms, left, started, keys } = self;
-        let mut announced = Vec::new();
+    pub async fn finish(mut self, ends: impl IntoIterator<Item = Ended>) {
+        let keys = std::mem::take(&mut self.keys);
+        if keys.is_empty() {
+            return;
+        }
+        let (cache, terms) = (self.cache.clone(), self.terms);
+        let mut announced = Vec::with_capacity(keys.len());
         let mut unknown = Vec::new();
-        for (WritingKey { id, generation, writer }, end) in keys.into_iter().zip(ends) {
-            // A copy that the shared tier could not be told of stays there until somebody removes it.
-            let missed = (cache.second_tier(&terms).is_some() && writer.is_none())
-                .then(|| (id.namespace.clone(), id.key.clone()));
-            match end {
-                Ended::Nothing => {
-                    if let (Some(shared), Some(writer)) = (&cache.shared, writer) {
-                        shared.end(writer, None, None, Duration::ZERO);
-                    }
-                }
-                Ended::Unknown => {
-                    if let Some(memory) = &cache.memory {
-                        memory.invalidate(id.hash, None);
-                    }
-                    if let (Some(shared), Some(_)) = (&cache.shared, &missed) {
-                        shared.missed(id.clone(), None);
-                    }
-                    announced.push(Announced { hash: id.hash, version: None, missed });
-                    // No word to the shared tier: its mark outlives the statement, and keeps the old value out until then.
-                    unknown.push(id.hash);
-                }
-                Ended::Stands { version, record, expires_at_ms } => {
-                    let item = record.map(|record| Item {
-                        version: Some(version),
-                        record,
-                        as_of: started,
-                        ends: Micros::end_of(expires_at_ms, now_ms),
-                        expires_at_ms,
-                        replica: false,
-                    });
-                    if let Some(memory) = &cache.memory {
-                        match &item {
-                            Some(item) => memory.written(&id, item, generation),
-                            None => memory.invalidate(id.hash, Some(version)),
-                        }
-                    }
-                    match (&cache.shared, writer) {
-                        (Some(shared), Some(writer)) => {
-                            shared.end(writer, item.as_ref(), Some(version), keep_for(item.as_ref(), &terms));
-                        }
-                        (Some(shared), None) if missed.is_some() => shared.missed(id.clone(), Some(version)),
-                        _ => {}
-                    }
-                    announced.push(Announced { hash: id.hash, version: Some(version), missed });
-                }
+        for (key, end) in keys.into_iter().zip(ends) {
+            if matches!(end, Ended::Unknown) {
+                unknown.push(key.id.clone());
             }
+            announced.extend(self.end(key, end));
         }
         if !unknown.is_empty() {
-            tokio::spawn(cache.clone().told_again(unknown, terms, left + LANDS_WITHIN));
+            tokio::spawn(cache.clone().told_again(unknown, terms, self.left + LANDS_WITHIN));
         }
         if let (Some(bus), true) = (&cache.bus, terms.shared_backend) {
             bus.announce(announced).await;
+        }
+        cache.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The end of one write: what others are to hear of it.
+    fn end(&self, key: WritingKey, end: Ended) -> Option<Announced> {
+        let WritingKey { id, generation, writer } = key;
+        let (cache, terms) = (&self.cache, &self.terms);
+        let unknown = matches!(end, Ended::Unknown);
+        let (version, item) = match end {
+            Ended::Nothing => {
+                if let (Some(shared), Some(writer)) = (&cache.shared, writer) {
+                    shared.end(writer, None, false, None, Duration::ZERO);
+                }
+                return None;
+            }
+            Ended::Before | Ended::Unknown => (None, None),
+            Ended::Stands { version, record, expires_at_ms } => {
+                let item = record.map(|record| Item {
+                    version: Some(version),
+                    record,
+                    as_of: self.started,
+                    ends: Micros::end_of(expires_at_ms, wall_ms()),
+                    expires_at_ms,
+                    replica: false,
+                });
+                (Some(version), item)
+            }
+        };
+        if let Some(memory) = &cache.memory {
+            match &item {
+                Some(item) => memory.written(&id, item, generation),
+                None => memory.invalidate(id.hash, version),
+            }
+        }
+        // A copy that the shared tier was not told of stays there until somebody removes it: also where this worker has none.
+        let missed = (terms.second_tier && writer.is_none()).then(|| (id.namespace.clone(), id.key.clone()));
+        let hash = id.hash;
+        match (&cache.shared, writer) {
+            // No word: the mark outlives the statement, and keeps the old value out until then.
+            (Some(_), Some(_)) if unknown => {}
+            (Some(shared), Some(writer)) => {
+                shared.end(writer, item.as_ref(), true, version, keep_for(item.as_ref(), terms));
+            }
+            (Some(shared), None) if missed.is_some() => shared.missed(id, version),
+            _ => {}
+        }
+        Some(Announced { hash, version, missed })
+    }
+}
+
+/// A write that is given up half-way may stand.
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
+        let rest = Writing {
+            cache: self.cache.clone(),
+            terms: self.terms,
+            left: self.left,
+            started: self.started,
+            keys: std::mem::take(&mut self.keys),
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let ends: Vec<Ended> = rest.keys.iter().map(|_| Ended::Unknown).collect();
+            runtime.spawn(rest.finish(ends));
         }
     }
 }
@@ -596,6 +675,11 @@ impl Id {
         Self { namespace, key, hash }
     }
 
+    /// Whether it is the same record.
+    fn is(&self, other: &Self) -> bool {
+        self.namespace == other.namespace && self.key == other.key
+    }
+
     /// The hash of both names.
     pub fn hash(&self) -> u64 {
         self.hash
@@ -610,11 +694,17 @@ impl Micros {
         Self::at(Instant::now())
     }
 
-    /// A moment; one before the process started is its start.
+    /// A moment, also one before this process was there: copies in the shared tier may be older than it.
     pub fn at(moment: Instant) -> Self {
-        static START: OnceLock<Instant> = OnceLock::new();
-        let start = *START.get_or_init(|| Instant::now() - Duration::from_secs(1));
-        Self(u64::try_from(moment.saturating_duration_since(start).as_micros()).unwrap_or(u64::MAX))
+        /// What the start counts as: more than the age of anything that is ever looked at.
+        const START: u64 = 1 << 52;
+        static STARTED: OnceLock<Instant> = OnceLock::new();
+        let started = *STARTED.get_or_init(Instant::now);
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        match moment.checked_duration_since(started) {
+            Some(since) => Self(START.saturating_add(micros(since))),
+            None => Self(START.saturating_sub(micros(started.saturating_duration_since(moment)))),
+        }
     }
 
     /// How long ago `earlier` was.

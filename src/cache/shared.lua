@@ -2,7 +2,7 @@
 
 -- The steps of the shared tier. Each is atomic, so a copy is readable only while no writer of its key is at work.
 --
--- KEYS: 1 the copy, 2 the lease, 3 the writers (a hash: token -> end of its statement, milliseconds).
+-- KEYS: 1 the copy, 2 the lease, 3 the writers (a sorted set: token by the end of its statement, milliseconds).
 -- A copy: format '1', kind, 32 digits of version, 16 digits of as-of (microseconds of this server), then bytes that are
 -- not looked at here. Versions are compared as text.
 
@@ -11,21 +11,15 @@ local function micros()
   return time[1] * 1000000 + time[2]
 end
 
--- Forgets writers whose statements cannot land any more; how many are left, the mark of contention not counted.
+-- Forgets writers whose statements cannot land any more; how many are left, and whether they met: the mark '!'.
 local function writers(key, now)
-  local all = redis.call('HGETALL', key)
-  local left, mark = 0, false
-  for at = 1, #all, 2 do
-    if all[at] == '!' then
-      mark = true
-    elseif tonumber(all[at + 1]) * 1000 <= now then
-      redis.call('HDEL', key, all[at])
-    else
-      left = left + 1
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now / 1000)
+  local left, mark = redis.call('ZCARD', key), false
+  if left > 0 and redis.call('ZSCORE', key, '!') then
+    left, mark = left - 1, true
+    if left == 0 then
+      redis.call('DEL', key)
     end
-  end
-  if left == 0 and mark then
-    redis.call('DEL', key)
   end
   return left, mark
 end
@@ -76,9 +70,9 @@ local function wbegin(KEYS, ARGV)
   redis.call('DEL', KEYS[1], KEYS[2])
   if ARGV[1] ~= '' then
     local life = tonumber(ARGV[2])
-    redis.call('HSET', KEYS[3], ARGV[1], string.format('%.0f', now / 1000 + life))
+    redis.call('ZADD', KEYS[3], string.format('%.0f', now / 1000 + life), ARGV[1])
     if others > 0 and ARGV[3] == '1' then
-      redis.call('HSET', KEYS[3], '!', 0)
+      redis.call('ZADD', KEYS[3], '+inf', '!')
     end
     -- Only ever further: another writer may take longer.
     if redis.call('PTTL', KEYS[3]) < life then
@@ -91,7 +85,7 @@ end
 -- ARGV: token, how long to keep (milliseconds), copy ('' = none), whether something was written.
 -- The copy stays only if no other writer was at work beside this one.
 local function wend(KEYS, ARGV)
-  local mine = redis.call('HDEL', KEYS[3], ARGV[1])
+  local mine = redis.call('ZREM', KEYS[3], ARGV[1])
   local left, contended = writers(KEYS[3], micros())
   if mine == 0 and ARGV[1] ~= '' then
     -- The mark was gone, so somebody may have filled in what this write has replaced.

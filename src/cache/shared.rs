@@ -32,16 +32,19 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::floors::Floors;
 use super::{Id, Item, LANDS_WITHIN, Micros};
 use crate::link::redis::{Fault, Redis};
 use crate::model::clock::wall_ms;
 use crate::model::sabotage::{self, Sabotage};
-use crate::model::{Error, Result, Version};
+use crate::model::{Error, Key, Namespace, Result, Version};
 
 /// Bound on a step that a request waits for.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_millis(40);
 /// Bound on a step that nobody waits for.
 const JOB_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bound on a look with all its waits.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(120);
 /// How long a reader has for its read before another may try.
 const LEASE: Duration = Duration::from_secs(3);
 /// How often and how far apart somebody else's fill is waited for.
@@ -76,6 +79,9 @@ pub(super) struct Shared {
     /// Steps left out because the tier was away or full.
     passed_by: AtomicU64,
     missed: Mutex<Missed>,
+    floors: Arc<Floors>,
+    /// The connection whose server is known: another may have old copies again.
+    connection: AtomicU64,
     jobs: mpsc::Sender<Job>,
     job_bytes: AtomicUsize,
 }
@@ -83,7 +89,8 @@ pub(super) struct Shared {
 /// Keys that were written while Redis could not be told.
 #[derive(Default)]
 struct Missed {
-    keys: HashMap<u64, (Id, Option<Version>)>,
+    /// By namespace and key: what stands there now, `None` = nobody knows.
+    keys: HashMap<(Namespace, Key), Option<Version>>,
     /// More than are kept.
     all: bool,
 }
@@ -117,7 +124,7 @@ pub(super) struct Writer {
 /// A step that nobody waits for.
 enum Job {
     Fill { lease: Lease, copy: Vec<u8>, keep: Duration },
-    End { writer: Writer, copy: Vec<u8>, keep: Duration, version: Option<Version> },
+    End { writer: Writer, copy: Vec<u8>, keep: Duration, wrote: bool, version: Option<Version> },
     Evict { id: Id, version: Option<Version> },
 }
 
@@ -125,7 +132,7 @@ enum Job {
 
 impl Shared {
     /// The tier of a deployment, at a URL. It joins when Redis is there.
-    pub(super) fn open(url: &str, prefix: &str, origin: u64) -> Result<Arc<Self>> {
+    pub(super) fn open(url: &str, prefix: &str, origin: u64, floors: Arc<Floors>) -> Result<Arc<Self>> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let shared = Arc::new(Self {
@@ -136,6 +143,8 @@ impl Shared {
             away: AtomicBool::new(true),
             passed_by: AtomicU64::new(0),
             missed: Mutex::default(),
+            floors,
+            connection: AtomicU64::new(0),
             jobs,
             job_bytes: AtomicUsize::new(0),
         });
@@ -153,10 +162,20 @@ impl Shared {
         }
     }
 
-    /// A copy that serves, or the right to fill in one, or neither.
-    pub(super) async fn look(&self, id: &Id, serves: impl Fn(&Item) -> bool, deadline: Instant) -> Looked {
+    /// A copy that serves, or the right to fill in one, or neither. Somebody else's fill is waited for only where `waits`. All of it
+    /// takes a part of the time that is left, so that the backend can still be asked.
+    pub(super) async fn look(
+        &self,
+        id: &Id,
+        serves: impl Fn(&Item) -> bool,
+        waits: bool,
+        deadline: Instant,
+    ) -> Looked {
+        let begun = Instant::now();
+        let left = deadline.saturating_duration_since(begun);
+        let until = begun + LOOK_TIMEOUT.min(left / 4);
         for round in 0..=WAITS {
-            let there = match self.read(id, deadline).await {
+            let there = match self.read(id, until).await {
                 Err(()) => return Looked::Busy,
                 Ok(Some(item)) if serves(&item) => return Looked::Hit(item),
                 Ok(there) => there.is_some(),
@@ -164,11 +183,11 @@ impl Shared {
             if round == WAITS {
                 break;
             }
-            match self.lease(id, there, deadline).await {
+            match self.lease(id, there, until).await {
                 Ok(Asked::Copy(item)) if serves(&item) => return Looked::Hit(item),
                 Ok(Asked::Lease(lease)) => return Looked::Lease(lease),
-                Ok(Asked::Wait) => tokio::time::sleep(WAIT).await,
-                Ok(Asked::Copy(_) | Asked::Busy) | Err(()) => return Looked::Busy,
+                Ok(Asked::Wait) if waits => tokio::time::sleep(WAIT).await,
+                Ok(Asked::Copy(_) | Asked::Wait | Asked::Busy) | Err(()) => return Looked::Busy,
             }
         }
         Looked::Busy
@@ -187,6 +206,15 @@ impl Shared {
 
     /// Tells that writers of keys are at work whose statements take at most `left`. `None` for those that could not be told.
     pub(super) async fn begin(&self, ids: &[Id], left: Duration) -> Vec<Option<Writer>> {
+        let mut writers = Vec::with_capacity(ids.len());
+        let until = Instant::now() + left / 4;
+        for part in ids.chunks(JOBS_TOGETHER) {
+            writers.extend(self.begin_part(part, left, until).await);
+        }
+        writers
+    }
+
+    async fn begin_part(&self, ids: &[Id], left: Duration, until: Instant) -> Vec<Option<Writer>> {
         if self.is_away() {
             return ids.iter().map(|_| None).collect();
         }
@@ -204,7 +232,7 @@ impl Shared {
             );
             writers.push((id, token));
         }
-        let Ok(answers) = self.calls(&steps, Instant::now() + CALL_TIMEOUT).await else {
+        let Ok(answers) = self.calls(&steps, until.min(Instant::now() + CALL_TIMEOUT)).await else {
             return ids.iter().map(|_| None).collect();
         };
         let begun = |((id, token), answer): ((&Id, String), Result<Value, Fault>)| match answer {
@@ -214,10 +242,18 @@ impl Shared {
         writers.into_iter().zip(answers).map(begun).collect()
     }
 
-    /// A write is done. `version` of what stands now where something was written, with its copy if that is worth keeping.
-    pub(super) fn end(&self, writer: Writer, item: Option<&Item>, version: Option<Version>, keep: Duration) {
+    /// A write is done. Where something was `wrote`, its version (`None` = nobody knows which stands) and its copy, if that is
+    /// worth keeping.
+    pub(super) fn end(
+        &self,
+        writer: Writer,
+        item: Option<&Item>,
+        wrote: bool,
+        version: Option<Version>,
+        keep: Duration,
+    ) {
         let copy = item.map(|item| encode(item, writer.as_of)).unwrap_or_default();
-        self.enqueue(Job::End { writer, copy, keep, version });
+        self.enqueue(Job::End { writer, copy, keep, wrote, version });
     }
 
     /// Somebody else could not clean a key.
@@ -225,21 +261,36 @@ impl Shared {
         self.enqueue(Job::Evict { id, version });
     }
 
-    /// A key was written that Redis could not be told of: it is cleaned before this worker uses the tier again.
+    /// A key was written that Redis was not told of. Its old copy is removed, at the latest before this worker uses a tier again
+    /// that is passed by.
     pub(super) fn missed(&self, id: Id, version: Option<Version>) {
+        self.floors.raise(id.hash());
+        match self.away.load(Ordering::Acquire) {
+            true => self.remember(id, version),
+            false => self.evict(id, version),
+        }
+    }
+
+    fn remember(&self, id: Id, version: Option<Version>) {
         let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         if missed.keys.len() >= MISSED_MAX {
             missed.keys.clear();
             missed.all = true;
         }
         if !missed.all {
-            missed.keys.insert(id.hash(), (id, version));
+            // The stronger of two words stays: whatever is there, or what is older than the greater version.
+            let stands = missed.keys.entry((id.namespace, id.key)).or_insert(version);
+            *stands = version.and_then(|version| stands.map(|stands| stands.max(version)));
         }
-        drop(missed);
+        // Still under the lock: coming back looks here last.
         self.away.store(true, Ordering::Release);
     }
 
     fn is_away(&self) -> bool {
+        // A server that was lost and is there again may have forgotten everything, or remember too much.
+        if self.redis.count() != self.connection.load(Ordering::Acquire) {
+            self.away.store(true, Ordering::Release);
+        }
         let away = self.away.load(Ordering::Acquire);
         if away {
             self.passed_by.fetch_add(1, Ordering::Relaxed);
@@ -309,6 +360,7 @@ impl Shared {
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more. A fault makes the tier count as away.
     async fn calls(&self, steps: &Pipeline, deadline: Instant) -> Result<Vec<Result<Value, Fault>>, ()> {
+        let patient = deadline >= Instant::now() + CALL_TIMEOUT.mul_f64(0.9);
         for again in [true, false] {
             match self.redis.calls(steps, deadline).await {
                 Ok(answers) => {
@@ -325,6 +377,8 @@ impl Shared {
                         return Err(());
                     }
                 }
+                // A caller in a hurry tells nothing of the tier.
+                Err(Fault::Silent(_)) if !patient && self.redis.health().is_ok() => return Err(()),
                 Err(fault) => {
                     self.went_away(&fault);
                     return Err(());
@@ -365,10 +419,10 @@ impl Shared {
     /// A step that was not made. A lease and a writer's mark run out by themselves; an old copy does not.
     fn give_up(&self, job: Job) {
         match job {
-            Job::Fill { .. } | Job::End { version: None, .. } => {}
+            Job::Fill { .. } | Job::End { wrote: false, .. } => {}
             // The mark may be gone by now, and with it what kept old copies out.
-            Job::End { writer, version, .. } => self.missed(writer.id, version),
-            Job::Evict { id, version } => self.missed(id, version),
+            Job::End { writer, version, .. } => self.remember(writer.id, version),
+            Job::Evict { id, version } => self.remember(id, version),
         }
     }
 
@@ -378,9 +432,9 @@ impl Shared {
                 let keep = keep.as_millis().max(1).to_string();
                 self.step(steps, "ds1_fill", &lease.id, &[lease.token.as_bytes(), keep.as_bytes(), copy]);
             }
-            Job::End { writer, copy, keep, version } => {
+            Job::End { writer, copy, keep, wrote, .. } => {
                 let keep = keep.as_millis().max(1).to_string();
-                let wrote = if version.is_some() { b"1" } else { b"0" };
+                let wrote = if *wrote { b"1" } else { b"0" };
                 self.step(
                     steps,
                     "ds1_wend",
@@ -458,14 +512,25 @@ async fn probe(shared: Weak<Shared>) {
 impl Shared {
     async fn come_back(&self) -> Result<(), Fault> {
         let soon = || Instant::now() + JOB_TIMEOUT;
+        let connection = self.redis.count();
         self.redis.call(&redis::cmd("PING"), soon()).await?;
         self.load(soon()).await?;
+        if self.connection.swap(connection, Ordering::AcqRel) != connection {
+            // It may have been started again from what it had kept: old copies, and no marks of writers.
+            self.floors.raise_all();
+            self.check_eviction(soon()).await;
+        }
         loop {
             let (some, all) = {
                 let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-                let some: Vec<_> = missed.keys.values().take(CLEANED_TOGETHER).cloned().collect();
+                let some: Vec<_> = missed
+                    .keys
+                    .iter()
+                    .take(CLEANED_TOGETHER)
+                    .map(|(names, version)| (names.clone(), *version))
+                    .collect();
                 if some.is_empty() && !missed.all {
-                    // Under the lock: what is missed from here on makes it away again.
+                    // Under the lock: what is remembered from here on makes it away again.
                     self.away.store(false, Ordering::Release);
                     return Ok(());
                 }
@@ -477,19 +542,35 @@ impl Shared {
                 continue;
             }
             let mut steps = redis::pipe();
-            for (id, version) in &some {
-                self.add(&mut steps, &Job::Evict { id: id.clone(), version: *version });
+            for ((namespace, key), version) in &some {
+                let id = Id::new(namespace.clone(), key.clone());
+                self.add(&mut steps, &Job::Evict { id, version: *version });
             }
             for answer in self.redis.calls(&steps, soon()).await? {
                 answer?;
             }
             let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-            for (id, version) in some {
+            for (names, version) in some {
                 // Only what was seen: the same key may have been missed again meanwhile.
-                if missed.keys.get(&id.hash()).is_some_and(|(_, there)| *there == version) {
-                    missed.keys.remove(&id.hash());
+                if missed.keys.get(&names).is_some_and(|there| *there == version) {
+                    missed.keys.remove(&names);
                 }
             }
+        }
+    }
+
+    /// Says so where Redis may evict what must not go before its time: writers' marks.
+    async fn check_eviction(&self, deadline: Instant) {
+        let mut get = redis::cmd("CONFIG");
+        get.arg("GET").arg("maxmemory-policy");
+        // Not everybody may ask.
+        let Ok(Value::Array(answer)) = self.redis.call(&get, deadline).await else { return };
+        let Some(Value::BulkString(policy)) = answer.get(1) else { return };
+        if !["noeviction", "volatile-lru"].contains(&String::from_utf8_lossy(policy).as_ref()) {
+            tracing::warn!(
+                policy = %String::from_utf8_lossy(policy),
+                "the shared cache's Redis should have maxmemory-policy volatile-lru"
+            );
         }
     }
 
@@ -553,7 +634,8 @@ fn decode(copy: &[u8], now: u64, before: Micros) -> Option<Item> {
     let text = std::str::from_utf8(&head[2..50]).ok()?;
     let (version, as_of) = text.split_at(32);
     let version: Version = version.parse().ok()?;
-    let age = now.saturating_sub(as_of.parse().ok()?);
+    // From the future: Redis's clock was set back, and nobody knows how old it is.
+    let age = now.checked_sub(as_of.parse().ok()?)?;
     let age = if sabotage::is(Sabotage::AsOf) { 0 } else { age };
     let expires_at_ms = i64::from_be_bytes(*head[50..].first_chunk()?);
     let record = match (head[0], head[1]) {

@@ -10,6 +10,7 @@ use super::{Settings, check, units};
 use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
 use crate::backend::redis;
+use crate::backend::riak::{Quorum, Quorums, RiakSettings};
 use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
@@ -68,6 +69,7 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "memory" => backend::Settings::Memory,
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
         "redis" => backend::Settings::Redis(redis_settings(backend)),
+        "riak" => backend::Settings::Riak(riak_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
 }
@@ -145,6 +147,25 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         ..Limits::default()
     };
     PostgresSettings { shards, limits }
+}
+
+fn riak_settings(backend: &Section<'_>) -> RiakSettings {
+    let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
+    let quorum = |name| Quorum::parse(&backend.text(name)).expect("checked: a quorum");
+    RiakSettings {
+        hosts: texts(backend, "hosts"),
+        bucket_type: backend.text("bucket_type"),
+        pool_size: usize::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+        connect_timeout: duration("connect_timeout"),
+        request_timeout: duration("request_timeout"),
+        quorums: Quorums {
+            r: quorum("r"),
+            pr: quorum("pr"),
+            w: quorum("w"),
+            dw: quorum("dw"),
+            pw: quorum("pw"),
+        },
+    }
 }
 
 /// A list of texts; empty where it is left out.

@@ -20,6 +20,8 @@ const REPLICAS_MAX: usize = 16;
 
 /// Whether a URL of a server can be read, and what it should be.
 type CheckUrl = fn(&str) -> Result<(), String>;
+/// Nodes that a Riak backend is told of.
+const RIAK_HOSTS_MAX: usize = 64;
 
 /// Why a kind of backend cannot keep `strong`.
 const NOT_STRONG: [(&str, &str); 2] = [
@@ -160,6 +162,7 @@ impl Check<'_> {
             match kind {
                 "postgres" => self.servers(&path, backend, crate::backend::postgres::check_url),
                 "redis" => self.servers(&path, backend, crate::backend::redis::check_url),
+                "riak" => self.riak(&path, backend),
                 _ => {}
             }
         }
@@ -181,6 +184,40 @@ impl Check<'_> {
             self.add(&path.child("replica_urls"), None, message);
         }
         self.replica_urls(path, backend, check);
+    }
+
+    /// Where its nodes are, and in what time they are to answer.
+    fn riak(&mut self, path: &KeyPath, backend: &Table) {
+        let hosts = backend.get("hosts");
+        match hosts.and_then(Value::as_array) {
+            Some(hosts) => {
+                if hosts.is_empty() || hosts.len() > RIAK_HOSTS_MAX {
+                    let message = format!("should hold 1 to {RIAK_HOSTS_MAX} addresses of nodes");
+                    self.add(&path.child("hosts"), Some(hosts.len().to_string()), message);
+                }
+                let path = path.child("hosts");
+                for (at, host) in hosts.iter().enumerate() {
+                    let Some(host) = host.as_str().filter(|host| !host.is_empty()) else { continue };
+                    if let Err(message) = crate::backend::riak::check_host(host) {
+                        self.add(&path.element(at), Some(format!("{host:?}")), message);
+                    }
+                }
+            }
+            None if hosts.is_none() => {
+                self.add(&path.child("hosts"), None, "is missing: where its nodes are".to_owned());
+            }
+            None => {}
+        }
+        for name in ["connect_timeout", "request_timeout"] {
+            if backend.get(name).and_then(Value::as_str).is_some_and(|text| units::duration_ms(text) == Ok(0))
+            {
+                self.add(
+                    &path.child(name),
+                    Some("\"0s\"".to_owned()),
+                    "should be more than nothing".to_owned(),
+                );
+            }
+        }
     }
 
     fn replica_urls(&mut self, path: &KeyPath, server: &Table, check: CheckUrl) {

@@ -65,7 +65,7 @@ pub(super) struct KeyPath(Vec<String>);
 const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
 const QUEUES: Words = Words { plural: "kinds", built: &["none", "rabbitmq"], unbuilt: &[] };
 const KINDS: Words =
-    Words { plural: "kinds", built: &["local", "memory", "postgres", "redis"], unbuilt: &[("riak", "")] };
+    Words { plural: "kinds", built: &["local", "memory", "postgres", "redis", "riak"], unbuilt: &[] };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
 const DURABILITIES: Words =
     Words { plural: "modes", built: &["through", "outage_queue"], unbuilt: &[("behind", "")] };
@@ -79,6 +79,7 @@ const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };
 const WEIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const ANY: Holds = Holds::Text(units::any);
 const FILLED: Holds = Holds::Text(units::filled);
+const QUORUM: Holds = Holds::Text(units::quorum);
 
 /// In the order in which they are shown.
 pub(super) const KEYS: &[Key] = &[
@@ -107,7 +108,7 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.pool_size", POOL_SIZE).of(&["postgres", "redis", "riak"]),
-    key("backends.*.connect_timeout", Holds::Duration).of(&["postgres"]),
+    key("backends.*.connect_timeout", Holds::Duration).of(&["postgres", "riak"]),
     key("backends.*.idle_timeout", Holds::Duration).of(&["postgres"]),
     key("backends.*.statement_timeout", Holds::Duration).of(&["postgres"]),
     key("backends.*.shards", Holds::Tables).of(&["postgres", "redis"]),
@@ -117,6 +118,12 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.shards.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin),
     key("backends.*.hosts", Holds::Texts).of(&["riak"]),
     key("backends.*.bucket_type", FILLED).of(&["riak"]),
+    key("backends.*.request_timeout", Holds::Duration).of(&["riak"]),
+    key("backends.*.r", QUORUM).of(&["riak"]),
+    key("backends.*.pr", QUORUM).of(&["riak"]),
+    key("backends.*.w", QUORUM).of(&["riak"]),
+    key("backends.*.dw", QUORUM).of(&["riak"]),
+    key("backends.*.pw", QUORUM).of(&["riak"]),
     key("backends.*.reads_max", AT_ONCE),
     key("backends.*.writes_max", AT_ONCE),
     key("backends.*.drains_max", AT_ONCE),

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::keys::{Hides, KEYS};
 use super::*;
+use crate::backend::riak::{Quorum, Quorums};
 use crate::model::request::Consistency;
 use crate::store::policy::{Packed, PartitionBy};
 use crate::telemetry::LogFormat;
@@ -117,10 +118,8 @@ fn every_key_is_documented_and_every_documented_key_is_known() {
 }
 
 #[test]
-fn the_examples_are_right_but_for_what_is_not_built() {
-    let faults = faults(&with_examples());
-    assert!(faults.iter().all(|fault| fault.message.contains("not built yet")), "{faults:#?}");
-    assert_eq!(faults.len(), 1);
+fn the_examples_are_right() {
+    good(&with_examples());
 }
 
 #[test]
@@ -195,10 +194,13 @@ fn environment_lists_are_comma_separated() {
     let list = |text| {
         let environment =
             [("DATASTORE__BACKENDS__MAIN__KIND", "riak"), ("DATASTORE__BACKENDS__MAIN__HOSTS", text)];
-        load_all("[namespaces.a]\nconsistency = 'eventual'", &environment, &[]).unwrap_err().0
+        load_all("[namespaces.a]\nconsistency = 'eventual'", &environment, &[])
     };
-    assert_eq!(list("a:1, b:2").len(), 1, "only the kind is refused");
-    assert_eq!(list("a:1,,b:2")[0].path, "backends.main.hosts[1]");
+    let backend::Settings::Riak(riak) = list("a:1, b:2").unwrap().settings.backends["main"].clone() else {
+        panic!()
+    };
+    assert_eq!(riak.hosts, ["a:1", "b:2"]);
+    assert_eq!(list("a:1,,b:2").unwrap_err().0[0].path, "backends.main.hosts[1]");
     let shards = load_all(NAMED, &[("DATASTORE__BACKENDS__MAIN__SHARDS", "a,b")], &[]).unwrap_err().0;
     assert_eq!(shards.len(), 1);
     assert!(shards[0].message.contains("only a file can set"));
@@ -492,6 +494,50 @@ fn redis_needs_to_know_where_its_servers_are() {
     );
 }
 
+#[test]
+fn riak_is_told_where_its_nodes_are_and_how_many_replicas_must_answer() {
+    let file = |keys: &str| {
+        format!("[namespaces.a]\nconsistency = 'eventual'\n[backends.main]\nkind = 'riak'\n{keys}")
+    };
+    let backend::Settings::Riak(riak) = settings_of(&file("hosts = ['h:8087', '[::1]:8087']")) else {
+        panic!()
+    };
+    assert_eq!(
+        (riak.hosts, riak.bucket_type),
+        (vec!["h:8087".to_owned(), "[::1]:8087".to_owned()], "datastore".to_owned())
+    );
+    assert_eq!((riak.pool_size, riak.connect_timeout.as_secs(), riak.request_timeout.as_secs()), (16, 1, 1));
+    assert_eq!(riak.quorums, Quorums::default());
+    let keys = "hosts = ['h:1']\nbucket_type = 't'\npool_size = 3\nrequest_timeout = '250ms'\nr = 'one'\npr = '2'\nw = 'all'\ndw = 'default'\npw = '0'";
+    let backend::Settings::Riak(riak) = settings_of(&file(keys)) else { panic!() };
+    let quorums =
+        Quorums { r: Quorum::ONE, pr: Quorum(2), w: Quorum::ALL, dw: Quorum::DEFAULT, pw: Quorum(0) };
+    assert_eq!((riak.bucket_type.as_str(), riak.pool_size, riak.quorums), ("t", 3, quorums));
+    assert_eq!(riak.request_timeout.as_millis(), 250);
+
+    refused(&file(""), "backends.main.hosts", &["is missing", "nodes"]);
+    refused(&file("hosts = []"), "backends.main.hosts", &["1 to 64"]);
+    for host in ["h", "h:0", ":8087", "riak://h:8087", "h:65536"] {
+        refused(
+            &file(&format!("hosts = ['h:1', {host:?}]")),
+            "backends.main.hosts[1]",
+            &["host and protocol-buffers port"],
+        );
+    }
+    refused(&file("hosts = ['h:1']\npw = 'most'"), "backends.main.pw", &["one, quorum, all, default"]);
+    refused(&file("hosts = ['h:1']\nr = '65'"), "backends.main.r", &["up to 64"]);
+    refused(
+        &file("hosts = ['h:1']\nrequest_timeout = '0s'"),
+        "backends.main.request_timeout",
+        &["more than nothing"],
+    );
+    refused(
+        &file("hosts = ['h:1']\nurl = 'riak://h'"),
+        "backends.main.url",
+        &["does not belong to kind \"riak\""],
+    );
+}
+
 fn settings_of(file: &str) -> backend::Settings {
     load_all(file, &[], &[]).unwrap().settings.backends["main"].clone()
 }
@@ -499,12 +545,6 @@ fn settings_of(file: &str) -> backend::Settings {
 #[test]
 fn what_is_not_built_yet_says_so() {
     let eventual = "[namespaces.'*']\nconsistency = 'eventual'\n";
-    let kind = "riak";
-    let fault = refused(&format!("[backends.main]\nkind = '{kind}'\n{eventual}"), "backends.main.kind", &[]);
-    let line = format!(
-        "backends.main.kind: {kind:?} is not built yet in this version (known kinds here: local, memory, postgres, redis)"
-    );
-    assert_eq!((fault.to_string(), fault.found), (line, Some(format!("{kind:?}"))));
     good("[queue]\nkind = 'rabbitmq'\nurl = 'amqps://u:hunter2@h/v'");
     let refused_url =
         refused("[queue]\nurl = 'http://u:hunter2@h'", "queue.url", &["amqp://", "http://***@h"]);
@@ -559,11 +599,11 @@ fn strong_is_unsupported_where_it_cannot_be_kept() {
 
 #[test]
 fn all_faults_come_at_once_one_line_each() {
-    let file = "[nats]\nurl = ''\nmax_in_flight = 0\nx = 1\n[log]\nlevel = ''\n[backends.main]\nkind = 'riak'\n[namespaces.A]\nttl = 1";
+    let file = "[nats]\nurl = ''\nmax_in_flight = 0\nx = 1\n[log]\nlevel = ''\n[backends.main]\nkind = 'riak'\nhosts = []\n[namespaces.A]\nttl = 1";
     let faults = load_all(file, &[("DATASTORE__HTTP__LISTEN", "0.0.0.0:1")], &[]).unwrap_err();
     let paths: Vec<_> = faults.0.iter().map(|fault| fault.path.as_str()).collect();
     let expected = [
-        "backends.main.kind",
+        "backends.main.hosts",
         "http.token",
         "log.level",
         "namespaces.A",

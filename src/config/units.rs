@@ -53,6 +53,11 @@ pub(super) fn filled(text: &str) -> Result<(), String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(()) }
 }
 
+/// Replicas of Riak that must answer.
+pub(super) fn quorum(text: &str) -> Result<(), String> {
+    crate::backend::riak::Quorum::parse(text).map(drop)
+}
+
 /// A filter of the log.
 pub(super) fn log_level(text: &str) -> Result<(), String> {
     filled(text)?;

@@ -50,17 +50,26 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             }
             let (shared, busy, stop) = (shared.clone(), busy.clone(), stop.clone());
             tokio::spawn(async move {
+                let _free = Free(busy);
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = job(&shared, &message, &to) => {}
                 }
-                busy.store(false, Ordering::Release);
             });
         }
     };
     tokio::select! {
         () = stop.cancelled() => {}
         () = asked => {}
+    }
+}
+
+/// Lets the next job begin, however this one ended.
+struct Free(Arc<AtomicBool>);
+
+impl Drop for Free {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -166,7 +166,7 @@ impl Store {
             .zip(&written)
             .map(|((_, one), written)| ended(call, &one.key, keeps, written))
             .collect();
-        writing.finish(ends, call.now_ms).await;
+        writing.finish(ends).await;
         for ((at, asked), written) in asked.into_iter().zip(written) {
             let mut reply = self.reply(call, asked, written).await;
             reply.error = reply.error.map(brief);
@@ -226,7 +226,7 @@ impl Store {
                 asked.iter().map(|one| ended(call, &one.key, keeps, &Err(error.clone()))).collect()
             }
         };
-        writing.finish(ends, call.now_ms).await;
+        writing.finish(ends).await;
         let written = written.map_err(|(at, error)| failed(at, error))?;
         let mut results = Vec::with_capacity(asked.len());
         for (asked, written) in asked.into_iter().zip(written) {

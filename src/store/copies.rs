@@ -14,6 +14,7 @@ use crate::backend::{Aged, Found, Live, Written};
 use crate::cache::{Cache, Ended, Id, Item, Lease, Level, Looked, Micros, UNSURE_AGE};
 use crate::codec::message;
 use crate::model::clock::wall_ms;
+use crate::model::limits::TIMEOUT_MS_DEFAULT;
 use crate::model::op::Get;
 use crate::model::reply::Source;
 use crate::model::sabotage::{self, Sabotage};
@@ -24,6 +25,8 @@ use super::{Call, Store};
 
 /// How long a backend is waited for while a copy could stand in for it.
 const STAND_IN_AFTER: Duration = Duration::from_secs(1);
+/// What a way has at least, however little time whoever began it has.
+const WAY_TIMEOUT: Duration = Duration::from_millis(TIMEOUT_MS_DEFAULT.unsigned_abs());
 /// Time kept back for asking the shared tier for a copy that stands in.
 const STAND_IN_ROOM: Duration = Duration::from_millis(100);
 
@@ -53,27 +56,39 @@ impl Fetched {
 }
 
 impl Store {
-    /// A record that the first tier could not answer for. Those who ask for the same one share the way.
+    /// A record that the first tier could not answer for. Those who ask for the same one share the way, which has its own time:
+    /// one in a hurry does not cut it short for the others.
     pub(super) async fn fetch(&self, call: &Call, get: &Get, id: Id, level: Level) -> Result<Fetched> {
         let terms = &call.policy.terms;
-        let oldest = match level {
+        let mut oldest = match level {
             Level::Bounded(bound) => Micros::now().before(bound.min(terms.ttl)),
             Level::Eventual | Level::Strong => Micros::now().before(UNSURE_AGE.min(terms.ttl)),
         };
-        let road = || read_through(self.cache.clone(), call.clone(), get.clone(), id.clone(), level);
-        let joined = timeout_at(call.deadline, self.flights.join(&id, oldest, road)).await;
-        match joined {
-            Err(_) => Err(Error::deadline("the deadline passed while the read was in work")),
-            Ok((Some(Ok(fetched)), true)) => Ok(fetched),
-            Ok((Some(Ok(fetched)), false))
-                if fetched.reaches(get.min_version) && fetched.serves(level, call) =>
-            {
-                Ok(Fetched { joined: true, ..fetched })
-            }
-            Ok((Some(Err(error)), true)) => Err(error),
-            // Somebody else's way was too short for this one.
-            Ok((Some(_), false)) => road().await,
-            Ok((None, _)) => Err(lost()),
+        let now = Instant::now();
+        let way = Call { deadline: call.deadline.max(now + WAY_TIMEOUT), ..call.clone() };
+        let road = || read_through(self.cache.clone(), way.clone(), get.clone(), id.clone(), level);
+        let until = now + call.deadline.saturating_duration_since(now).mul_f64(0.9);
+        loop {
+            let joined = timeout_at(until, self.flights.join(&id, oldest, road)).await;
+            return match joined {
+                Err(_) => {
+                    let error = Error::deadline("the deadline passed while the read was in work");
+                    stand_in(&self.cache, call, get, &id, level, error).await
+                }
+                Ok((Some(read), true)) => read,
+                Ok((Some(Ok(fetched)), false))
+                    if fetched.reaches(get.min_version) && fetched.serves(level, call) =>
+                {
+                    Ok(Fetched { joined: true, ..fetched })
+                }
+                Ok((Some(Err(error)), false)) => Err(error),
+                Ok((Some(Ok(_)), false)) => {
+                    // What somebody else asked for is too old here: a way that begins now cannot be.
+                    oldest = Micros::now();
+                    continue;
+                }
+                Ok((None, _)) => Err(lost()),
+            };
         }
     }
 
@@ -89,7 +104,7 @@ impl Store {
         let terms = &call.policy.terms;
         let generations: Vec<u64> = wanted.iter().map(|(_, _, id)| self.cache.generation(id)).collect();
         let looks = wanted.iter().map(|(get, level, id)| {
-            self.cache.look_shared(id, *level, get.min_version, terms, call.deadline)
+            self.cache.look_shared(id, *level, get.min_version, false, terms, call.deadline)
         });
         let looked = futures_util::future::join_all(looks).await;
         let as_of = Micros::now();
@@ -105,7 +120,7 @@ impl Store {
         for (((get, level, id), looked), generation) in wanted.into_iter().zip(looked).zip(generations) {
             let brought = match looked {
                 Some(Looked::Hit(item)) => {
-                    self.cache.fill(&id, &item, generation, terms);
+                    self.cache.fill_from_shared(&id, &item, generation, terms);
                     Ok(Fetched { item, source: Source::Redis, stale: false, joined: false })
                 }
                 looked => {
@@ -146,7 +161,12 @@ impl Fetched {
             Level::Bounded(bound) => {
                 self.stale || Micros::now().since(self.item.as_of) <= bound.min(call.policy.terms.ttl)
             }
-            Level::Eventual => true,
+            // What came from a tier or a replica may have been asked for at another level.
+            Level::Eventual => {
+                self.source == Source::Backend
+                    || Micros::now().since(self.item.as_of) <= UNSURE_AGE
+                    || self.stale
+            }
         }
     }
 }
@@ -156,9 +176,9 @@ async fn read_through(cache: Arc<Cache>, call: Call, get: Get, id: Id, level: Le
     let terms = &call.policy.terms;
     // Before anything is fetched: a write that is heard of from here on keeps it from being kept.
     let generation = cache.generation(&id);
-    let lease = match cache.look_shared(&id, level, get.min_version, terms, call.deadline).await {
+    let lease = match cache.look_shared(&id, level, get.min_version, true, terms, call.deadline).await {
         Some(Looked::Hit(item)) => {
-            cache.fill(&id, &item, generation, terms);
+            cache.fill_from_shared(&id, &item, generation, terms);
             return Ok(Fetched { item, source: Source::Redis, stale: false, joined: false });
         }
         Some(Looked::Lease(lease)) => Some(lease),
@@ -294,8 +314,7 @@ pub(super) fn ended(call: &Call, key: &Key, keeps_records: bool, written: &Resul
             }
         }
         Ok(Written::Conflict { .. } | Written::Forgotten) => Ended::Nothing,
-        // It was applied before, and whoever did that may have died before he told anybody.
-        Ok(Written::Duplicate { .. }) => Ended::Unknown,
+        Ok(Written::Duplicate { .. }) => Ended::Before,
         Err(error) => match error.code.outcome() {
             Outcome::Refused => Ended::Nothing,
             Outcome::Applied | Outcome::Queued | Outcome::Indeterminate => Ended::Unknown,

@@ -196,7 +196,7 @@ impl Store {
         let written = call.policy.backend.write(vec![write], call.deadline).await.pop();
         let written = written.unwrap_or_else(lost);
         let end = ended(call, &asked.key, writing.keeps_records(), &written);
-        writing.finish([end], call.now_ms).await;
+        writing.finish([end]).await;
         self.reply(call, asked, written).await
     }
 
@@ -230,7 +230,7 @@ impl Store {
             None => (lost(), false),
         };
         let end = ended(call, &asked.key, writing.keeps_records(), &written);
-        writing.finish([end], call.now_ms).await;
+        writing.finish([end]).await;
         match written {
             // The second try is raised above what stands there: if it lands later, it would undo what came after it.
             Err(error) if is_down(&error) || (!bumped && error.code == Code::Indeterminate) => {

@@ -49,7 +49,6 @@ impl Store {
         if let Some(waiting) = self.queue_of(call) {
             return Box::pin(self.get_beside_pending(call, waiting, get, level)).await;
         }
-        self.check_partitioning(call, false).await?;
         self.get_settled(call, get, level).await
     }
 
@@ -85,9 +84,15 @@ impl Store {
             if let Some(got) = self.answer_from_memory(call, &get, &id, level) {
                 return got;
             }
+            match self.check_partitioning(call, false).await {
+                // The tiers may know what the backend cannot tell now.
+                Err(error) if error.code != Code::Unavailable => return Err(error),
+                _ => {}
+            }
             let fetched = Box::pin(self.fetch(call, &get, id, level)).await?;
             return self.answer_copy(call, &get, &fetched);
         }
+        self.check_partitioning(call, false).await?;
         let aged = if call.staleness(level).is_zero() {
             let mut read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
             let found = read.pop().unwrap_or_else(|| Err(lost()));
@@ -246,17 +251,28 @@ impl Store {
         Ok(GetReply { found: true, record: Some(record), source, age_ms, ..GetReply::default() })
     }
 
-    /// Answers from the first tier, if it may.
+    /// Answers from the first tier, if it may. What must be decoded for that is, behind the tier's lock.
     fn answer_from_memory(&self, call: &Call, get: &Get, id: &Id, level: Level) -> Option<Result<Got>> {
         let terms = &call.policy.terms;
-        let answer = |copy: Copy<'_>| (copied(call, get, &copy, Source::Memory, false), copy.version);
-        let (answered, version) = self.cache.look(id, level, get.min_version, terms, answer)?;
-        Some(answered.map(|(got, json)| {
-            if let Some(json) = json {
-                self.cache.add_json(id, version, &json);
+        let look = |copy: Copy<'_>| match as_it_lies(call, get, &copy, Source::Memory, false) {
+            Some(got) => Looked::Answered(got),
+            None => {
+                let record = copy.record.map(Bytes::copy_from_slice).unwrap_or_default();
+                Looked::Record { record, version: copy.version, age_ms: copy.age_ms }
             }
-            got
-        }))
+        };
+        Some(match self.cache.look(id, level, get.min_version, terms, look)? {
+            Looked::Answered(got) => Ok(got),
+            Looked::Record { record, version, age_ms } => {
+                let decoded = decoded(call, get, &record, age_ms, Source::Memory, false);
+                decoded.map(|(got, json)| {
+                    if let Some(json) = json {
+                        self.cache.add_json(id, version, &json);
+                    }
+                    got
+                })
+            }
+        })
     }
 
     fn answer_copy(&self, call: &Call, get: &Get, fetched: &Fetched) -> Result<Got> {
@@ -268,36 +284,51 @@ impl Store {
         }
         let record = item.record.as_deref();
         let copy = Copy { version: item.version, record, json: None, age_ms: fetched.age_ms() };
-        copied(call, get, &copy, fetched.source, fetched.stale).map(|(got, _)| got)
+        if let Some(got) = as_it_lies(call, get, &copy, fetched.source, fetched.stale) {
+            return Ok(got);
+        }
+        let record = item.record.clone().unwrap_or_default();
+        decoded(call, get, &record, copy.age_ms, fetched.source, fetched.stale).map(|(got, _)| got)
+    }
+}
+
+/// What the first tier has for an answer.
+enum Looked {
+    Answered(Got),
+    Record { record: Bytes, version: Option<Version>, age_ms: i64 },
+}
+
+/// The answer that needs no decoding: nothing found, or the record in the form it is asked for.
+fn as_it_lies(call: &Call, get: &Get, copy: &Copy<'_>, source: Source, stale: bool) -> Option<Got> {
+    let age_ms = copy.age_ms;
+    let Some(record) = copy.record else {
+        return Some(Got::Reply(GetReply { source, age_ms, stale, ..GetReply::default() }));
+    };
+    match (call.encoding, &get.shape, copy.json) {
+        (Encoding::Protobuf, Shape::Whole, _) => {
+            Some(Got::Encoded(message::encode_found(record, source, age_ms, stale)))
+        }
+        (Encoding::Json { exact: false }, Shape::Whole, Some(record)) => {
+            Some(Got::Encoded(json::encode_found(record, source, age_ms, stale)))
+        }
+        _ => None,
     }
 }
 
 /// The answer out of a record's message; and the record as JSON, where it was made for this answer and may serve the next.
-fn copied(
+fn decoded(
     call: &Call,
     get: &Get,
-    copy: &Copy<'_>,
+    record: &Bytes,
+    age_ms: i64,
     source: Source,
     stale: bool,
 ) -> Result<(Got, Option<Vec<u8>>)> {
-    let age_ms = copy.age_ms;
-    let Some(bytes) = copy.record else {
-        return Ok((Got::Reply(GetReply { source, age_ms, stale, ..GetReply::default() }), None));
-    };
-    match (call.encoding, &get.shape, copy.json) {
-        (Encoding::Protobuf, Shape::Whole, _) => {
-            return Ok((Got::Encoded(message::encode_found(bytes, source, age_ms, stale)), None));
-        }
-        (Encoding::Json { exact: false }, Shape::Whole, Some(record)) => {
-            return Ok((Got::Encoded(json::encode_found(record, source, age_ms, stale)), None));
-        }
-        _ => {}
-    }
     let unreadable = |error| {
         let key = shorten(get.key.as_str());
         Error::internal(format!("a copy of {key:?} does not read: {error}"))
     };
-    let mut record = message::decode_record(&Bytes::copy_from_slice(bytes)).map_err(unreadable)?;
+    let mut record = message::decode_record(record).map_err(unreadable)?;
     if let (Encoding::Json { exact: false }, Shape::Whole) = (call.encoding, &get.shape) {
         let text = json::encode_record(&record, false);
         return Ok((Got::Encoded(json::encode_found(&text, source, age_ms, stale)), Some(text)));

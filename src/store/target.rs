@@ -111,7 +111,7 @@ impl Store {
             Err(_) => Ended::Unknown,
         };
         let ends: Vec<Ended> = versions.into_iter().zip(&applied).map(end).collect();
-        writing.finish(ends, now_ms).await;
+        writing.finish(ends).await;
         applied
     }
 

@@ -38,7 +38,7 @@ impl Store {
         let written =
             written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));
         let end = ended(call, &asked.key, writing.keeps_records(), &written);
-        writing.finish([end], call.now_ms).await;
+        writing.finish([end]).await;
         self.reply(call, asked, written).await
     }
 

@@ -327,3 +327,95 @@ async fn copies_stand_in_for_a_backend_that_is_down() {
     }
     row("PostgreSQL is back: fresh answers after", "<= 2 s", &format!("{} ms", up.elapsed().as_millis()));
 }
+
+/// Ages are told by clocks that the reader shares: a worker that has just started knows how old a copy is that it finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_knows_the_age_of_a_copy_older_than_itself() {
+    let (nats, redis) = (Nats::shared(), Redis::shared());
+    let setup = cached(nats, Some(redis), "0");
+    let first = settled(Worker::start(setup.clone()));
+    let client = Client::of(nats, &setup).await;
+    client.put("n", "a", json!("x")).await;
+    until_from(&client, "a", "redis").await;
+    tokio::time::sleep(Duration::from_millis(3000)).await;
+    drop(first);
+    let _second = settled(Worker::start(setup.clone()));
+    let bounded = |ms: i64| json!({"key": "a", "consistency": "bounded", "max_staleness_ms": ms});
+    let reply = client.call("n", "get", bounded(60_000)).await;
+    assert_eq!(reply["source"], "redis", "{reply}");
+    assert!(reply["age_ms"].as_i64().unwrap() >= 3000, "{reply}");
+    assert_eq!(client.call("n", "get", bounded(2500)).await["source"], "backend");
+}
+
+/// A Redis that comes back with what it had kept on disk has old copies; nobody is answered from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_copies_of_a_redis_that_came_back_are_not_believed() {
+    let nats = Nats::shared();
+    let mut redis = Redis::start(&[]);
+    let setup = cached(nats, Some(&redis), "0");
+    let _worker = settled(Worker::start(setup.clone()));
+    let client = Client::of(nats, &setup).await;
+    client.put("n", "a", json!("old")).await;
+    until_from(&client, "a", "redis").await;
+    redis.cli(&["SAVE"]);
+    client.put("n", "a", json!("new")).await;
+    until_from(&client, "a", "redis").await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    redis.kill9();
+    redis.restart();
+    assert!(
+        redis.cli(&["GET", &format!("{}:e:n:a", setup.prefix)]).contains("old"),
+        "the old copy is there again"
+    );
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(client.get("n", "a", "eventual").await["record"]["value"], "new");
+    }
+    until_from(&client, "a", "redis").await;
+}
+
+/// Whoever writes the same thing again and again does not keep others from their copies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_comes_back_under_writes_and_duplicates() {
+    let nats = Nats::shared();
+    let mut redis = Redis::start(&[]);
+    let setup = cached(nats, Some(&redis), "0");
+    let _worker = settled(Worker::start(setup.clone()));
+    let client = std::sync::Arc::new(Client::of(nats, &setup).await);
+    client.put("n", "quiet", json!(1)).await;
+    until_from(&client, "quiet", "redis").await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for writer in 0..32 {
+        let (client, stop) = (client.clone(), stop.clone());
+        writers.push(tokio::spawn(async move {
+            let mut round = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                round += 1;
+                let body = match writer {
+                    0 => json!({"key": "again", "value": 1, "op_id": "same", "op_age_ms": 1}),
+                    _ => json!({"key": format!("{writer}/{}", round % 50), "value": round}),
+                };
+                client.call("n", "put", body).await;
+            }
+        }));
+    }
+    redis.freeze();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis.thaw();
+    until_from(&client, "quiet", "redis").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It stays: most of a hundred looks are answered by it.
+    let mut answered = 0;
+    for _ in 0..100 {
+        answered += usize::from(client.get("n", "quiet", "eventual").await["source"] == "redis");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert!(answered >= 80, "{answered} of 100");
+    let writers = redis.cli(&["ZCARD", &format!("{}:w:n:again", setup.prefix)]);
+    assert!(writers.parse::<u32>().unwrap() < 40, "duplicates end what they began: {writers}");
+}

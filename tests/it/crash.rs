@@ -71,11 +71,7 @@ pub(crate) async fn write_until(
     all.into_iter().flatten().collect()
 }
 
-pub(crate) async fn values(
-    client: &async_nats::Client,
-    prefix: &str,
-    keys: Vec<String>,
-) -> HashMap<String, Json> {
+async fn values(client: &async_nats::Client, prefix: &str, keys: Vec<String>) -> HashMap<String, Json> {
     let mut found = HashMap::new();
     for chunk in keys.chunks(100) {
         let ops: Vec<Json> = chunk.iter().map(|key| json!({"get": {"key": key}})).collect();

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that cannot go on should panic
 
 mod behavior;
+mod bench;
 mod cache;
 mod cli;
 mod client;
@@ -24,5 +25,6 @@ mod readme;
 mod record;
 mod redis;
 mod replica;
+mod riak;
 mod support;
 mod transfer;

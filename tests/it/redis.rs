@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
-use crate::crash::{ask, increment, row, soak, values, write_until};
+use crate::crash::{ask, increment, row, soak, write_until};
 use crate::support::nats::Nats;
 use crate::support::process::{free_port, until};
 use crate::support::redis::Redis;
@@ -17,6 +17,30 @@ use crate::support::worker::{Backend, Setup, Worker};
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Settings with which what was acknowledged is on the disk.
 const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// What stands under keys, once Redis answers for all of them: a worker may not have noticed yet that it is back.
+async fn values(client: &async_nats::Client, prefix: &str, keys: Vec<String>) -> HashMap<String, Json> {
+    let mut found = HashMap::new();
+    let begun = std::time::Instant::now();
+    for chunk in keys.chunks(100) {
+        let ops: Vec<Json> = chunk.iter().map(|key| json!({"get": {"key": key}})).collect();
+        let results = loop {
+            let subject = format!("{prefix}.v1.crash.batch");
+            let reply = ask(client, subject, json!({"ops": ops}), ANSWERED_WITHIN).await.unwrap();
+            let results = reply["results"].as_array().unwrap().clone();
+            match results.iter().find(|result| result["get"].get("error").is_some()) {
+                None => break results,
+                Some(result) => assert_eq!(result["get"]["error"]["code"], "unavailable", "{result}"),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "it heals by itself");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        for (key, result) in chunk.iter().zip(results) {
+            found.insert(key.clone(), result["get"]["record"]["value"].clone());
+        }
+    }
+    found
+}
 
 fn on(nats: &Nats, url: &str) -> Setup {
     Setup::new(nats, Backend::Redis).on_database(url)

@@ -14,6 +14,7 @@ use super::scripts::{self, SCRIPTS, SHARD_KEY};
 use super::shard::Shard;
 use super::{CALL_MAX, Server, Shared, slots};
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
+use crate::link;
 use crate::model::Error;
 
 /// Between two looks at a server that is there.
@@ -117,10 +118,13 @@ async fn look(shard: &Shard, known: &mut Known) -> Result<(), Fault> {
         }
         known.taught = connections;
     }
-    // A restart cuts all connections, and each may learn of it late.
+    // A restart cuts all connections, and each may learn of it late: until then what is sent over it is lost. One that is not
+    // there at all is passed by.
     let pings = shard.links().iter().map(|link| async {
-        let pong = link.call(&redis::cmd("PING"), deadline).await;
-        pong.map_err(|fault| shard.judge(Stage::Read, &fault))
+        match link.call(&redis::cmd("PING"), deadline).await {
+            Err(fault @ link::redis::Fault::Silent(_)) => Err(shard.judge(Stage::Read, &fault)),
+            _ => Ok(()),
+        }
     });
     futures_util::future::try_join_all(pings).await?;
     // One that has lost what it was, or was changed for another, is not asked before it is placed again.

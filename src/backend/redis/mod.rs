@@ -36,7 +36,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::remote::lane::{self, Answer, Deadlines, Lane};
-use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, Turns, not_owner, to_its_end};
+use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
+use super::turns::Turns;
 use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
@@ -69,7 +70,7 @@ struct Shared {
     /// Why slots have no owner.
     unplaced: Mutex<Option<String>>,
     /// Changes of one key are made one after the other in this worker.
-    turns: Turns,
+    turns: Turns<RowKey>,
 }
 
 /// A shard with its lanes.

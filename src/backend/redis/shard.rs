@@ -169,9 +169,11 @@ impl Shard {
         &self.links
     }
 
-    /// Connections, each call over the next one.
+    /// Connections, each call over the next one that stands.
     pub(super) fn any_link(&self) -> &link::redis::Redis {
-        &self.links[self.next.fetch_add(1, Ordering::Relaxed) % self.links.len()]
+        let (links, first) = (&self.links, self.next.fetch_add(1, Ordering::Relaxed));
+        let link = |at: usize| &links[(first.wrapping_add(at)) % links.len()];
+        (0..links.len()).map(link).find(|link| link.health().is_ok()).unwrap_or_else(|| link(0))
     }
 
     /// One command.

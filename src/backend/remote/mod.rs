@@ -7,7 +7,6 @@ pub(super) mod lane;
 pub(super) mod merge;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -106,28 +105,6 @@ pub(super) fn divide<'s>(servers: impl IntoIterator<Item = (&'s str, u32)>) -> V
         part
     };
     order.into_iter().map(part).collect()
-}
-
-/// A lock for each key that is being changed.
-#[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<RowKey, Weak<tokio::sync::Mutex<()>>>>);
-
-/// Keys beyond which those that nobody waits for are forgotten.
-const TURNS_SWEPT_AT: usize = 4096;
-
-impl Turns {
-    pub(super) fn of(&self, at: &RowKey) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(at).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_SWEPT_AT {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::default();
-        turns.insert(at.clone(), Arc::downgrade(&turn));
-        turn
-    }
 }
 
 /// Pauses between tries, each a random part of twice the one before ("full jitter", Brooker 2015), up to the deadline.

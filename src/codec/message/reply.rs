@@ -92,15 +92,6 @@ pub fn encode_results<'r>(
     out
 }
 
-/// Whether the reply to a get found a record, for readers who do not look into it; an error is one.
-pub fn decode_found(payload: &Bytes) -> Result<bool> {
-    let reply: wire::GetReply = read(payload)?;
-    match reply.error {
-        None => Ok(reply.found),
-        Some(error) => Err(self::error(error)?),
-    }
-}
-
 /// Bytes of a record's message, without the tag and length before it. The document is not written for this.
 pub fn record_len(record: &Record) -> usize {
     let value = record.value.as_ref().map_or(0, |value| value::slice_len(value::encoded_len(value)));

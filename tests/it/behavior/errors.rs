@@ -114,10 +114,18 @@ async fn random_bytes(c: Caller) {
 async fn survive(c: &Caller, op: &str, bytes: Vec<u8>) {
     let reply = c.call_raw(op, bytes.clone(), &[]).await;
     let code = reply.body.get("error").map_or("", |error| error["code"].as_str().unwrap());
-    let allowed = ["", "invalid_argument", "too_large", "not_found", "behind", "conflict", "indeterminate"];
-    // A level that this backend does not keep is as good a reason.
-    let unkept = code == "unsupported" && !c.levels.contains(&"strong");
-    assert!(allowed.contains(&code) || unkept, "{code} for {op} of {:?}: {}", bytes, reply.message());
+    // `unsupported` is that of a backend that cannot promise what was asked.
+    let allowed = [
+        "",
+        "invalid_argument",
+        "too_large",
+        "not_found",
+        "behind",
+        "conflict",
+        "indeterminate",
+        "unsupported",
+    ];
+    assert!(allowed.contains(&code), "{code} for {op} of {:?}: {}", bytes, reply.message());
 }
 
 async fn still_serves(c: &Caller) {

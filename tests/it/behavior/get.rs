@@ -12,7 +12,7 @@ trials![
     a_level_that_is_not_kept_is_unsupported,
     max_staleness_needs_bounded,
     min_version_that_is_reached,
-    min_version_that_nothing_reaches_is_behind,
+    min_version_that_nothing_reaches_is_behind[Strong],
     a_missing_key_under_min_version_is_behind,
     a_delete_counts_for_min_version,
     a_malformed_min_version,

@@ -20,7 +20,7 @@ trials![
     keys_only_leaves_values_out,
     records_are_whole,
     what_is_gone_is_not_scanned,
-    every_level_is_served,
+    every_level_is_served[Strong],
     writes_during_a_scan,
     max_bytes_bounds_a_page,
     a_page_always_fits_the_bus,

@@ -8,6 +8,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod rabbit;
 pub(crate) mod redis;
+pub(crate) mod riak;
 pub(crate) mod time;
 pub(crate) mod wire;
 pub(crate) mod worker;

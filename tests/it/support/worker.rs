@@ -4,6 +4,7 @@ use super::nats::Nats;
 use super::postgres::Postgres;
 use super::process::{Process, free_port, until};
 use super::redis::Redis;
+use super::riak::Riak;
 use super::unique;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -38,28 +39,45 @@ pub(crate) enum Backend {
     Local,
     Postgres,
     Redis,
+    Riak,
+}
+
+/// What not every backend can promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// Reads of level `strong`.
+    Strong,
+    /// Preconditions, `update`, `touch`, `keep_ttl`, and with them that an operation id is known for sure.
+    Conditional,
+    /// Atomic batches.
+    Atomic,
 }
 
 impl Backend {
+    /// What the contract's table says of it.
+    pub(crate) fn can(self, need: Need) -> bool {
+        match self {
+            Backend::Memory | Backend::Local | Backend::Postgres => true,
+            Backend::Redis => need != Need::Strong,
+            Backend::Riak => false,
+        }
+    }
+
     /// The levels of consistency that it keeps.
     pub(crate) fn levels(self) -> &'static [&'static str] {
-        match self {
-            Backend::Memory | Backend::Local | Backend::Postgres => {
-                &["default", "strong", "bounded", "eventual"]
-            }
-            Backend::Redis => &["default", "bounded", "eventual"],
+        match self.can(Need::Strong) {
+            true => &["default", "strong", "bounded", "eventual"],
+            false => &["default", "bounded", "eventual"],
         }
     }
 
     /// [`NAMESPACES`], each at a level that it keeps, and no copies where that level would be answered from them.
     fn namespaces(self) -> String {
-        match self {
-            Backend::Memory | Backend::Local | Backend::Postgres => NAMESPACES.to_owned(),
-            Backend::Redis => {
-                let weaker = "backend = \"main\"\nconsistency = \"eventual\"";
-                format!("{}\n[cache]\nmemory_bytes = 0\n", NAMESPACES.replace("backend = \"main\"", weaker))
-            }
+        if self.can(Need::Strong) {
+            return NAMESPACES.to_owned();
         }
+        let weaker = "backend = \"main\"\nconsistency = \"eventual\"";
+        format!("{}\n[cache]\nmemory_bytes = 0\n", NAMESPACES.replace("backend = \"main\"", weaker))
     }
 }
 
@@ -77,6 +95,7 @@ pub(crate) struct Setup {
     wrapper: Vec<String>,
     database: Arc<OnceLock<String>>,
     replicas: Vec<String>,
+    hosts: Vec<String>,
     scratch: Arc<TempDir>,
 }
 
@@ -91,6 +110,7 @@ impl Setup {
             wrapper: Vec::new(),
             database: Arc::default(),
             replicas: Vec::new(),
+            hosts: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -113,6 +133,11 @@ impl Setup {
     /// Where the replicas of that database are.
     pub(crate) fn with_replicas(self, urls: &[String]) -> Setup {
         Setup { replicas: urls.to_vec(), ..self }
+    }
+
+    /// Gives the Riak backend other nodes than those of this run.
+    pub(crate) fn on_nodes(self, hosts: &[String]) -> Setup {
+        Setup { hosts: hosts.to_vec(), ..self }
     }
 
     /// Runs the worker under another program, which must leave it the pid it was started with.
@@ -145,6 +170,10 @@ impl Setup {
                 self.database(),
                 self.replicas
             ),
+            Backend::Riak if self.hosts.is_empty() => {
+                format!("kind = \"riak\"\nhosts = {:?}", Riak::hosts_of_run())
+            }
+            Backend::Riak => format!("kind = \"riak\"\nhosts = {:?}", self.hosts),
         };
         let text = format!(
             "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
@@ -170,11 +199,13 @@ impl Worker {
         static LOCAL: OnceLock<Worker> = OnceLock::new();
         static POSTGRES: OnceLock<Worker> = OnceLock::new();
         static REDIS: OnceLock<Worker> = OnceLock::new();
+        static RIAK: OnceLock<Worker> = OnceLock::new();
         let cell = match backend {
             Backend::Memory => &MEMORY,
             Backend::Local => &LOCAL,
             Backend::Postgres => &POSTGRES,
             Backend::Redis => &REDIS,
+            Backend::Riak => &RIAK,
         };
         cell.get_or_init(|| Worker::start(Setup::new(Nats::shared(), backend)))
     }
