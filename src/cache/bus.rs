@@ -181,8 +181,7 @@ impl Bus {
 
     /// The workers that live, this one among them; none while it does not hear itself.
     pub(super) fn workers(&self) -> Vec<u64> {
-        let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
-        if self.heard.echoed.load(Ordering::Acquire) + silent < Micros::now().0 {
+        if Micros::now().since(Micros(self.heard.echoed.load(Ordering::Acquire))) > SILENT {
             return Vec::new();
         }
         let mut workers = self.heard.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
