@@ -23,9 +23,10 @@ async fn a_worker_starts_before_its_nodes_and_serves_once_they_are_there() {
     let riak = Riak::start(3);
     (0..3).for_each(|node| riak.stop(node));
     let mut worker = Worker::launch(Setup::new(&nats, Backend::Riak).on_nodes(&riak.hosts()));
-    until("the worker says that no node is there", Duration::from_secs(20), || {
+    until("the worker takes requests and says that no node is there", Duration::from_secs(20), || {
         let (status, body) = worker.http_get("/readyz")?;
-        (status == 503 && body.contains("Connection refused")).then_some(())
+        let told = body.contains("Connection refused") && body.contains("taking requests");
+        (status == 503 && told).then_some(())
     });
     let c = Caller::of(&nats, &worker, Json).await;
     let begun = Instant::now();
