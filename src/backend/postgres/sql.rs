@@ -162,11 +162,12 @@ pub(super) const APPLY: &str = concat!(
     ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.ops_floor FROM i JOIN o USING (slot) \
      JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t), \
      j AS MATERIALIZED (SELECT i.*, o.moving, o.gc_floor, k.ord IS NOT NULL AS stands, k.ops AS c_ops, \
-     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
+     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer, \
+     coalesce((k.hlc, k.origin) <= (i.hlc, i.origin), false) AS leads FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
      m AS MATERIALIZED (SELECT j.ord, (SELECT coalesce(array_agg(x.v ORDER BY x.p, x.half), '{}') FROM ( \
      SELECT p.p, half, CASE half WHEN 0 THEN p.op ELSE p.fp END AS v FROM (SELECT DISTINCT ON (q.op) q.op, q.fp, q.p FROM ( \
      SELECT a[2 * g - 1] AS op, a[2 * g] AS fp, CASE WHEN first THEN g ELSE g + 8 END AS p \
-     FROM (VALUES (j.ops, j.newer), (j.c_ops, NOT j.newer)) AS r(a, first), generate_series(1, cardinality(r.a) / 2) AS g) q \
+     FROM (VALUES (j.ops, j.leads), (j.c_ops, NOT j.leads)) AS r(a, first), generate_series(1, cardinality(r.a) / 2) AS g) q \
      ORDER BY q.op, q.p) p, (VALUES (0), (1)) AS h(half)) x) AS ops FROM j WHERE j.stands), \
      u AS (UPDATE rec t SET hlc = CASE WHEN j.newer THEN j.hlc ELSE t.hlc END, \
      origin = CASE WHEN j.newer THEN j.origin ELSE t.origin END, slot = CASE WHEN j.newer THEN j.slot ELSE t.slot END, \
@@ -175,7 +176,8 @@ pub(super) const APPLY: &str = concat!(
      ops = m.ops[1:8], ops_floor = CASE WHEN cardinality(m.ops) > 8 THEN ",
     now!(),
     " ELSE GREATEST(t.ops_floor, j.ops_floor) END \
-     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8]) \
+     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8] \
+     OR cardinality(m.ops) > 8 OR j.ops_floor > t.ops_floor) \
      RETURNING j.ord), \
      n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
      SELECT ns, key, slot, hlc, origin, kind, was, expires, ops[1:8], ops_floor, val FROM j \

@@ -1,6 +1,7 @@
 //! What only servers can show: several of them, and their end.
 
 mod faults;
+mod rows;
 
 use std::time::Duration;
 
