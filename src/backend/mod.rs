@@ -350,6 +350,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether it can answer now, and why not.
     fn health(&self) -> Result<()>;
 
+    /// Why this worker must not take requests for it, though the store may be well and other workers serve from it: it is not
+    /// known yet, or the worker is too old for it, say. `internal`: nothing but other settings will change that.
+    fn unfit(&self) -> Option<crate::model::Error> {
+        None
+    }
+
     /// The random id of an embedded store, `None` where workers share the store.
     fn store_id(&self) -> Option<String>;
 
@@ -386,6 +392,7 @@ pub trait DynBackend: Send + Sync + 'static {
         first: Option<String>,
     ) -> Boxed<'a, Result<Option<String>>>;
     fn health(&self) -> Result<()>;
+    fn unfit(&self) -> Option<crate::model::Error>;
     fn store_id(&self) -> Option<String>;
     fn close(&self) -> Boxed<'_, ()>;
 }
@@ -433,6 +440,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn health(&self) -> Result<()> {
         Backend::health(self)
+    }
+    fn unfit(&self) -> Option<crate::model::Error> {
+        Backend::unfit(self)
     }
     fn store_id(&self) -> Option<String> {
         Backend::store_id(self)

@@ -1,16 +1,18 @@
 //! One PostgreSQL server: its connections, and each statement as a function.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres, Row as _};
+use sqlx::{Postgres, Row as _};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
-use super::classify::{Fault, Remedy, Stage, classify};
+use super::classify::{Fault, READ_ONLY, RETRY_AFTER_MS, Remedy, Stage, classify};
 use super::connections::{Connections, Loan};
 use super::lane::Deadlines;
 use super::{Limits, rows, sql};
@@ -19,18 +21,27 @@ use crate::backend::{Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
+/// A transaction whose worker says nothing for longer is ended by the server.
+const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(2);
 /// Samples of the server's clock that are older are replaced by any newer one.
 const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
+/// A clock that is further from where it should be was set. What two clocks drift apart between samples is less, or is as good a
+/// reason for a new sample.
+const CLOCK_SLACK_MS: i64 = 2;
 
 /// See the module.
 pub(super) struct Shard {
     pub(super) name: String,
     pub(super) connections: Arc<Connections>,
-    /// Statements that may be repeated here.
+    /// Requests that may be repeated here; one that is answered counts for it.
     pub(super) budget: Budget,
     clock: Mutex<Option<ClockSample>>,
     /// Why it is not there, as it was last seen.
-    fault: Mutex<Option<String>>,
+    fault: watch::Sender<Option<String>>,
+    /// Somebody has looked.
+    seen: AtomicBool,
+    /// Why its schema is of no use to this worker, though it is there.
+    schema_fault: Mutex<Option<String>>,
 }
 
 /// What the server's clock said, and when that was known here.
@@ -108,36 +119,67 @@ impl Shard {
         let options = options.application_name("datastore").options([
             ("statement_timeout", millis(limits.statement_timeout)),
             ("lock_timeout", millis(limits.lock_timeout)),
-            ("idle_in_transaction_session_timeout", millis(limits.statement_timeout)),
+            // What a batch has locked is locked for everybody; its worker may have gone.
+            ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_MAX)),
             // Whatever the server's default is: an answered write is on its disk.
             ("synchronous_commit", "on".to_owned()),
         ]);
         let connections = Connections::new(options, limits);
-        let fault = Mutex::new(Some("not connected yet".to_owned()));
-        Self { name, connections, budget: Budget::default(), clock: Mutex::default(), fault }
+        Self {
+            fault: watch::Sender::new(Some(format!("PostgreSQL {name:?}: not connected yet"))),
+            name,
+            connections,
+            budget: Budget::default(),
+            clock: Mutex::default(),
+            seen: AtomicBool::new(false),
+            schema_fault: Mutex::default(),
+        }
     }
 
     /// Why it is not there, if so.
     pub(super) fn fault(&self) -> Option<String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fault.borrow().clone()
+    }
+
+    /// Whether somebody has looked yet.
+    pub(super) fn is_seen(&self) -> bool {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Why its schema is of no use, if so.
+    pub(super) fn schema_fault(&self) -> Option<String> {
+        self.schema_fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes why its schema is of no use, or that it is.
+    pub(super) fn note_schema(&self, fault: Option<String>) {
+        self.schema_fault.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&fault);
+        if fault.is_some() {
+            self.note(fault);
+        }
     }
 
     /// Notes whether it is there; tells the log when that changes.
     pub(super) fn note(&self, fault: Option<String>) {
-        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*noted, &fault) {
-            (Some(_), None) => tracing::info!(shard = self.name, "PostgreSQL is there"),
-            (was, Some(fault)) if was.as_ref() != Some(fault) => {
-                tracing::warn!(shard = self.name, "PostgreSQL is not there: {fault}");
-            }
-            _ => {}
-        }
-        if fault.is_some() {
+        let there = fault.is_none();
+        if !there {
             // What answers next may be another machine, with another clock.
             *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        self.connections.release(fault.is_some());
-        *noted = fault;
+        self.connections.release(!there);
+        self.fault.send_if_modified(|noted| {
+            let changed = *noted != fault;
+            match (&*noted, &fault) {
+                (Some(_), None) => tracing::info!(shard = self.name, "PostgreSQL is there"),
+                (_, Some(fault)) if changed => {
+                    tracing::warn!(shard = self.name, "PostgreSQL is not there: {fault}");
+                }
+                _ => {}
+            }
+            *noted = fault;
+            changed
+        });
+        self.seen.store(true, Ordering::Release);
     }
 
     /// A failure of this shard, judged.
@@ -145,19 +187,22 @@ impl Shard {
         classify(&self.name, stage, error)
     }
 
-    /// Asks for the server's time, which also tells whether it is there.
-    pub(super) async fn sample_clock(&self, connection: &mut PgConnection) -> Result<(), Fault> {
+    /// Asks for the server's time, which also tells whether it is there and takes writes.
+    pub(super) async fn look(&self, connection: &mut Loan, until: Instant) -> Result<(), Fault> {
+        let judged = |error| self.judge(Stage::Read, &error);
         let begun = Instant::now();
-        let row = sqlx::query(sql::NOW).fetch_one(connection).await;
-        let row = row.map_err(|error| self.judge(Stage::Read, &error))?;
-        let server_ms = sqlx::Row::try_get(&row, 0).map_err(|error| self.judge(Stage::Read, &error))?;
+        let rows = connection.rows(sqlx::query(sql::LOOK), until).await.map_err(judged)?;
         let at = Instant::now();
+        let row = rows.first().ok_or_else(|| judged(sqlx::Error::RowNotFound))?;
+        let server_ms = row.try_get(0).map_err(judged)?;
+        if row.try_get(1).map_err(judged)? {
+            let error =
+                Error::unavailable(format!("PostgreSQL {:?}: {READ_ONLY}", self.name), RETRY_AFTER_MS);
+            return Err(Fault { error, remedy: Remedy::None });
+        }
         let sample = ClockSample { server_ms, at, round_trip: at - begun };
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let better = clock.is_none_or(|known| {
-            sample.round_trip <= known.round_trip || begun - known.at > CLOCK_SAMPLE_MAX_AGE
-        });
-        if better {
+        if clock.is_none_or(|known| known.gives_way_to(&sample)) {
             *clock = Some(sample);
         }
         Ok(())
@@ -168,7 +213,7 @@ impl Shard {
         let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ClockSample { server_ms, at, .. }) = clock else {
             let message = format!("PostgreSQL {:?}: not connected yet", self.name);
-            let error = Error::unavailable(message, super::classify::RETRY_AFTER_MS);
+            let error = Error::unavailable(message, RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::Again });
         };
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
@@ -176,13 +221,21 @@ impl Shard {
         Ok(server_ms.saturating_add(ahead))
     }
 
-    /// A connection of the pool; at once an error where the server is known not to be there.
+    /// A connection of the pool; an error as soon as the server is known not to be there.
     pub(super) async fn connection(&self) -> Result<Loan, Fault> {
-        if let Some(fault) = self.fault().filter(|_| !self.connections.has_idle()) {
-            let error = Error::unavailable(fault, super::classify::RETRY_AFTER_MS);
-            return Err(Fault { error, remedy: Remedy::Again });
+        if let Some(loan) = self.connections.borrow_now() {
+            return Ok(loan);
         }
-        self.connections.borrow().await.map_err(|error| self.judge(Stage::Before, &error))
+        let mut noted = self.fault.subscribe();
+        let gone = async { noted.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone()) };
+        tokio::select! {
+            biased;
+            Some(fault) = gone => {
+                let error = Error::unavailable(fault, RETRY_AFTER_MS);
+                Err(Fault { error, remedy: Remedy::Again })
+            }
+            loan = self.connections.borrow() => loan.map_err(|error| self.judge(Stage::Before, &error)),
+        }
     }
 
     /// The same, not waiting beyond a deadline.
@@ -198,16 +251,18 @@ impl Shard {
         connection: &mut Loan,
         until: Instant,
     ) -> Result<Vec<PgRow>, Fault> {
-        let rows = connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))?;
-        self.budget.succeeded();
-        Ok(rows)
+        connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))
     }
 
     /// Reads keys.
-    pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Each<Option<Found>> {
-        let mut connection = self.connection_by(deadline).await?;
+    pub(super) async fn read(
+        &self,
+        keys: &[RowKey],
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Option<Found>> {
         let query = bind_keys(sqlx::query(sql::READ), keys);
-        let rows = self.run(Stage::Read, query, &mut connection, deadline).await?;
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
         self.each(Stage::Read, keys.len(), &rows, rows::found)
     }
 
@@ -239,14 +294,18 @@ impl Shard {
     /// Writes distinct keys, in their order.
     ///
     /// One that was to be written and was not says what stood there before.
-    pub(super) async fn put(&self, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+    pub(super) async fn put(
+        &self,
+        puts: &[Proposal],
+        deadlines: Deadlines,
+        connection: &mut Loan,
+    ) -> Each<Put> {
         let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
-        let mut connection = self.connection_by(deadline).await?;
         if let [put] = puts {
-            return self.put_one(put, deadline_ms, deadline, &mut connection).await;
+            return self.put_one(put, deadline_ms, deadline, connection).await;
         }
         let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
-        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         let judged = |error| self.judge(Stage::Write, &error);
         let mut written: Vec<Option<(Version, bool)>> = vec![None; puts.len()];
         for row in &rows {
@@ -260,7 +319,7 @@ impl Shard {
                 written[at] = version.map(|version| (version, was));
             }
         }
-        Ok(self.explain(puts, written, deadline, &mut connection).await)
+        Ok(self.explain(puts, written, deadline, connection).await)
     }
 
     /// Puts with what stands there now, for those that were not written.
@@ -358,11 +417,15 @@ impl Shard {
     }
 
     /// Merges rows; the words of [`sql::APPLY`].
-    pub(super) async fn apply(&self, entries: &[(RowKey, Row)], deadline: Instant) -> Each<String> {
-        let mut connection = self.connection_by(deadline).await?;
+    pub(super) async fn apply(
+        &self,
+        entries: &[(RowKey, Row)],
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<String> {
         let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|(at, row)| (at, row)).collect();
         let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
-        let rows = self.run(Stage::Write, query, &mut connection, deadline).await?;
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
         self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
     }
 
@@ -417,6 +480,24 @@ impl Shard {
     }
 }
 
+// === impl ClockSample ===
+
+impl ClockSample {
+    /// Whether a newer sample tells more: it took no longer, this one is old, or the server's clock was set in between.
+    fn gives_way_to(&self, newer: &Self) -> bool {
+        let begun = newer.at.checked_sub(newer.round_trip).unwrap_or(newer.at);
+        let since = |at: Instant| at.saturating_duration_since(self.at);
+        if newer.round_trip <= self.round_trip || since(begun) > CLOCK_SAMPLE_MAX_AGE {
+            return true;
+        }
+        // This one was read at most a round trip before it was known here; the newer one at any time of its own.
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let least = self.server_ms.saturating_add(ms(since(begun)));
+        let most = self.server_ms.saturating_add(ms(self.round_trip + since(newer.at)));
+        !(least - CLOCK_SLACK_MS..=most + CLOCK_SLACK_MS).contains(&newer.server_ms)
+    }
+}
+
 /// What a row says of the operations that made it.
 fn stood(row: Row) -> Before {
     let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
@@ -429,4 +510,33 @@ fn before(row: &PgRow, place: usize) -> Result<Before, sqlx::Error> {
     let was: Option<bool> = sqlx::Row::try_get(row, place + 3)?;
     let version = rows::version(row, place)?;
     Ok(Before { version, ops: ops.unwrap_or_default(), was: was.unwrap_or(false) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_taken_at_once_and_a_slow_answer_is_not() {
+        let begun = Instant::now();
+        let after = |ms| begun + Duration::from_millis(ms);
+        let sample = |server_ms, ms, took| ClockSample {
+            server_ms,
+            at: after(ms),
+            round_trip: Duration::from_millis(took),
+        };
+        let known = sample(10_000, 0, 3);
+        for (newer, gives_way) in [
+            (sample(11_000, 1003, 2), true),
+            // It took longer, and says what was known.
+            (sample(11_000, 1010, 10), false),
+            (sample(11_012, 1010, 10), false),
+            // Set forward and back, by more than the answer was on its way.
+            (sample(11_020, 1010, 10), true),
+            (sample(10_990, 1010, 10), true),
+            (sample(71_000, 61_010, 10), true),
+        ] {
+            assert_eq!(known.gives_way_to(&newer), gives_way, "{newer:?}");
+        }
+    }
 }

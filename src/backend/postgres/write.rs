@@ -6,17 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::{Fault, Remedy, Stage};
+use super::classify::{Fault, Remedy};
 use super::connections::Loan;
 use super::lane::Answer;
+use super::sent::Sent;
 use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
-use super::{ANSWER_GRACE, Pause, Shared, not_owner, rows, to_its_end};
-use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, group, late};
+use super::{ANSWER_GRACE, Pause, Shared, rows, to_its_end};
+use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, late};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result, Version};
-
-/// Rows of one statement of a merge or an atomic batch.
-const STATEMENT_ROWS_MAX: usize = 256;
 
 /// A lock for each key that is being changed.
 #[derive(Default)]
@@ -79,11 +77,13 @@ impl Shared {
             }
             Action::Put { .. } | Action::Delete => {
                 let shared = self.clone();
-                to_its_end(deadline, async move { shared.conditional(&write, deadline).await }).await?
+                let work = async move |sent: Arc<Sent>| shared.conditional(&write, deadline, &sent).await;
+                to_its_end(deadline, work).await?
             }
             Action::Change(_) => {
                 let shared = self.clone();
-                to_its_end(deadline, async move { shared.change(&write, deadline).await }).await?
+                let work = async move |sent: Arc<Sent>| shared.change(&write, deadline, &sent).await;
+                to_its_end(deadline, work).await?
             }
         }
     }
@@ -101,6 +101,7 @@ impl Shared {
                     return Err(Error::indeterminate("PostgreSQL did not confirm the write in time"));
                 }
                 Answer::Done(Ok(Some(Put { written: Some((version, existed)), .. }))) => {
+                    budget.succeeded();
                     return Ok(applied(&proposal, version, existed, proposal.expires_at_ms));
                 }
                 Answer::Done(Ok(Some(Put { before, .. }))) => {
@@ -113,7 +114,7 @@ impl Shared {
                     }
                     continue;
                 }
-                Answer::Done(Ok(None)) => not_owner(&write.at),
+                Answer::Done(Ok(None)) => self.not_owner(&write.at),
                 Answer::Done(Err(fault)) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -123,25 +124,26 @@ impl Shared {
     }
 
     /// A write that must hold something, keeps a lifetime, or may be a retry.
-    async fn conditional(&self, write: &Write, deadline: Instant) -> Result<Written> {
+    async fn conditional(&self, write: &Write, deadline: Instant, sent: &Sent) -> Result<Written> {
         let proposed = (proposal(write), condition(write));
         let mut pause = Pause::new(deadline);
         loop {
             let shard = &self.server(write.at.slot)?.shard;
             let budget = &shard.budget;
             let outcome = match shard.connection_by(deadline).await {
-                Ok(mut connection) => {
-                    shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await
-                }
+                Ok(mut connection) => cond(shard, &proposed, deadline, sent, &mut connection).await,
                 Err(fault) => Err(fault),
             };
-            let fault = match outcome.map(|mut outcomes| outcomes.pop().flatten()) {
+            let fault = match outcome {
                 Ok(Some(cond)) => match judged(&proposed.0, &cond)? {
-                    Some(written) => return Ok(written),
+                    Some(written) => {
+                        budget.succeeded();
+                        return Ok(written);
+                    }
                     None if pause.again().await => continue,
                     None => return Err(late()),
                 },
-                Ok(None) => not_owner(&write.at),
+                Ok(None) => self.not_owner(&write.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -151,7 +153,7 @@ impl Shared {
     }
 
     /// A change: computed from what is read, and written if that still stands.
-    async fn change(&self, write: &Write, deadline: Instant) -> Result<Written> {
+    async fn change(&self, write: &Write, deadline: Instant, sent: &Sent) -> Result<Written> {
         let turn = self.turns.of(&write.at);
         let Ok(_turn) = timeout_at(deadline, turn.lock()).await else {
             return Err(late());
@@ -160,13 +162,16 @@ impl Shared {
         loop {
             let shard = &self.server(write.at.slot)?.shard;
             let budget = &shard.budget;
-            let fault = match attempt(shard, write, deadline).await {
+            let fault = match attempt(shard, write, deadline, sent).await {
                 Ok(Some(outcome)) => match outcome? {
-                    Some(written) => return Ok(written),
+                    Some(written) => {
+                        budget.succeeded();
+                        return Ok(written);
+                    }
                     None if pause.again().await => continue,
                     None => return Err(late()),
                 },
-                Ok(None) => not_owner(&write.at),
+                Ok(None) => self.not_owner(&write.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -175,45 +180,27 @@ impl Shared {
         }
     }
 
-    /// Writes all or nothing, in one transaction on one server.
-    pub(super) async fn write_atomic(
-        &self,
-        writes: &[Write],
-        deadline: Instant,
-    ) -> Result<Vec<Written>, (usize, Error)> {
-        let Some(first) = writes.first() else { return Ok(Vec::new()) };
-        let mut pause = Pause::new(deadline);
-        loop {
-            let shard = &self.server(first.at.slot).map_err(|error| (0, error))?.shard;
-            match transaction(shard, writes, deadline).await {
-                Ok(done) => return done,
-                Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
-                Err(fault) => return Err((0, fault.error)),
-            }
-        }
-    }
-
     /// Merges rows that carry their versions.
-    pub(super) async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+    pub(super) async fn apply(
+        &self,
+        entries: Vec<Entry>,
+        deadline: Instant,
+        sent: &Sent,
+    ) -> Vec<Result<Applied>> {
         let mut done = Vec::with_capacity(entries.len());
         // One after another: a merge is the work of replay, which batches above.
         for entry in entries {
-            done.push(self.merge(entry, deadline).await);
+            done.push(self.merge(entry, deadline, sent).await);
         }
         done
     }
 
-    async fn merge(&self, entry: Entry, deadline: Instant) -> Result<Applied> {
+    async fn merge(&self, entry: Entry, deadline: Instant, sent: &Sent) -> Result<Applied> {
         let mut pause = Pause::new(deadline);
         let pair = (entry.at, entry.row);
         loop {
             let shard = &self.server(pair.0.slot)?.shard;
-            let budget = &shard.budget;
-            let fault = match shard
-                .apply(std::slice::from_ref(&pair), deadline)
-                .await
-                .map(|mut words| words.pop().flatten())
-            {
+            let fault = match merge(shard, &pair, deadline, sent).await {
                 Ok(Some(word)) => match word.as_str() {
                     "applied" => return Ok(Applied::Applied),
                     "superseded" => return Ok(Applied::Superseded),
@@ -221,17 +208,54 @@ impl Shared {
                     _ if pause.again().await => continue,
                     _ => return Err(late()),
                 },
-                Ok(None) => not_owner(&pair.0),
+                Ok(None) => self.not_owner(&pair.0),
                 Err(fault) => fault,
             };
-            if !pause.repeats(&fault, budget).await {
+            if !pause.repeats(&fault, &shard.budget).await {
                 return Err(fault.error);
             }
         }
     }
 }
 
-type Attempt<T> = Result<T, Fault>;
+pub(super) type Attempt<T> = Result<T, Fault>;
+
+/// A conditional statement for one write: `None` where the slot is not this server's.
+async fn cond(
+    shard: &Shard,
+    proposed: &(Proposal, Condition),
+    deadline: Instant,
+    sent: &Sent,
+    connection: &mut Loan,
+) -> Attempt<Option<Cond>> {
+    if !sent.begin() {
+        return Err(too_late());
+    }
+    let outcome = shard.cond(std::slice::from_ref(proposed), deadline, connection).await;
+    sent.ended(&outcome);
+    Ok(outcome?.pop().flatten())
+}
+
+/// A merge of one row, in its word.
+async fn merge(
+    shard: &Shard,
+    pair: &(RowKey, Row),
+    deadline: Instant,
+    sent: &Sent,
+) -> Attempt<Option<String>> {
+    let mut connection = shard.connection_by(deadline).await?;
+    if !sent.begin() {
+        return Err(too_late());
+    }
+    let outcome = shard.apply(std::slice::from_ref(pair), deadline, &mut connection).await;
+    sent.ended(&outcome);
+    Ok(outcome?.pop().flatten())
+}
+
+/// Nobody waits any more.
+pub(super) fn too_late() -> Fault {
+    Fault { error: late(), remedy: Remedy::None }
+}
 
 /// One attempt at a change: `None` where the slot is not this server's; inside, `None` where something else was written
 /// in between.
@@ -239,6 +263,7 @@ async fn attempt(
     shard: &Shard,
     write: &Write,
     deadline: Instant,
+    sent: &Sent,
 ) -> Attempt<Option<Result<Option<Written>>>> {
     let mut connection = shard.connection_by(deadline).await?;
     let read = shard.read_rows(std::slice::from_ref(&write.at), deadline, &mut connection).await?;
@@ -259,8 +284,7 @@ async fn attempt(
     };
     let lookback_ms = write.op.and_then(|op| op.lookback_ms);
     let proposed = (proposal, Condition { wants: expected, keep: false, lookback_ms });
-    let outcome = shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await?;
-    let Some(cond) = outcome.into_iter().next().flatten() else {
+    let Some(cond) = cond(shard, &proposed, deadline, sent, &mut connection).await? else {
         return Ok(None);
     };
     Ok(Some(match judged(&proposed.0, &cond) {
@@ -274,93 +298,6 @@ fn wants_the_same(present: Option<&Row>, now: decide::Now) -> Wants {
     match present.filter(|row| row.live(now.wall_ms).is_some()) {
         Some(row) => Wants::Version(row.version),
         None => Wants::Absent,
-    }
-}
-
-/// One attempt at an atomic batch.
-async fn transaction(
-    shard: &Shard,
-    writes: &[Write],
-    deadline: Instant,
-) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
-    let mut connection = shard.connection_by(deadline).await?;
-    connection.begin(deadline).await.map_err(|error| shard.judge(Stage::Read, &error))?;
-    let decided = decide_all(shard, writes, deadline, &mut connection).await?;
-    let end = match decided {
-        Ok(_) => connection.commit(deadline).await,
-        Err(_) => connection.rollback(deadline).await,
-    };
-    match (decided, end) {
-        (Ok(written), Ok(())) => Ok(Ok(written)),
-        (Ok(_), Err(error)) => Err(shard.judge(Stage::Write, &error)),
-        (Err(failed), _) => Ok(Err(failed)),
-    }
-}
-
-async fn decide_all(
-    shard: &Shard,
-    writes: &[Write],
-    deadline: Instant,
-    connection: &mut Loan,
-) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
-    // In the order of keys for the locks; what is answered is in the order asked.
-    let mut keys: Vec<RowKey> = writes.iter().map(|write| write.at.clone()).collect();
-    keys.sort_by(|one, other| (one.key.as_str()).cmp(other.key.as_str()));
-    keys.dedup();
-    let mut table = Locked::default();
-    let mut now = None;
-    for part in keys.chunks(STATEMENT_ROWS_MAX) {
-        let read = shard.lock_rows(part, deadline, connection).await?;
-        for (at, row) in part.iter().zip(read) {
-            let Some((row, seen)) = row else { return Err(not_owner(at)) };
-            now = Some(seen);
-            table.rows.insert(group::stored_key(at), row.map(Arc::new));
-        }
-    }
-    let Some(now) = now else { return Ok(Ok(Vec::new())) };
-    // All writes are of one partition, so of one slot.
-    table.gc_floor = now.gc_floor;
-    let mut group = group::Group::new(&table, now.wall_ms);
-    let written = match group.write_atomic(writes) {
-        Ok(written) => written,
-        Err(failed) => return Ok(Err(failed)),
-    };
-    let mut changes = group.into_changes().rows;
-    let mut stores: Vec<(RowKey, Row, bool)> = Vec::new();
-    for at in keys {
-        let stored_key = group::stored_key(&at);
-        if let Some(Some(row)) = changes.remove(&stored_key) {
-            let stands = table.rows.get(&stored_key).is_some_and(Option::is_some);
-            stores.push((at, Arc::unwrap_or_clone(row), stands));
-        }
-    }
-    for part in stores.chunks(STATEMENT_ROWS_MAX) {
-        if shard.store(part, deadline, connection).await? < part.len() {
-            if Instant::now() >= deadline {
-                return Ok(Err((0, late())));
-            }
-            // A row that was not there is there now.
-            let error = Error::overloaded("the batch met other writes of its keys each time", 10);
-            return Err(Fault { error, remedy: Remedy::Again });
-        }
-    }
-    Ok(Ok(written))
-}
-
-/// Rows that this transaction holds the locks of, by their stored keys.
-#[derive(Default)]
-struct Locked {
-    rows: HashMap<Vec<u8>, Option<Arc<Row>>>,
-    gc_floor: u64,
-}
-
-impl group::Table for Locked {
-    fn row(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>> {
-        Ok(self.rows.get(stored_key).cloned().flatten())
-    }
-
-    fn gc_floor(&self, _slot: u16) -> u64 {
-        self.gc_floor
     }
 }
 
