@@ -3,7 +3,7 @@
 CONFIG ?=
 CARGO ?= cargo
 
-.PHONY: run test check soak bench sizes fuzz build deps-run deps-fuzz deps-test clean
+.PHONY: run test check soak bench sizes fuzz build deps-run deps-bench deps-fuzz deps-test clean
 
 ## run: a worker on this machine, with a private nats-server when none answers; CONFIG=file to use your own settings
 run: deps-run
@@ -30,7 +30,7 @@ soak: deps-test deps-fuzz
 	scripts/soak.sh
 
 ## bench: throughput beside the transport's own limit and hand-written peers, measured in the same run; target/bench/report.md
-bench: deps-run
+bench: deps-bench
 	$(CARGO) build --release --locked
 	scripts/bench.sh
 
@@ -47,6 +47,9 @@ build:
 
 deps-run:
 	scripts/deps.sh run
+
+deps-bench:
+	scripts/deps.sh bench
 
 deps-fuzz:
 	scripts/deps.sh fuzz

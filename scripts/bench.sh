@@ -24,7 +24,7 @@ nats_port="$(free_port)"
 "$(command -v nats-server || echo /usr/sbin/nats-server)" --addr 127.0.0.1 --port "$nats_port" --log "$scratch/nats.log" &
 pids=($!)
 
-scripts/deps.sh postgres
+scripts/deps.sh bench
 postgres_port="$(free_port)"
 for programs in /usr/lib/postgresql/*/bin; do :; done
 [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
@@ -78,11 +78,12 @@ worker postgres "url = \"$postgres\""
 export DATASTORE__NATS__SUBJECT_PREFIX=postgres
 # A server that has just been made writes each file of its log for the first time, and the first tables grow: a round of both sides
 # is thrown away, and what they left is written out, as on a server that has run for a while.
-bench warm-up 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload put --peer-postgres "$postgres" >/dev/null
+bench warm-up 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload put --peer-postgres "$postgres" "${data[@]}" >/dev/null
 rm "$out/warm-up.json"
 "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
 for workload in put get; do
-    bench "postgres-$workload" 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload "$workload" --peer-postgres "$postgres"
+    bench "postgres-$workload" 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload "$workload" --peer-postgres "$postgres" \
+        "${data[@]}"
 done
 # Pages of a small and of a large namespace, five times in turn.
 bench pages-load 1 few "${for[@]}" --workload scan --keys 10000
