@@ -68,12 +68,9 @@ else
     esac
 fi
 
-# A private PostgreSQL, for user `datastore` without a password; its data is kept in run/postgres, a second one's in
-# run/postgres-PORT.
-private_postgres() { # host, port, database
-    local programs="" name="postgres" as=() data
-    [ "${#postgres_pids[@]}" -eq 0 ] || name="postgres-$2"
-    data="$PWD/run/$name"
+# A private PostgreSQL, for user `datastore` without a password.
+private_postgres() { # host, port, database, name of its folder in run/
+    local programs="" name="$4" as=() data="$PWD/run/$4"
     scripts/deps.sh postgres
     for programs in /usr/lib/postgresql/*/bin; do :; done
     [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
@@ -103,9 +100,10 @@ private_postgres() { # host, port, database
         { echo "the private PostgreSQL did not start; see run/$name.log" >&2; stop; exit 1; }
     echo "started a private PostgreSQL at $1:$2 (data: ${data#"$PWD/"}, log: run/$name.log)"
 }
-# One for each server of this machine that does not answer: several may be databases of one.
-while read -r url; do
-    [ -n "$url" ] || continue
+# One for each server of this machine that does not answer: several URLs may be databases of one. The data of the first is in
+# run/postgres, that of another in run/postgres-PORT, whichever of them are started.
+folder=postgres
+while read -r url <&9; do
     split "$url"
     [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=5432
     database="${url#*://*/}"
@@ -113,13 +111,14 @@ while read -r url; do
     case "$host" in
         127.*|localhost|::1)
             if ! answers "$host" "$port"; then
-                private_postgres "$host" "$port" "$database"
+                private_postgres "$host" "$port" "$database" "${folder:-postgres-$port}"
             elif [ "${#postgres_pids[@]}" -gt 0 ]; then
                 psql -Xq -h "$host" -p "$port" -U datastore -d postgres -c "CREATE DATABASE \"$database\"" 2>/dev/null || true
             fi
             ;;
     esac
-done < <(grep -o '\<url = "postgres\(ql\)\?://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
+    folder=""
+done 9< <(grep -o '\<url = "postgres\(ql\)\?://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
 
 # The worker's own lines are shown and kept, so that this waits for this worker and no other. It runs in the
 # background, and so is deaf to the terminal's Ctrl-C: `stop` passes it on as SIGTERM.
