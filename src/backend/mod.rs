@@ -17,7 +17,6 @@ mod suite;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]

@@ -114,7 +114,9 @@ fn typed(holds: Holds, text: String) -> Result<Value, String> {
             Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect())
         }
         Holds::Tables => return Err("is a list of tables, which only a file can set".to_owned()),
-        Holds::Text(_) | Holds::Word(_) | Holds::Duration | Holds::Bytes { .. } => Value::String(text),
+        Holds::Text(_) | Holds::Word(_) | Holds::Duration | Holds::Within { .. } | Holds::Bytes { .. } => {
+            Value::String(text)
+        }
     })
 }
 

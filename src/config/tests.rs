@@ -439,6 +439,22 @@ fn postgres_needs_to_know_where_its_servers_are() {
     refused(&file(replicas), "backends.main.replica_urls[0]", &["postgres://user", "***@i"]);
     let many = format!("url = 'postgres://h'\nreplica_urls = [{}]", "'postgres://i',".repeat(17));
     refused(&file(&many), "backends.main.replica_urls", &["more than 16"]);
+    for (key, bad) in [
+        ("statement_timeout", "0s"),
+        ("statement_timeout", "61s"),
+        ("statement_timeout", "100 years"),
+        ("connect_timeout", "99ms"),
+        ("connect_timeout", "61s"),
+        ("idle_timeout", "999ms"),
+        ("idle_timeout", "25h"),
+    ] {
+        let file = file(&format!("url = 'postgres://h'\n{key} = '{bad}'"));
+        refused(&file, &format!("backends.main.{key}"), &["should be a duration from"]);
+    }
+    for good in ["statement_timeout = '100ms'", "statement_timeout = '60s'", "idle_timeout = '24h'"] {
+        settings_of(&file(&format!("url = 'postgres://h'\n{good}")));
+    }
+    refused(&file("url = 'postgres://h?sslmod=require'"), "backends.main.url", &["not known", "sslmode"]);
     let own = "shards = [{ name = 'a', url = 'postgres://h', replica_urls = ['postgres://i'] }]";
     let backend::Settings::Postgres(settings) = settings_of(&file(own)) else { panic!() };
     assert_eq!(settings.shards[0].replicas, ["postgres://i"]);

@@ -19,5 +19,6 @@ mod lifecycle;
 mod readme;
 mod record;
 mod replica;
+mod shards;
 mod support;
 mod transfer;

@@ -18,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TRY_EVERY: Duration = Duration::from_millis(100);
 /// One look takes no longer.
 const LOOK_MAX: Duration = Duration::from_secs(3);
+/// Tries at the placement in a row before they are made less often: a server may be away for long.
+const HASTY_TRIES: u32 = 50;
 /// One try to read or make the placement takes no longer.
 const PLACE_MAX: Duration = Duration::from_secs(30);
 /// The first pause behind a migration that failed; each is twice the one before.
@@ -47,6 +49,7 @@ pub(super) async fn place(shared: Arc<Shared>) {
     while !shared.shards.iter().all(|server| server.shard.is_seen()) {
         tokio::time::sleep(TRY_EVERY).await;
     }
+    let mut tries = 0;
     loop {
         let found = match timeout(PLACE_MAX, slots::place(&shared)).await {
             Ok(found) => found,
@@ -63,7 +66,8 @@ pub(super) async fn place(shared: Arc<Shared>) {
             placement.ever |= whole;
             placement.fault = fault;
         }
-        tokio::time::sleep(TRY_EVERY).await;
+        tries = if whole { 0 } else { tries + 1 };
+        tokio::time::sleep(if tries < HASTY_TRIES { TRY_EVERY } else { LOOK_EVERY }).await;
         if whole {
             shared.moved.notified().await;
         }

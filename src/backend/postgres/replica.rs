@@ -194,7 +194,8 @@ impl Replicas {
             .await;
     }
 
-    async fn note(&self) -> Result<(), Fault> {
+    /// Notes how far the primary has come.
+    pub(super) async fn note(&self) -> Result<(), Fault> {
         let judge = |error: sqlx::Error| self.primary.judge(Stage::Read, &error);
         let mut connection = self.primary.connection().await?;
         let asked = Instant::now();

@@ -32,6 +32,8 @@ struct Walked {
 pub(super) struct Part {
     /// In the order of the scan.
     rows: Vec<Walked>,
+    /// It stopped behind so many dead ones that it did not come to the end of the range.
+    stopped: bool,
     /// The slots it owned, a bit for each, the first one highest in its byte.
     slots: Vec<u8>,
 }
@@ -138,25 +140,17 @@ fn is_whole(parts: &[Part]) -> bool {
     (0..SLOTS_BYTES).all(|byte| owned(byte) == u8::MAX)
 }
 
-/// Rows that a part of a page looks at, at most.
-fn examined_max(range: &Range) -> usize {
-    range.limit.saturating_mul(EXAMINED_PER_ROW_MAX)
-}
-
 /// The page of the whole out of the pages of the parts. A part that is full may have more behind its last row, so
 /// nothing behind that is taken.
 fn merge(parts: Vec<Part>, range: &Range) -> Result<Page> {
-    let examined = examined_max(range);
+    let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
     let mut parts: Vec<_> = parts
         .into_iter()
-        .map(|Part { rows: part, .. }| {
+        .map(|Part { rows: part, stopped, .. }| {
             let bytes: usize = part.iter().map(|row| row.bytes).sum();
             let load: usize = part.iter().map(|row| row.load).sum();
             let lives = part.iter().filter(|row| row.found.is_some()).count();
-            let full = part.len() >= examined
-                || lives >= range.limit
-                || bytes >= range.max_bytes
-                || load >= LOAD_BYTES_MAX;
+            let full = stopped || lives >= range.limit || bytes >= range.max_bytes || load >= LOAD_BYTES_MAX;
             (full, part.into_iter().peekable())
         })
         .collect();
@@ -235,7 +229,7 @@ impl Shard {
             .bind(range.keys_only)
             .bind(count(LOAD_BYTES_MAX))
             .bind(count(range.limit))
-            .bind(count(examined_max(range) - range.limit));
+            .bind(count(EXAMINED_PER_ROW_MAX - 1));
         let query = if let Some(now_ms) = now_ms { query.bind(now_ms) } else { query };
         let judged = |error| self.judge(Stage::Read, &error);
         let rows = connection.rows(query, until).await.map_err(judged)?;
@@ -295,7 +289,7 @@ impl Shard {
 
 /// What a page's statement gives, in no order.
 fn part(rows: &[sqlx::postgres::PgRow]) -> Result<Part, sqlx::Error> {
-    let mut part = Part { rows: Vec::with_capacity(rows.len()), slots: Vec::new() };
+    let mut part = Part { rows: Vec::with_capacity(rows.len()), stopped: false, slots: Vec::new() };
     let count = |row: &sqlx::postgres::PgRow, column| {
         Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0))
     };
@@ -303,6 +297,7 @@ fn part(rows: &[sqlx::postgres::PgRow]) -> Result<Part, sqlx::Error> {
         if let Some(slots) = row.try_get::<Option<&[u8]>, _>("slots")? {
             // Four bytes in front tell how many bits there are.
             part.slots = slots.get(4..).unwrap_or_default().to_vec();
+            part.stopped = row.try_get("live")?;
             continue;
         }
         let found = rows::found(row)?.filter(|found| found.live.is_some());

@@ -122,7 +122,8 @@ mod tests {
         ] {
             assert_eq!(url(good), Ok(()), "{good}");
         }
-        for bad in ["?sslmod=verify-full", "?passwrod=hunter2", "?sslmode=prefer&hunter2", "?SSLMODE=require"] {
+        for bad in ["?sslmod=verify-full", "?passwrod=hunter2", "?sslmode=prefer&hunter2", "?SSLMODE=require"]
+        {
             let refused = url(bad).unwrap_err();
             assert!(refused.contains("sslmode") && !refused.contains("hunter2"), "{bad}: {refused}");
         }

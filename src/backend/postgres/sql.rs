@@ -264,7 +264,7 @@ macro_rules! walk {
             "SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, \
              CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, CASE WHEN x.live THEN octet_length(t.key) \
              + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
-             FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND get_bit((SELECT bits FROM o), t.slot) = 1 \
+             FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND coalesce(get_bit((SELECT bits FROM o), t.slot) = 1, false) \
              AND (t.expires = 0 OR t.expires > ",
             $now,
             ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND t.key < $3::text AND t.key > $4::text ",
@@ -277,8 +277,8 @@ macro_rules! walk {
     };
 }
 
-/// A page of a namespace, in one direction. It looks at no more rows than it may give, and at others behind them only where so
-/// many of those are dead that it would be short.
+/// A page of a namespace, in one direction. It looks at no more rows than it may give, and at some behind them for each of those
+/// that is dead.
 macro_rules! page {
     ($order:literal, $behind:literal, $last:literal, $now:expr, $slots:expr) => {
         concat!(
@@ -286,17 +286,19 @@ macro_rules! page {
             $slots,
             " s), a AS MATERIALIZED (",
             walk!($order, $now, "", "$5::bigint"),
-            "), n AS MATERIALIZED (SELECT count(*) = $5::bigint AND count(*) FILTER (WHERE live) < $9::bigint AS short, ",
+            "), n AS MATERIALIZED (SELECT count(*) = $5::bigint AND count(*) FILTER (WHERE live) < $9::bigint AS short, \
+             $10::bigint * count(*) FILTER (WHERE NOT live) AS more, ",
             $last,
-            "(key) AS last FROM a), b AS (",
-            walk!($order, $now, $behind, "$10::bigint"),
+            "(key) AS last FROM a), b AS MATERIALIZED (",
+            walk!($order, $now, $behind, "(SELECT more FROM n)"),
             "), p AS (SELECT * FROM a UNION ALL SELECT * FROM b) \
              SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load, NULL::bytea AS slots FROM ( \
              SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded, \
              sum(live::int) OVER w - live::int AS lives FROM p WINDOW w AS (ORDER BY key ",
             $order,
             ")) q WHERE before < $6::bigint AND loaded < $8::bigint AND lives < $9::bigint \
-             UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, varbit_send(bits) FROM o"
+             UNION ALL SELECT NULL, NULL, NULL, (SELECT short AND (SELECT count(*) FROM b) >= more FROM n), \
+             NULL, NULL, NULL, NULL, varbit_send(bits) FROM o"
         )
     };
 }
@@ -316,12 +318,13 @@ macro_rules! page_down {
 /// A page of a namespace going up. `$1` namespace, `$2` first key, `$3` last key, exclusive, `$4` a key behind which it begins, too:
 /// bounds that a statement has once and for all can be looked up, whatever its plan. `$5` rows to look at, `$6` bytes after which
 /// the page is full, `$7` whether documents do not count towards them, `$8` bytes of documents after which the page ends in any
-/// case, `$9` live rows after which it is full, `$10` further rows to look at where those were fewer.
+/// case, `$9` live rows after which it is full, `$10` rows behind them to look at for each dead one where it is not.
 ///
 /// Every row looked at, in any order, dead ones without a document: key, version, whether it is live, end of life, document,
 /// bytes that count, bytes of the document. The documents of what stands behind the page's end are neither read nor given.
-/// Besides, one row without a key: the slots that this server owned in the same snapshot, as `varbit_send` writes them. No
-/// row at all on a standby.
+/// Besides, one row without a key: the slots that this server owned in the same snapshot, as `varbit_send` writes them, and in
+/// the place of `live` whether it stopped looking before the range ended though the page is not full. No such row on a
+/// standby.
 pub(super) const SCAN: &str = page_up!(now!(), primarys!());
 
 /// The same going down.

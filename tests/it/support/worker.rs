@@ -51,6 +51,7 @@ pub(crate) struct Setup {
     wrapper: Vec<String>,
     database: Arc<OnceLock<String>>,
     replicas: Vec<String>,
+    shards: Vec<(String, String)>,
     scratch: Arc<TempDir>,
 }
 
@@ -65,6 +66,7 @@ impl Setup {
             wrapper: Vec::new(),
             database: Arc::default(),
             replicas: Vec::new(),
+            shards: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -89,6 +91,12 @@ impl Setup {
         Setup { replicas: urls.to_vec(), ..self }
     }
 
+    /// Spreads the PostgreSQL backend over servers, by name and URL, in place of one database.
+    pub(crate) fn with_shards(self, shards: &[(&str, &str)]) -> Setup {
+        let shards = shards.iter().map(|(name, url)| ((*name).to_owned(), (*url).to_owned())).collect();
+        Setup { shards, ..self }
+    }
+
     /// Runs the worker under another program, which must leave it the pid it was started with.
     pub(crate) fn wrapped(self, program: &[String]) -> Setup {
         Setup { wrapper: program.to_vec(), ..self }
@@ -108,6 +116,11 @@ impl Setup {
         let backend = match self.backend {
             Backend::Memory => "kind = \"memory\"".to_owned(),
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
+            Backend::Postgres if !self.shards.is_empty() => {
+                let shard = |(name, url): &(String, String)| format!("{{ name = {name:?}, url = {url:?} }}");
+                let shards: Vec<String> = self.shards.iter().map(shard).collect();
+                format!("kind = \"postgres\"\nshards = [{}]", shards.join(", "))
+            }
             Backend::Postgres => format!(
                 "kind = \"postgres\"\nurl = \"{}\"\nreplica_urls = {:?}",
                 self.database(),
