@@ -12,8 +12,8 @@ run: deps-run
 
 ## test: every kind of check in its short form
 test: deps-test
-	$(CARGO) test --locked --features test-clock
-	$(CARGO) test --locked --features test-clock --bench record --bench sizes
+	$(CARGO) test --locked --features test-clock,test-sabotage
+	$(CARGO) test --locked --features test-clock,test-sabotage --bench record --bench sizes
 	$(CARGO) check --locked --no-default-features
 
 ## check: formatting and lints, warnings are errors
@@ -29,7 +29,8 @@ soak: deps-test deps-fuzz
 	$(CARGO) build --release --locked
 	scripts/soak.sh
 
-## bench: throughput beside the transport's own limit and hand-written peers, measured in the same run; target/bench/report.md
+## bench: throughput beside the transport's own limit and its peers, measured in the same run; target/bench/report.md;
+## BENCH_ROWS="1 2" some rows of it alone
 bench: deps-bench
 	$(CARGO) build --release --locked
 	scripts/bench.sh

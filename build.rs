@@ -11,8 +11,8 @@ const DOCUMENT: [&str; 4] = ["Value", "List", "Map", "Entry"];
 
 fn main() {
     println!("cargo:rerun-if-changed=proto");
-    let mut set = protox::compile(["datastore/v1/datastore.proto", "datastore/v1/stored.proto"], ["proto"])
-        .expect("the .proto files of this package compile");
+    let files = ["datastore/v1/datastore.proto", "datastore/v1/stored.proto", "riak/riak.proto"];
+    let mut set = protox::compile(files, ["proto"]).expect("the .proto files of this package compile");
     for file in &mut set.file {
         // Comments are kept by position, and positions change below.
         file.source_code_info = None;

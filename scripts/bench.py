@@ -1,62 +1,148 @@
 """What `scripts/bench.sh` measured: a line for each run, and the table of ratios.
 
-    bench.py line REPORT.json      one run in a line
-    bench.py report FOLDER         the table
+    bench.py line REPORT.json                       one run in a line
+    bench.py note NOTES.json WHEN STATUS READYZ     a worker's memory, by its /proc status and by its /readyz
+    bench.py size NOTES.json RECORD                 beside the bytes of a stored record
+    bench.py report FOLDER                          the table
 """
 
 import json
 import pathlib
+import re
 import statistics
 import sys
+import urllib.request
 
 
 def line(report):
     result, latency = report["result"], report["result"]["latency_us"]
     said = f"{report['workload']} at {report['concurrency']} in {report['namespace']!r}: "
     said += f"{result['throughput']:.0f} requests/s, p50 {latency['p50']} us, p99 {latency['p99']} us"
+    if result["sources"]:
+        said += f", from {shares(result)}"
     if result["errors"]:
         said += f", errors {result['errors']}"
-    for rival in ("echo", "peer"):
-        if rival in report:
-            said += f"; {rival} {report[rival]['throughput']:.0f}/s; ratio {report['throughput_ratio']:.2f}"
-            if report[rival]["errors"]:
-                said += f", errors {report[rival]['errors']}"
+    for beside in ("echo", "peer"):
+        if beside in report:
+            said += f"; {report['beside']} {report[beside]['throughput']:.0f}/s; ratio {ratio(report):.2f}"
+            of_rounds = report["item_ratio_of_rounds"]
+            said += f" ({min(of_rounds):.2f} to {max(of_rounds):.2f}), p50 {report['p50_more_us']:+.0f} us"
+            if report[beside]["errors"]:
+                said += f", errors {report[beside]['errors']}"
     return said
 
 
-def rates(report, rival):
-    return f"{report['result']['throughput']:.0f}/s", f"{report[rival]['throughput']:.0f}/s"
+def shares(result):
+    """Where the records came from."""
+    sources = result["sources"]
+    return ", ".join(f"{source} {100 * count / sum(sources.values()):.1f} %" for source, count in sources.items())
+
+
+def ratio(report):
+    """A batch of 100 gets stands for 100 gets."""
+    return report["item_ratio" if report["workload"] == "batch-get" else "throughput_ratio"]
+
+
+def note(path, when, status, readyz):
+    notes = json.loads(path.read_text()) if path.exists() else {}
+    resident = re.search(r"VmRSS:\s+(\d+) kB", pathlib.Path(status).read_text())
+    tier = json.load(urllib.request.urlopen(readyz))["parts"]["cache.memory"]["detail"]
+    copies, told, pushed_out = map(int, re.findall(r"\d+", tier))
+    notes[when] = {"resident": 1024 * int(resident[1]), "copies": copies, "bytes": told, "pushed_out": pushed_out}
+    path.write_text(json.dumps(notes))
+    print(f"{when} warming: {notes[when]['resident']} bytes resident; cache.memory: {tier}")
+
+
+def at_least(aim):
+    return f">= {aim:.2f}", lambda found: found >= aim
+
+
+def at_most(aim, unit=""):
+    return f"<= {aim}{unit}", lambda found: found <= aim
 
 
 def rows(folder):
-    """(case, ours, the peer's, ratio, aim)"""
-    read = lambda name: json.loads((folder / f"{name}.json").read_text())
-    for name, case, aim in [
-        ("echo-1", "get, embedded store, one at a time / echo of 1 KB", ">= 0.70"),
-        ("echo-64", "get, embedded store, 64 at a time / echo of 1 KB", ">= 0.70"),
-        ("echo-64-real", "get of real records, embedded store, 64 / echo of 1 KB", ">= 0.70"),
-        ("postgres-put", "put, PostgreSQL, 256 at a time / hand-written upsert", ">= 2.50"),
-        ("postgres-get", "get, PostgreSQL, 256 at a time / hand-written select", ">= 1.50"),
+    """(row, case, ours, beside it, ratio as it is printed, aim, whether it is met), of what was measured."""
+
+    def read(name):
+        path = folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    for name, row, case, aim in [
+        ("store-echo-1", "store", "get, embedded store, one at a time / echo of 1 KB", 0.70),
+        ("store-echo-64", "store", "get, embedded store, 64 at a time / echo of 1 KB", 0.70),
+        ("store-echo-64-real", "store", "get of real records, embedded store, 64 / echo of 1 KB", 0.70),
+        ("1-echo-64", "1", "get, hit in memory, 64 at a time / echo of 1 KB", 0.90),
+        ("1-postgres-echo-64", "1-postgres", "the same in front of PostgreSQL", 0.90),
+        ("2-kv-64", "2", "get, hit in memory, 64 at a time / JetStream KV get", 1.0),
+        ("2-kv-256", "2", "get, hit in memory, 256 at a time / JetStream KV get", 1.3),
+        ("3-kv-1", "3", "records/s of one batch of 100 gets at a time, hits / 100 KV gets at a time", 10),
+        ("3-kv-8", "3", "records/s of 8 batches of 100 gets at a time, hits / 100 KV gets at a time", 10),
+        ("5-postgres-put", "5", "put, PostgreSQL, 256 at a time / hand-written upsert", 2.5),
+        ("6-postgres-get", "6", "get, PostgreSQL, 256 at a time / hand-written select", 1.5),
+        ("7-redis", "7", "get, hit in Redis, 64 at a time / Redis GET and an echo", 0.8),
+        ("10-ycsb-b", "10", "ycsb-b, PostgreSQL, 256 at a time, a tenth fits in memory / hand-written, no cache", 5),
     ]:
         report = read(name)
-        ours, theirs = rates(report, "echo" if name.startswith("echo") else "peer")
-        yield case, ours, theirs, report["throughput_ratio"], aim
-    p50 = lambda size: statistics.median(
-        read(f"pages-{size}-{round}")["result"]["latency_us"]["p50"] for round in range(1, 6)
-    )
-    many, few = p50("many"), p50("few")
-    yield "scan page of 100, PostgreSQL, 10^6 records / 10^4 records, p50", f"{many} us", f"{few} us", many / few, "<= 1.50"
+        if report is None:
+            continue
+        result, beside = report["result"], report["echo" if "echo" in report else "peer"]
+        if result["sources"]:
+            case += f" (read from {shares(result)})"
+        rate = "item_rate" if report["workload"] == "batch-get" else "throughput"
+        text, met = at_least(aim)
+        found = ratio(report)
+        yield row, case, f"{result[rate]:.0f}/s", f"{beside[rate]:.0f}/s", f"{found:.2f}", text, met(found)
+
+    for name, row, case in [
+        ("1-echo-1", "1", "get, hit in memory, one at a time, p50 - echo of 1 KB"),
+        ("1-postgres-echo-1", "1-postgres", "the same in front of PostgreSQL"),
+    ]:
+        report = read(name)
+        if report is None:
+            continue
+        text, met = at_most(20, " us")
+        found = report["p50_more_us"]
+        ours, beside = (report[side]["latency_us"]["p50"] for side in ("result", "echo"))
+        yield row, case, f"{ours} us", f"{beside} us", f"{found:+.0f} us", text, met(found)
+
+    memory = read("12-memory")
+    if memory is not None:
+        grown = {key: memory["after"][key] - memory["before"][key] for key in memory["after"]}
+        for case, key in [("resident memory", "resident"), ("what the tier says", "bytes")]:
+            copy = grown[key] / grown["copies"]
+            case = f"bytes for each of {grown['copies']} copies, {case} / its stored record"
+            text, met = at_most(1.25)
+            found = copy / memory["record"]
+            yield "12", case, f"{copy:.0f}", f"{memory['record']}", f"{found:.2f}", text, met(found)
+
+    pages = {size: [read(f"pages-{size}-{round}") for round in range(1, 6)] for size in ("many", "few")}
+    if None not in pages["many"] + pages["few"]:
+        p50 = {
+            size: statistics.median(report["result"]["latency_us"]["p50"] for report in reports)
+            for size, reports in pages.items()
+        }
+        text, met = at_most(1.5)
+        found = p50["many"] / p50["few"]
+        case = "scan page of 100, PostgreSQL, 10^6 records / 10^4 records, p50"
+        yield "pages", case, f"{p50['many']} us", f"{p50['few']} us", f"{found:.2f}", text, met(found)
 
 
 def main():
     what, path = sys.argv[1], pathlib.Path(sys.argv[2])
     if what == "line":
         print(line(json.loads(path.read_text())))
-        return
-    print("| case | ours | beside it | ratio | aim |")
-    print("| --- | --- | --- | --- | --- |")
-    for case, ours, theirs, ratio, aim in rows(path):
-        print(f"| {case} | {ours} | {theirs} | {ratio:.2f} | {aim} |")
+    elif what == "note":
+        note(path, *sys.argv[3:])
+    elif what == "size":
+        notes = json.loads(path.read_text())
+        notes["record"] = len(pathlib.Path(sys.argv[3]).read_bytes())
+        path.write_text(json.dumps(notes))
+    elif what == "report":
+        print("| row | case | ours | beside it | ratio | aim | met |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for *cells, met in rows(path):
+            print("| " + " | ".join(cells) + f" | {'yes' if met else 'no'} |")
 
 
 main()

@@ -1,51 +1,102 @@
 #!/usr/bin/env bash
-# What a worker carries beside its peers, in one run: on its embedded store beside an echo on the same NATS server, on PostgreSQL
-# beside what a service would write by hand. Real parts of its own, on free ports; ends with a table, kept in target/bench/report.md.
+# What a worker carries beside its peers, in one run: real parts of its own, on free ports; ends with a table, kept in
+# target/bench/report.md.
+#
+#   BENCH_ROWS="1 2 3"          these rows of the table alone; without it, all
+#   BENCH_DURATION=3s           of a load beside nothing
+#   BENCH_ROUNDS_DURATION=10s   of a comparison, for each side, all rounds together
+#   BENCH_ROUNDS=5              of a comparison
 set -euo pipefail
 # Settings of whoever runs this would reach his real parts.
 unset "${!DATASTORE__@}"
 
 binary=target/release/datastore
 out=target/bench
+rows="${BENCH_ROWS:-store 1 1-postgres 2 3 5 6 7 10 12 pages}"
 for=(--duration "${BENCH_DURATION:-3s}")
+turns=(--duration "${BENCH_ROUNDS_DURATION:-10s}" --rounds "${BENCH_ROUNDS:-5}")
 scratch="$(mktemp -d)"
 pids=()
+worker_pid=""
+postgres_pid=""
+end_worker() {
+    [ -z "$worker_pid" ] || { kill -TERM "$worker_pid" 2>/dev/null && wait "$worker_pid" 2>/dev/null; } || true
+    worker_pid=""
+}
 stop() {
+    end_worker
     for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; done
     [ -z "$postgres_pid" ] || { kill -INT "$postgres_pid" 2>/dev/null && wait "$postgres_pid" 2>/dev/null; } || true
     rm -rf "$scratch"
 }
-postgres_pid=""
 trap stop EXIT
 mkdir -p "$out"
+rm -f "$out"/*.json
+wants() { # any of these rows
+    local row
+    for row in "$@"; do [[ " $rows " == *" $row "* ]] && return; done
+    return 1
+}
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+until_answers() { for _ in $(seq 100); do answers "$1" && return; sleep 0.1; done; return 1; }
 
 nats_port="$(free_port)"
-"$(command -v nats-server || echo /usr/sbin/nats-server)" --addr 127.0.0.1 --port "$nats_port" --log "$scratch/nats.log" &
+"$(command -v nats-server || echo /usr/sbin/nats-server)" --addr 127.0.0.1 --port "$nats_port" --log "$scratch/nats.log" \
+    --jetstream --store_dir "$scratch/jetstream" &
 pids=($!)
+until_answers "$nats_port"
+export DATASTORE__NATS__URL="nats://127.0.0.1:$nats_port"
 
-scripts/deps.sh bench
-postgres_port="$(free_port)"
-for programs in /usr/lib/postgresql/*/bin; do :; done
-[ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
-as=()
-if [ "$(id -u)" = 0 ]; then
-    as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
-    chmod 755 "$scratch"
-fi
-install -d ${as:+-o postgres} "$scratch/postgres"
-"${as[@]}" "$programs/initdb" -U bench -A trust -D "$scratch/postgres" >"$scratch/initdb.log"
-"${as[@]}" "$programs/postgres" -D "$scratch/postgres" -p "$postgres_port" -c listen_addresses=127.0.0.1 \
-    -c unix_socket_directories= >"$scratch/postgres.log" 2>&1 &
-postgres_pid=$!
-for _ in $(seq 100); do "$programs/pg_isready" -q -h 127.0.0.1 -p "$postgres_port" && break; sleep 0.1; done
-postgres="postgres://bench@127.0.0.1:$postgres_port/postgres"
-
-worker() { # kind, key and value of its place
-    printf '[nats]\nurl = "nats://127.0.0.1:%s"\nsubject_prefix = "%s"\n[http]\nlisten = ""\n[backends.main]\nkind = "%s"\n%s\n[namespaces."*"]\n' \
-        "$nats_port" "$1" "$1" "$2" >"$scratch/$1.toml"
-    env -u DATASTORE__NATS__SUBJECT_PREFIX "$binary" serve --config "$scratch/$1.toml" 2>"$scratch/$1.log" &
+start_postgres() {
+    local port as=()
+    scripts/deps.sh bench
+    port="$(free_port)"
+    for programs in /usr/lib/postgresql/*/bin; do :; done
+    [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
+    if [ "$(id -u)" = 0 ]; then
+        as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
+        chmod 755 "$scratch"
+    fi
+    install -d ${as:+-o postgres} "$scratch/postgres"
+    "${as[@]}" "$programs/initdb" -U bench -A trust -D "$scratch/postgres" >"$scratch/initdb.log"
+    "${as[@]}" "$programs/postgres" -D "$scratch/postgres" -p "$port" -c listen_addresses=127.0.0.1 \
+        -c unix_socket_directories= >"$scratch/postgres.log" 2>&1 &
+    postgres_pid=$!
+    for _ in $(seq 100); do "$programs/pg_isready" -q -h 127.0.0.1 -p "$port" && break; sleep 0.1; done
+    postgres="postgres://bench@127.0.0.1:$port/postgres"
+}
+start_redis() {
+    local port
+    scripts/deps.sh redis
+    port="$(free_port)"
+    redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no --dir "$scratch" >"$scratch/redis.log" &
     pids=($! "${pids[@]}")
+    until_answers "$port"
+    redis="redis://127.0.0.1:$port"
+}
+
+# One worker at a time: nothing but what is measured may take the machine's time.
+worker() { # prefix, kind, key and value of its place, lines of [cache], lines of the namespaces' policy, where it answers HTTP
+    end_worker
+    cat >"$scratch/$1.toml" <<TOML
+[nats]
+url = "nats://127.0.0.1:$nats_port"
+subject_prefix = "$1"
+[http]
+listen = "${6:-}"
+[cache]
+${4:-}
+[backends.main]
+kind = "$2"
+$3
+[namespaces."*"]
+backend = "main"
+${5:-}
+TOML
+    env -u DATASTORE__NATS__SUBJECT_PREFIX "$binary" serve --config "$scratch/$1.toml" 2>"$scratch/$1.log" &
+    worker_pid=$!
+    export DATASTORE__NATS__SUBJECT_PREFIX="$1"
     for _ in $(seq 100); do grep -q ready "$scratch/$1.log" && return; sleep 0.1; done
     cat "$scratch/$1.log" >&2
     exit 1
@@ -56,42 +107,106 @@ bench() { # name of its report, requests at a time, further arguments
     "$binary" --json bench --concurrency "$concurrency" "$@" >"$out/$name.json"
     python3 scripts/bench.py line "$out/$name.json"
 }
+# Copies that stay for the whole run: what is measured are hits.
+copies=$'consistency = "eventual"\ncache_ttl = "1h"'
 
 data=()
 movies="${DATASTORE_DATA:-../shared/data}/movies.ndjson.gz"
-if [ -e "$movies" ]; then data=(--data "$movies"); else echo "skipped: no real records at $movies, made-up ones are used"; fi
-rm -f "$out"/*.json
-export DATASTORE__NATS__URL="nats://127.0.0.1:$nats_port"
+if [ -e "$movies" ]; then data=(--data "$movies"); else echo "no real records at $movies: made-up ones are used"; fi
 
-worker local "path = \"$scratch/data\""
-export DATASTORE__NATS__SUBJECT_PREFIX=local
-bench echo-1 1 "${for[@]}" --workload get --echo
-bench echo-64 64 "${for[@]}" --workload get --echo
-bench echo-64-real 64 "${for[@]}" --workload get --echo "${data[@]}"
-for workload in put batch scan; do bench "local-$workload" 64 "${for[@]}" --workload "$workload"; done
+if wants store; then
+    worker local local "path = \"$scratch/local\""
+    bench store-echo-1 1 "${for[@]}" --workload get --echo
+    bench store-echo-64 64 "${for[@]}" --workload get --echo
+    bench store-echo-64-real 64 "${for[@]}" --workload get --echo "${data[@]}"
+    for workload in put batch scan; do bench "store-$workload" 64 "${for[@]}" --workload "$workload"; done
+fi
 
-# The first worker is done: nothing but what is measured may take the machine's time.
-kill -TERM "${pids[0]}" && wait "${pids[0]}" || true
-pids=("${pids[@]:1}")
+if wants 1 2 3; then
+    worker copies local "path = \"$scratch/copies\"" "" "$copies"
+    # The first requests of a process pay for its threads and connections.
+    warm=(--warm-up 1s)
+    if wants 1; then
+        bench 1-echo-1 1 "${turns[@]}" "${warm[@]}" --workload get --echo
+        bench 1-echo-64 64 "${turns[@]}" "${warm[@]}" --workload get --echo
+    fi
+    if wants 2; then
+        bench 2-kv-64 64 "${turns[@]}" "${warm[@]}" --workload get --peer-kv
+        bench 2-kv-256 256 "${turns[@]}" "${warm[@]}" --workload get --peer-kv
+    fi
+    if wants 3; then
+        for requests in 1 8; do
+            bench "3-kv-$requests" "$requests" "${turns[@]}" "${warm[@]}" --workload batch-get --batch 100 \
+                --peer-kv --peer-concurrency 100
+        done
+    fi
+fi
 
-worker postgres "url = \"$postgres\""
-export DATASTORE__NATS__SUBJECT_PREFIX=postgres
-# A server that has just been made writes each file of its log for the first time, and the first tables grow: a round of both sides
-# is thrown away, and what they left is written out, as on a server that has run for a while.
-bench warm-up 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload put --peer-postgres "$postgres" "${data[@]}" >/dev/null
-rm "$out/warm-up.json"
-"$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
-for workload in put get; do
-    bench "postgres-$workload" 256 --duration "${BENCH_ROUNDS_DURATION:-10s}" --workload "$workload" --peer-postgres "$postgres" \
-        "${data[@]}"
-done
-# Pages of a small and of a large namespace, five times in turn.
-bench pages-load 1 few "${for[@]}" --workload scan --keys 10000
-bench pages-load 1 many "${for[@]}" --workload scan --keys 1000000
-for round in 1 2 3 4 5; do
-    bench "pages-few-$round" 1 few "${for[@]}" --workload scan --keys 10000 --no-load
-    bench "pages-many-$round" 1 many "${for[@]}" --workload scan --keys 1000000 --no-load
-done
-rm "$out/pages-load.json"
+if wants 1-postgres 5 6 7 10 12 pages; then start_postgres; fi
+
+if wants 1-postgres; then
+    worker pgcopies postgres "url = \"$postgres\"" "" "$copies"
+    bench 1-postgres-echo-1 1 hits "${turns[@]}" --warm-up 1s --workload get --echo
+    bench 1-postgres-echo-64 64 hits "${turns[@]}" --warm-up 1s --workload get --echo
+fi
+
+if wants 7; then
+    start_redis
+    worker redis postgres "url = \"$postgres\"" $'memory_bytes = 0\nredis_url = "'"$redis\"" "$copies"
+    bench 7-redis 64 shared "${turns[@]}" --warm-up 2s --workload get --peer-redis "$redis"
+fi
+
+if wants 5 6 pages; then
+    worker postgres postgres "url = \"$postgres\""
+fi
+if wants 5 6; then
+    # A server that has just been made writes each file of its log for the first time, and the first tables grow: a round of both
+    # sides is thrown away, and what they left is written out, as on a server that has run for a while.
+    bench warm-up 256 "${turns[@]}" --workload put --peer-postgres "$postgres" "${data[@]}" >/dev/null
+    rm "$out/warm-up.json"
+    "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
+    if wants 5; then bench 5-postgres-put 256 "${turns[@]}" --workload put --peer-postgres "$postgres" "${data[@]}"; fi
+    if wants 6; then bench 6-postgres-get 256 "${turns[@]}" --workload get --peer-postgres "$postgres" "${data[@]}"; fi
+fi
+if wants pages; then
+    # Pages of a small and of a large namespace, five times in turn.
+    bench pages-load 1 few "${for[@]}" --workload scan --keys 10000
+    bench pages-load 1 many "${for[@]}" --workload scan --keys 1000000
+    for round in 1 2 3 4 5; do
+        bench "pages-few-$round" 1 few "${for[@]}" --workload scan --keys 10000 --no-load
+        bench "pages-many-$round" 1 many "${for[@]}" --workload scan --keys 1000000 --no-load
+    done
+    rm "$out/pages-load.json"
+fi
+
+if wants 10; then
+    # Room for a tenth of the records' bytes.
+    keys="${BENCH_MIX_KEYS:-100000}"
+    worker mix postgres "url = \"$postgres\"" "memory_bytes = $((keys * 1024 / 10))" "$copies"
+    bench 10-load 256 mix --duration 100ms --workload ycsb-b --keys "$keys"
+    rm "$out/10-load.json"
+    "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
+    bench 10-ycsb-b 256 mix "${turns[@]}" --warm-up 3s --workload ycsb-b --keys "$keys" --no-load --peer-postgres "$postgres"
+fi
+
+if wants 12; then
+    keys="${BENCH_MEMORY_KEYS:-100000}"
+    http="127.0.0.1:$(free_port)"
+    tier=("url = \"$postgres\"" 'memory_bytes = "1GiB"' "$copies" "$http")
+    worker memory postgres "${tier[@]}"
+    bench 12-load 64 first --duration 100ms --workload get --keys 2000
+    bench 12-load 64 records --duration 100ms --workload get --keys "$keys"
+    rm "$out/12-load.json"
+    # A new worker, whose tier is empty. The first namespace brings up what any warming takes.
+    worker memory postgres "${tier[@]}"
+    noted() { python3 scripts/bench.py note "$out/12-memory.json" "$1" "/proc/$worker_pid/status" "http://$http/readyz"; }
+    "$binary" warm first
+    noted before
+    "$binary" warm records
+    noted after
+    "$binary" get records bench/00000000 | "$binary" encode - --raw --compression none >"$scratch/record"
+    python3 scripts/bench.py size "$out/12-memory.json" "$scratch/record"
+fi
+end_worker
 
 python3 scripts/bench.py report "$out" | tee "$out/report.md"

@@ -6,8 +6,8 @@ data="${DATASTORE_DATA:-../shared/data}"
 log=target/soak.log
 mkdir -p target
 status=0
-DATASTORE_SOAK=1 DATASTORE_DATA="$data" cargo test --release --locked --features test-clock --test it -- --nocapture --test-threads 1 \
-    crash:: history:: lifecycle:: replica:: transfer:: >"$log" 2>&1 || status=$?
+DATASTORE_SOAK=1 DATASTORE_DATA="$data" cargo test --release --locked --features test-clock,test-sabotage --test it -- --nocapture --test-threads 1 \
+    cache:: coherence:: crash:: history:: lifecycle:: replica:: transfer:: >"$log" 2>&1 || status=$?
 echo "| figure | wanted | found |"
 echo "| --- | --- | --- |"
 grep -h '^| ' "$log" || true
@@ -16,7 +16,7 @@ if [ "$status" -ne 0 ]; then
     tail -n 60 "$log" >&2
     exit "$status"
 fi
-# The tests were of a build whose clock can be moved.
+# The tests were of a build whose clock can be moved and whose rules can be broken.
 cargo build --release --locked
 scripts/bench.sh
 cargo bench --locked --bench sizes

@@ -14,13 +14,16 @@ use crate::backend::local::Local;
 use crate::backend::local::lock::DirectoryLock;
 use crate::backend::memory::Memory;
 use crate::backend::postgres::PostgreSql;
+use crate::backend::redis::RedisStore;
+use crate::backend::riak::Riak;
 use crate::backend::{self, DynBackend};
+use crate::cache::Cache;
 use crate::client::connect::redact_url;
 use crate::config::Loaded;
 use crate::control;
 use crate::http::{self, Readiness};
 use crate::model::clock::HybridClock;
-use crate::model::{Code, Error, Result};
+use crate::model::{Code, Error, Result, Version};
 use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
 use crate::store::Store;
@@ -75,7 +78,11 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
         fit = fit(&backends) => fit?,
         name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
     }
-    let store = Arc::new(Store::new(&settings.namespaces, &backends, Arc::new(HybridClock::default()))?);
+    let (clock, origin) = (Arc::new(HybridClock::default()), Version::draw_origin());
+    let shared = backends.values().any(|backend| backend.capability().shared);
+    let cache = Cache::open(&settings.cache, &settings.nats, shared, origin, clock.clone()).await?;
+    running.set_cache(&cache);
+    let store = Arc::new(Store::new(&settings.namespaces, &backends, cache.clone(), clock, origin)?);
     let sweeps = tokio::spawn(control::sweep::run(backends.clone(), stop.clone()));
 
     let url = redact_url(&settings.nats.url);
@@ -91,6 +98,7 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     announced.abort();
     held.abort();
     server.stop().await;
+    cache.close().await;
     tracing::info!("requests in hand are answered; closing the stores");
     stop.cancel();
     for (name, backend) in &backends {
@@ -116,6 +124,8 @@ async fn open(
         let backend: Arc<dyn DynBackend> = match settings {
             backend::Settings::Memory => Arc::new(Memory::new()),
             backend::Settings::Postgres(settings) => Arc::new(PostgreSql::open(settings)?),
+            backend::Settings::Redis(settings) => Arc::new(RedisStore::open(settings)?),
+            backend::Settings::Riak(settings) => Arc::new(Riak::open(settings)?),
             backend::Settings::Local { path } => {
                 let lock = DirectoryLock::acquire(path).await?;
                 let opened = tokio::task::spawn_blocking(move || Local::open(lock)).await;
@@ -181,6 +191,7 @@ async fn announce(mut serving: watch::Receiver<Serving>, url: String, prefix: St
 struct Running {
     backends: Mutex<BTreeMap<String, Arc<dyn DynBackend>>>,
     server: Mutex<Option<Joined>>,
+    cache: Mutex<Option<Arc<Cache>>>,
 }
 
 /// What `/readyz` asks of the NATS side.
@@ -193,6 +204,10 @@ struct Joined {
 impl Running {
     fn set_backends(&self, backends: &BTreeMap<String, Arc<dyn DynBackend>>) {
         *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends.clone();
+    }
+
+    fn set_cache(&self, cache: &Arc<Cache>) {
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache.clone());
     }
 
     fn set_server(&self, server: &Server) {
@@ -211,6 +226,12 @@ impl Running {
             parts.insert(format!("backend.{name}"), (health.is_ok(), detail));
         }
         let answers = parts.is_empty() || parts.values().any(|(ok, _)| *ok);
+        // A tier is a help: one that is passed by keeps nobody from being answered.
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (part, health) in cache.iter().flat_map(|cache| cache.health()) {
+            let (ok, Ok(detail) | Err(detail)) = (health.is_ok(), health);
+            parts.insert(part.to_owned(), (ok, detail));
+        }
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (connected, serving) = match server {
             None => (false, Serving::Starting),
@@ -227,7 +248,9 @@ impl Running {
             Serving::Stopping => "stopping".to_owned(),
         };
         parts.insert("serving".to_owned(), (serving == Serving::Yes, word));
-        Readiness { ready: connected && serving == Serving::Yes && answers, parts }
+        // Whoever is not heard leaves old copies with the others.
+        let heard = cache.iter().all(|cache| cache.is_heard());
+        Readiness { ready: connected && serving == Serving::Yes && answers && heard, parts }
     }
 }
 

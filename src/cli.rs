@@ -17,6 +17,7 @@ mod record_file;
 mod settings;
 mod transfer;
 mod update;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,7 @@ async fn run(cli: Cli, matches: &ArgMatches) -> Ended {
         Command::Scan(scan) => data::scan(&session, &mut output, scan).await,
         Command::Import(file) => transfer::import(&session, &mut output, &file).await,
         Command::Export(file) => transfer::export(&session, &mut output, &file).await,
+        Command::Warm(arguments) => warm::run(&session, &mut output, &arguments).await,
         Command::Encode(arguments) => record::encode(&mut output, &arguments),
         Command::Decode(arguments) => record::decode(&mut output, &arguments),
         Command::Config(config) => settings::run(&session.connection, &mut output, config.command),

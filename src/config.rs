@@ -22,6 +22,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::backend;
+use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::store::policy::PolicySettings;
@@ -42,8 +43,8 @@ pub struct Settings {
     pub backends: BTreeMap<String, backend::Settings>,
     /// Policies by the namespace's name, or `*` for all that are not named; never empty.
     pub namespaces: BTreeMap<String, PolicySettings>,
-    /// Size of the first cache tier; 0 = none.
-    pub cache_memory_bytes: u64,
+    /// Copies of what the backends hold.
+    pub cache: cache::Settings,
 }
 
 /// One thing that is wrong with the settings.

@@ -8,6 +8,7 @@
 //! 8  main > cli > app > config     the process
 //! 7  server | http                 NATS in, reply out | health
 //! 6  store | control               operations on records | background jobs
+//! 4  cache                         copies in front of a backend
 //! 2  backend                       the stores
 //! 1  codec | placement | link | client    bytes | which slot | connections | the Rust client
 //! 0  model | telemetry             words and names
@@ -24,6 +25,8 @@ pub mod model;
 pub mod app;
 #[cfg(feature = "server")]
 pub mod backend;
+#[cfg(feature = "server")]
+pub mod cache;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

@@ -117,7 +117,7 @@ fn version(proposed: Version, present: Option<Version>, now: Now) -> Version {
 }
 
 /// Both rings as one, in an order that does not depend on which came first: the newest version's first.
-fn merged_ring(a: &Row, b: &Row, now_ms: i64) -> super::OpRing {
+pub(super) fn merged_ring(a: &Row, b: &Row, now_ms: i64) -> super::OpRing {
     let (newer, older) = if a.version >= b.version { (a, b) } else { (b, a) };
     let mut ring = newer.ring.clone();
     for entry in &older.ring.entries {

@@ -11,18 +11,23 @@ pub mod local;
 pub mod memory;
 mod pages;
 pub mod postgres;
+pub mod redis;
+mod remote;
+pub mod riak;
 mod row;
 #[cfg(test)]
 mod suite;
+mod turns;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
-#[path = "../../tests/it/support/process.rs"]
-mod process;
+use crate::link::process;
+#[cfg(test)]
+#[path = "../../tests/it/support/riak/mod.rs"]
+mod private_riak;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -50,6 +55,10 @@ pub enum Settings {
     },
     /// On PostgreSQL.
     Postgres(postgres::PostgresSettings),
+    /// On Redis.
+    Redis(redis::RedisSettings),
+    /// On Riak KV.
+    Riak(riak::RiakSettings),
 }
 
 /// What a backend can promise. What it cannot is refused as `unsupported`, never approximated.
@@ -285,6 +294,16 @@ pub trait Backend: Send + Sync + 'static {
     /// What it promises.
     fn capability(&self) -> Capability;
 
+    /// Whether an answered write outlives the store's process and its machine, as its kind and its settings go.
+    fn durable(&self) -> bool {
+        true
+    }
+
+    /// Whether copies in the shared tier of the cache spare it work: not where it is as near as they are.
+    fn second_tier(&self) -> bool {
+        self.capability().shared
+    }
+
     /// Reads keys, in order. Keys never written are `None`.
     fn read(
         &self,
@@ -369,6 +388,8 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[expect(missing_docs, reason = "each method is that of Backend")]
 pub trait DynBackend: Send + Sync + 'static {
     fn capability(&self) -> Capability;
+    fn durable(&self) -> bool;
+    fn second_tier(&self) -> bool;
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
     fn read_aged(
         &self,
@@ -399,6 +420,12 @@ pub trait DynBackend: Send + Sync + 'static {
 impl<B: Backend> DynBackend for B {
     fn capability(&self) -> Capability {
         Backend::capability(self)
+    }
+    fn durable(&self) -> bool {
+        Backend::durable(self)
+    }
+    fn second_tier(&self) -> bool {
+        Backend::second_tier(self)
     }
     fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
         Box::pin(Backend::read(self, keys, deadline))

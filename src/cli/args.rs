@@ -113,6 +113,11 @@ Example:
         after_help = "FILE may end in .gz or .zst. It appears when it is complete.\n\nExample:\n  datastore export users users.ndjson.zst"
     )]
     Export(Transfer),
+    /// Bring the records of a namespace into the workers' caches
+    #[command(
+        after_help = "Every worker reads all of them, page by page, and keeps what its tiers have room for.\n\nExample:\n  datastore warm users --prefix user:"
+    )]
+    Warm(Warm),
     /// Print a document as a stored record: one line of hex
     #[command(after_help = "Examples:
   datastore encode '{\"name\": \"Ada\"}'
@@ -139,7 +144,9 @@ Examples:
 
 Examples:
   datastore bench --workload get --concurrency 64 --duration 10s --echo
-  datastore bench orders --workload put --value-bytes 4096 --rate 2000"
+  datastore bench orders --workload put --value-bytes 4096 --rate 2000
+  datastore bench --workload batch-get --batch 100 --consistency bounded --max-staleness 1s
+  datastore bench --workload ycsb-b --keys 100000 --warm-up 5s --peer-postgres postgres://localhost/shop"
     )]
     Bench(Bench),
     #[command(hide = true)]
@@ -370,6 +377,16 @@ pub(crate) struct Transfer {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Warm {
+    /// Namespace
+    #[arg(value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Keys that begin with this
+    #[arg(long, default_value = "")]
+    pub(crate) prefix: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Config {
     #[command(subcommand)]
     pub(crate) command: ConfigCommand,
@@ -407,33 +424,54 @@ pub(crate) struct Bench {
     /// Requests in flight
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) concurrency: u32,
-    /// How long
+    /// How long, all rounds together
     #[arg(long, value_name = "D", default_value = "10s", value_parser = timeout)]
     pub(crate) duration: Duration,
+    /// How long the same is sent before anything is measured [default: not]
+    #[arg(long, value_name = "D", value_parser = timeout)]
+    pub(crate) warm_up: Option<Duration>,
     /// Keys in use
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) keys: u32,
     /// Bytes of a made-up value, and of an echoed message
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=8_388_608))]
     pub(crate) value_bytes: u32,
-    /// Prefer some keys: the exponent of a Zipf distribution, e.g. 0.99 [default: all alike]
-    #[arg(long, value_name = "S", value_parser = exponent)]
+    /// Prefer some keys: the exponent of a Zipf distribution, 0 = all alike [default: 0; 0.99 for ycsb-*]
+    #[arg(long, value_name = "THETA", value_parser = exponent)]
     pub(crate) zipf: Option<f64>,
+    /// Level of the reads [default: the namespace's]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) consistency: Option<Level>,
+    /// How old the answer may be, for bounded reads
+    #[arg(long, value_name = "D", value_parser = positive)]
+    pub(crate) max_staleness: Option<i64>,
     /// Records of a file (as for import) instead of made-up ones
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<String>,
     /// Requests per second; latency counts from the intended start [default: as fast as they are answered]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate: Option<u32>,
-    /// Operations of one batch, records of one scan page
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Operations of one batch, records of one scan page; of ycsb-e at most
+    #[arg(long = "batch", visible_alias = "batch-size", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) batch_size: u32,
     /// Measure an echo over the same NATS server in the same run, round by round, and compare
-    #[arg(long, conflicts_with = "peer_postgres")]
+    #[arg(long, group = "rival")]
     pub(crate) echo: bool,
-    /// Measure what a service would write by hand on this PostgreSQL in the same run, round by round, and compare (get, put)
-    #[arg(long, value_name = "URL")]
+    /// The same with a JetStream key-value bucket of that server, files on its disk (gets and puts of single records)
+    #[arg(long, group = "rival")]
+    pub(crate) peer_kv: bool,
+    /// The same with one GET for each request on this Redis, and an echo (gets)
+    #[arg(long, value_name = "URL", group = "rival")]
+    pub(crate) peer_redis: Option<String>,
+    /// The same with what a service would write by hand on this PostgreSQL (get, put, ycsb-*)
+    #[arg(long, value_name = "URL", group = "rival")]
     pub(crate) peer_postgres: Option<String>,
+    /// Requests in flight to what is compared with [default: as many]
+    #[arg(long, value_name = "N", requires = "rival", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) peer_concurrency: Option<u32>,
+    /// Rounds of a comparison
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
     /// The records of the bench stand already: do not store them first
     #[arg(long)]
     pub(crate) no_load: bool,
@@ -448,8 +486,22 @@ pub(crate) enum Workload {
     Put,
     /// Batches of puts
     Batch,
+    /// Batches of gets
+    BatchGet,
     /// Scan pages
     Scan,
+    /// Half reads, half updates
+    YcsbA,
+    /// 95 % reads, 5 % updates
+    YcsbB,
+    /// Reads
+    YcsbC,
+    /// 95 % reads, rather of the newest records; 5 % inserts
+    YcsbD,
+    /// 95 % short scans, 5 % inserts
+    YcsbE,
+    /// Half reads, half read-modify-writes
+    YcsbF,
 }
 
 #[derive(Debug, Args)]
@@ -509,8 +561,8 @@ fn lifetime(text: &str) -> Result<i64, String> {
 
 fn exponent(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(exponent) if exponent > 0.0 && exponent <= 10.0 => Ok(exponent),
-        _ => Err("must be a number above 0 and at most 10".to_owned()),
+        Ok(exponent) if (0.0..=10.0).contains(&exponent) => Ok(exponent),
+        _ => Err("must be a number from 0 to 10".to_owned()),
     }
 }
 
@@ -551,6 +603,11 @@ mod tests {
             &["touch", "n", "k"],
             &["scan", "n", "--limit", "0"],
             &["get", "n", "k", "--timeout", "soon"],
+            &["bench", "--workload", "ycsb-g"],
+            &["bench", "--zipf", "-1"],
+            &["bench", "--echo", "--peer-kv"],
+            &["bench", "--peer-redis", "redis://a", "--peer-postgres", "postgres://a"],
+            &["bench", "--peer-concurrency", "8"],
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
         }

@@ -1,4 +1,4 @@
-//! `bench`: a load generator, beside the transport's own limit or what a service would write by hand.
+//! `bench`: a load generator, beside the transport's own limit or what somebody would do without us.
 //!
 //! Without `--rate` each of `--concurrency` callers sends its next request when the last one is answered. With it
 //! every request has an intended start, and its latency counts from there, however late it was sent: a stall is
@@ -7,35 +7,46 @@
 
 pub(super) mod echo;
 mod load;
+mod mix;
 mod peer;
+mod records;
 mod report;
 mod workload;
+mod zipf;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-
-use crate::client::Client;
+use std::time::Duration;
 
 use super::Session;
 use super::args::Bench;
 use super::output::{Ended, Fault, Output};
-use load::Measured;
+use load::{Load, Measured};
+use peer::Peer;
+use records::Records;
 use report::Report;
 use workload::Target;
-
-/// Rounds of workload and rival, one after the other: what the machine does meanwhile meets both alike.
-const ROUNDS: u32 = 5;
 
 pub(super) async fn run(session: &Session, output: &mut Output, bench: Bench) -> Ended {
     let client = session.client().await?;
     let namespace = session.namespace_of(&client, &bench.namespace)?;
-    let target = Arc::new(Target::prepare(&client, namespace, &bench, session.connection.timeout).await?);
-    let report = if bench.echo {
-        against_echo(session, &client, &target, &bench).await?
-    } else if let Some(url) = &bench.peer_postgres {
-        against_peer(session, url, &target, &bench).await?
-    } else {
-        Report::alone(measure(&target, &bench, bench.duration).await)
+    let timeout = session.connection.timeout;
+    let records = Arc::new(Records::of(&bench)?);
+    let target = Arc::new(Target::prepare(&client, namespace, &bench, records.clone(), timeout).await?);
+    let peer = Peer::start(session, &client, &bench, &records).await?.map(Arc::new);
+    if let Some(warm_up) = bench.warm_up {
+        measure(&target, &bench, warm_up).await;
+        if let Some(peer) = &peer {
+            measure_peer(peer, &bench, warm_up).await;
+        }
+    }
+    let report = match &peer {
+        None => Report::alone(measure(&target, &bench, bench.duration).await),
+        Some(peer) => {
+            let rounds = rounds(&target, peer, &bench).await;
+            peer.end().await?;
+            Report::against(peer.name(), rounds)
+        }
     };
     if output.json {
         output.line(&report.json(&bench).to_string())?;
@@ -51,60 +62,32 @@ pub(super) async fn run(session: &Session, output: &mut Output, bench: Bench) ->
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(target: &Arc<Target>, bench: &Bench, duration: std::time::Duration) -> Measured {
-    let target = target.clone();
-    load::run(bench, duration, move || {
-        let target = target.clone();
-        async move { target.send().await }
-    })
-    .await
-}
-
-async fn against_echo(
-    session: &Session,
-    client: &Client,
-    target: &Arc<Target>,
-    bench: &Bench,
-) -> Result<Report, Fault> {
-    let echo = Arc::new(echo::Echo::start(session, client, bench.value_bytes as usize).await?);
-    let send = move || {
-        let echo = echo.clone();
-        async move { echo.send().await }
-    };
-    Ok(Report::against("echo", rounds(target, bench, send).await))
-}
-
-async fn against_peer(
-    session: &Session,
-    url: &str,
-    target: &Arc<Target>,
-    bench: &Bench,
-) -> Result<Report, Fault> {
-    let peer = Arc::new(peer::Peer::start(url, target, session.connection.timeout).await?);
-    let (asked, picked) = (peer.clone(), target.clone());
-    let send = move || {
-        let (peer, at) = (asked.clone(), picked.pick());
-        async move { peer.send(at).await }
-    };
-    let rounds = rounds(target, bench, send).await;
-    peer.end().await?;
-    Ok(Report::against("peer", rounds))
-}
-
-/// Workload, rival, workload, rival, ...
-async fn rounds<F>(
-    target: &Arc<Target>,
-    bench: &Bench,
-    rival: impl Fn() -> F + Clone + Send + 'static,
-) -> Vec<(Measured, Measured)>
-where
-    F: Future<Output = Result<u64, String>> + Send + 'static,
-{
-    let round = bench.duration / ROUNDS;
+/// Workload, peer, workload, peer, ...: what the machine does meanwhile meets both alike.
+async fn rounds(target: &Arc<Target>, peer: &Arc<Peer>, bench: &Bench) -> Vec<(Measured, Measured)> {
+    let round = bench.duration / bench.rounds;
     let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..bench.rounds {
         let workload = measure(target, bench, round).await;
-        rounds.push((workload, load::run(bench, round, rival.clone()).await));
+        rounds.push((workload, measure_peer(peer, bench, round).await));
     }
     rounds
+}
+
+async fn measure(target: &Arc<Target>, bench: &Bench, duration: Duration) -> Measured {
+    let target = target.clone();
+    let send = move || {
+        let target = target.clone();
+        async move { target.send().await }
+    };
+    load::run(Load { concurrency: bench.concurrency, rate: bench.rate, duration }, send).await
+}
+
+async fn measure_peer(peer: &Arc<Peer>, bench: &Bench, duration: Duration) -> Measured {
+    let peer = peer.clone();
+    let send = move || {
+        let peer = peer.clone();
+        async move { peer.send().await }
+    };
+    let concurrency = bench.peer_concurrency.unwrap_or(bench.concurrency);
+    load::run(Load { concurrency, rate: bench.rate, duration }, send).await
 }

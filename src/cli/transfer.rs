@@ -154,14 +154,14 @@ fn read_chunks(mut lines: Lines, max_payload: usize) -> mpsc::Receiver<Result<Ch
 }
 
 /// Ends at Ctrl-C; never where it cannot be listened for, and then Ctrl-C ends the process as ever.
-async fn interrupt() {
+pub(super) async fn interrupt() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
 /// A progress bar, where somebody sees it.
-fn bar(total: Option<u64>) -> ProgressBar {
+pub(super) fn bar(total: Option<u64>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -22,7 +22,7 @@ use crate::model::request::Request;
 use crate::model::value::TIME_US;
 use crate::model::{Error, Record, Result, Value};
 
-pub use reply::{error_len, record_len, result_len};
+pub use reply::{encode_found, encode_results, error_len, record_len, result_len};
 
 /// Reads the request of an operation, named as in subjects. An empty payload is an empty object.
 pub fn decode_request(op: &str, payload: &[u8]) -> Result<Request> {

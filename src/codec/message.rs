@@ -5,6 +5,7 @@
 //! and are kept in the request, the latter fail all of the payload. Whether a request makes sense is not
 //! judged here.
 
+mod glance;
 mod reply;
 mod request;
 
@@ -14,7 +15,11 @@ use prost::Message;
 use crate::model::request::Request;
 use crate::model::{Error, Result};
 
-pub use reply::{decode_found, decode_reply, encode_hit, encode_reply, error_len, record_len, result_len};
+pub use glance::{glance_batch, glance_get};
+pub use reply::{
+    decode_record, decode_reply, encode_found, encode_record, encode_reply, encode_results, error_len,
+    record_len, result_len,
+};
 
 /// The code that `build.rs` generates.
 #[expect(unreachable_pub, reason = "generated from proto/datastore/v1/datastore.proto")]

@@ -9,6 +9,9 @@ use toml::{Table, Value};
 use super::{Settings, check, units};
 use crate::backend;
 use crate::backend::postgres::{Limits, ONLY_SHARD, PostgresSettings, ShardSettings};
+use crate::backend::redis;
+use crate::backend::riak::{Quorum, Quorums, RiakSettings};
+use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
 use crate::model::request::Consistency;
@@ -18,7 +21,7 @@ use crate::telemetry::LogFormat;
 
 /// The settings of a tree in which the check found no fault.
 pub(super) fn settings(tree: &Table) -> Settings {
-    let [nats, listen, log, cache] = ["nats", "http", "log", "cache"].map(|name| Section::of(&tree[name]));
+    let [nats, listen, log, tiers] = ["nats", "http", "log", "cache"].map(|name| Section::of(&tree[name]));
     Settings {
         max_in_flight: usize::try_from(nats.integer("max_in_flight")).expect("checked: 1 to 1000000"),
         nats: nats_settings(&nats),
@@ -34,7 +37,10 @@ pub(super) fn settings(tree: &Table) -> Settings {
         },
         backends: each(tree, "backends", backend_settings),
         namespaces: each(tree, "namespaces", policy_settings),
-        cache_memory_bytes: cache.bytes("memory_bytes"),
+        cache: cache::Settings {
+            memory_bytes: tiers.bytes("memory_bytes"),
+            redis_url: tiers.text("redis_url"),
+        },
     }
 }
 
@@ -58,12 +64,23 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "local" => backend::Settings::Local { path: PathBuf::from(backend.text("path")) },
         "memory" => backend::Settings::Memory,
         "postgres" => backend::Settings::Postgres(postgres_settings(backend)),
+        "redis" => backend::Settings::Redis(redis_settings(backend)),
+        "riak" => backend::Settings::Riak(riak_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
     }
 }
 
-fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
-    let shard = |shard: &Section<'_>| ShardSettings {
+/// One server of a backend, whatever its kind.
+struct ServerSettings {
+    name: String,
+    url: String,
+    weight: u32,
+    replicas: Vec<String>,
+}
+
+/// The servers of a backend; `only` is what one without `shards` is called.
+fn servers(backend: &Section<'_>, only: &str) -> Vec<ServerSettings> {
+    let server = |shard: &Section<'_>| ServerSettings {
         name: shard.text("name"),
         url: shard.text("url"),
         weight: match shard.has("weight") {
@@ -72,15 +89,30 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         },
         replicas: texts(shard, "replica_urls"),
     };
-    let shards = match backend.0.get("shards").and_then(Value::as_array) {
-        Some(shards) => shards.iter().map(|each| shard(&Section::of(each))).collect(),
-        None => vec![ShardSettings {
-            name: ONLY_SHARD.to_owned(),
+    match backend.0.get("shards").and_then(Value::as_array) {
+        Some(shards) => shards.iter().map(|each| server(&Section::of(each))).collect(),
+        None => vec![ServerSettings {
+            name: only.to_owned(),
             url: backend.text("url"),
             weight: 1,
             replicas: texts(backend, "replica_urls"),
         }],
-    };
+    }
+}
+
+fn redis_settings(backend: &Section<'_>) -> redis::RedisSettings {
+    let shard =
+        |ServerSettings { name, url, weight, replicas }| redis::ShardSettings { name, url, weight, replicas };
+    redis::RedisSettings {
+        shards: servers(backend, redis::ONLY_SHARD).into_iter().map(shard).collect(),
+        pool_size: usize::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+    }
+}
+
+fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
+    let shard =
+        |ServerSettings { name, url, weight, replicas }| ShardSettings { name, url, weight, replicas };
+    let shards = servers(backend, ONLY_SHARD).into_iter().map(shard).collect();
     let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
     let limits = Limits {
         pool_size: u32::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
@@ -90,6 +122,25 @@ fn postgres_settings(backend: &Section<'_>) -> PostgresSettings {
         ..Limits::default()
     };
     PostgresSettings { shards, limits }
+}
+
+fn riak_settings(backend: &Section<'_>) -> RiakSettings {
+    let duration = |name| Duration::from_millis(u64::try_from(backend.duration_ms(name)).unwrap_or(0));
+    let quorum = |name| Quorum::parse(&backend.text(name)).expect("checked: a quorum");
+    RiakSettings {
+        hosts: texts(backend, "hosts"),
+        bucket_type: backend.text("bucket_type"),
+        pool_size: usize::try_from(backend.integer("pool_size")).expect("checked: 1 to 10000"),
+        connect_timeout: duration("connect_timeout"),
+        request_timeout: duration("request_timeout"),
+        quorums: Quorums {
+            r: quorum("r"),
+            pr: quorum("pr"),
+            w: quorum("w"),
+            dw: quorum("dw"),
+            pw: quorum("pw"),
+        },
+    }
 }
 
 /// A list of texts; empty where it is left out.

@@ -18,6 +18,11 @@ const ANY_NAMESPACE: &str = "*";
 /// Read replicas of one server.
 const REPLICAS_MAX: usize = 16;
 
+/// Whether a URL of a server can be read, and what it should be.
+type CheckUrl = fn(&str) -> Result<(), String>;
+/// Nodes that a Riak backend is told of.
+const RIAK_HOSTS_MAX: usize = 64;
+
 /// Why a kind of backend cannot keep `strong`.
 const NOT_STRONG: [(&str, &str); 2] = [
     ("redis", "its replication is asynchronous, so a failover may take back acknowledged writes"),
@@ -154,31 +159,68 @@ impl Check<'_> {
                 }
                 directories.push((name, directory));
             }
-            if kind == "postgres" {
-                self.postgres(&path, backend);
+            match kind {
+                "postgres" => self.servers(&path, backend, crate::backend::postgres::check_url),
+                "redis" => self.servers(&path, backend, crate::backend::redis::check_url),
+                "riak" => self.riak(&path, backend),
+                _ => {}
             }
         }
     }
 
     /// Where its servers are, once.
-    fn postgres(&mut self, path: &KeyPath, backend: &Table) {
+    fn servers(&mut self, path: &KeyPath, backend: &Table, check: CheckUrl) {
         match (backend.get("url"), backend.get("shards")) {
             (None, None) => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
             (Some(_), Some(_)) => {
                 let message = "goes without url: each shard has its own".to_owned();
                 self.add(&path.child("shards"), None, message);
             }
-            (Some(url), None) => self.postgres_url(&path.child("url"), url),
-            (None, Some(shards)) => self.shards(&path.child("shards"), shards),
+            (Some(url), None) => self.server_url(&path.child("url"), url, check),
+            (None, Some(shards)) => self.shards(&path.child("shards"), shards, check),
         }
         if backend.contains_key("shards") && backend.contains_key("replica_urls") {
             let message = "goes with url: each of the shards has its own".to_owned();
             self.add(&path.child("replica_urls"), None, message);
         }
-        self.replica_urls(path, backend);
+        self.replica_urls(path, backend, check);
     }
 
-    fn replica_urls(&mut self, path: &KeyPath, server: &Table) {
+    /// Where its nodes are, and in what time they are to answer.
+    fn riak(&mut self, path: &KeyPath, backend: &Table) {
+        let hosts = backend.get("hosts");
+        match hosts.and_then(Value::as_array) {
+            Some(hosts) => {
+                if hosts.is_empty() || hosts.len() > RIAK_HOSTS_MAX {
+                    let message = format!("should hold 1 to {RIAK_HOSTS_MAX} addresses of nodes");
+                    self.add(&path.child("hosts"), Some(hosts.len().to_string()), message);
+                }
+                let path = path.child("hosts");
+                for (at, host) in hosts.iter().enumerate() {
+                    let Some(host) = host.as_str().filter(|host| !host.is_empty()) else { continue };
+                    if let Err(message) = crate::backend::riak::check_host(host) {
+                        self.add(&path.element(at), Some(format!("{host:?}")), message);
+                    }
+                }
+            }
+            None if hosts.is_none() => {
+                self.add(&path.child("hosts"), None, "is missing: where its nodes are".to_owned());
+            }
+            None => {}
+        }
+        for name in ["connect_timeout", "request_timeout"] {
+            if backend.get(name).and_then(Value::as_str).is_some_and(|text| units::duration_ms(text) == Ok(0))
+            {
+                self.add(
+                    &path.child(name),
+                    Some("\"0s\"".to_owned()),
+                    "should be more than nothing".to_owned(),
+                );
+            }
+        }
+    }
+
+    fn replica_urls(&mut self, path: &KeyPath, server: &Table, check: CheckUrl) {
         let urls =
             server.get("replica_urls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let path = path.child("replica_urls");
@@ -186,11 +228,11 @@ impl Check<'_> {
             self.add(&path, Some(urls.len().to_string()), format!("holds more than {REPLICAS_MAX} urls"));
         }
         for (at, url) in urls.iter().enumerate() {
-            self.postgres_url(&path.element(at), url);
+            self.server_url(&path.element(at), url, check);
         }
     }
 
-    fn shards(&mut self, path: &KeyPath, shards: &Value) {
+    fn shards(&mut self, path: &KeyPath, shards: &Value, check: CheckUrl) {
         let Value::Array(shards) = shards else { return };
         if shards.is_empty() {
             self.add(path, None, "is empty: one shard is needed at least".to_owned());
@@ -209,15 +251,15 @@ impl Check<'_> {
             }
             match shard.get("url") {
                 None => self.add(&path.child("url"), None, "is missing: where the server is".to_owned()),
-                Some(url) => self.postgres_url(&path.child("url"), url),
+                Some(url) => self.server_url(&path.child("url"), url, check),
             }
-            self.replica_urls(&path, shard);
+            self.replica_urls(&path, shard, check);
         }
     }
 
-    fn postgres_url(&mut self, path: &KeyPath, url: &Value) {
+    fn server_url(&mut self, path: &KeyPath, url: &Value, check: CheckUrl) {
         let Some(url) = url.as_str().filter(|url| !url.is_empty()) else { return };
-        if let Err(message) = crate::backend::postgres::check_url(url) {
+        if let Err(message) = check(url) {
             let found = show::mask(Hides::UrlLogin, url);
             self.add(path, Some(format!("{found:?}")), message);
         }

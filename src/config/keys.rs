@@ -66,11 +66,8 @@ pub(super) struct KeyPath(Vec<String>);
 
 const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
 const QUEUES: Words = Words { plural: "kinds", built: &["none"], unbuilt: &[("rabbitmq", "")] };
-const KINDS: Words = Words {
-    plural: "kinds",
-    built: &["local", "memory", "postgres"],
-    unbuilt: &[("redis", ""), ("riak", "")],
-};
+const KINDS: Words =
+    Words { plural: "kinds", built: &["local", "memory", "postgres", "redis", "riak"], unbuilt: &[] };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
 const DURABILITIES: Words = Words {
     plural: "modes",
@@ -90,6 +87,7 @@ const IDLE_TIMEOUT: Holds = Holds::Within { min: "1s", max: "24h" };
 const STATEMENT_TIMEOUT: Holds = Holds::Within { min: "100ms", max: "60s" };
 const ANY: Holds = Holds::Text(units::any);
 const FILLED: Holds = Holds::Text(units::filled);
+const QUORUM: Holds = Holds::Text(units::quorum);
 
 /// In the order in which they are shown.
 pub(super) const KEYS: &[Key] = &[
@@ -111,13 +109,13 @@ pub(super) const KEYS: &[Key] = &[
     key("queue.kind", Holds::Word(&QUEUES)),
     key("queue.url", ANY).hides(Hides::UrlLogin),
     key("cache.memory_bytes", Holds::Bytes { min: 0 }),
-    key("cache.redis_url", Holds::Text(units::not_built)).hides(Hides::UrlLogin),
+    key("cache.redis_url", Holds::Text(units::redis_url)).hides(Hides::UrlLogin),
     key("backends.*.kind", Holds::Word(&KINDS)),
     key("backends.*.path", FILLED).of(&["local"]),
     key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.pool_size", POOL_SIZE).of(&["postgres", "redis", "riak"]),
-    key("backends.*.connect_timeout", CONNECT_TIMEOUT).of(&["postgres"]),
+    key("backends.*.connect_timeout", CONNECT_TIMEOUT).of(&["postgres", "riak"]),
     key("backends.*.idle_timeout", IDLE_TIMEOUT).of(&["postgres"]),
     key("backends.*.statement_timeout", STATEMENT_TIMEOUT).of(&["postgres"]),
     key("backends.*.shards", Holds::Tables).of(&["postgres", "redis"]),
@@ -127,6 +125,12 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.shards.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin),
     key("backends.*.hosts", Holds::Texts).of(&["riak"]),
     key("backends.*.bucket_type", FILLED).of(&["riak"]),
+    key("backends.*.request_timeout", Holds::Duration).of(&["riak"]),
+    key("backends.*.r", QUORUM).of(&["riak"]),
+    key("backends.*.pr", QUORUM).of(&["riak"]),
+    key("backends.*.w", QUORUM).of(&["riak"]),
+    key("backends.*.dw", QUORUM).of(&["riak"]),
+    key("backends.*.pw", QUORUM).of(&["riak"]),
     key("namespaces.*.backend", FILLED),
     key("namespaces.*.consistency", Holds::Word(&LEVELS)),
     key("namespaces.*.max_staleness", Holds::Duration),

@@ -12,11 +12,21 @@ use super::keys::{self, Holds, KeyPath};
 use super::{Fault, default_text};
 
 /// Defaults of the kinds of backend that are not the built-in one.
-const OF_KIND: [(&str, &str, &str); 4] = [
+const OF_KIND: &[(&str, &str, &str)] = &[
     ("postgres", "pool_size", "16"),
     ("postgres", "connect_timeout", "5s"),
     ("postgres", "idle_timeout", "10m"),
-    ("postgres", "statement_timeout", "30s"),
+    ("postgres", "statement_timeout", "5s"),
+    ("redis", "pool_size", "4"),
+    ("riak", "bucket_type", "datastore"),
+    ("riak", "pool_size", "16"),
+    ("riak", "connect_timeout", "1s"),
+    ("riak", "request_timeout", "1s"),
+    ("riak", "r", "quorum"),
+    ("riak", "pr", "1"),
+    ("riak", "w", "quorum"),
+    ("riak", "dw", "quorum"),
+    ("riak", "pw", "quorum"),
 ];
 
 /// What an environment variable's name starts with to count as a setting.

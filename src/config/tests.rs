@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::keys::{Hides, KEYS};
 use super::*;
+use crate::backend::riak::{Quorum, Quorums};
 use crate::model::request::Consistency;
 use crate::store::policy::{Packed, PartitionBy};
 use crate::telemetry::LogFormat;
@@ -62,7 +63,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.max_in_flight, 4096);
     assert_eq!(settings.http.listen, Some("127.0.0.1:8280".parse().unwrap()));
     assert_eq!((settings.log.format, settings.log.level.as_str()), (LogFormat::Text, "info"));
-    assert_eq!(settings.cache_memory_bytes, 256 << 20);
+    assert_eq!(settings.cache.memory_bytes, 256 << 20);
+    assert_eq!(settings.cache.redis_url, "");
     assert_eq!(settings.backends.keys().collect::<Vec<_>>(), ["main"]);
     let backend::Settings::Local { path } = &settings.backends["main"] else { panic!("local") };
     assert_eq!(path, &PathBuf::from("./data"));
@@ -116,10 +118,8 @@ fn every_key_is_documented_and_every_documented_key_is_known() {
 }
 
 #[test]
-fn the_examples_are_right_but_for_what_is_not_built() {
-    let faults = faults(&with_examples());
-    assert!(faults.iter().all(|fault| fault.message.contains("not built yet")), "{faults:#?}");
-    assert_eq!(faults.len(), 2);
+fn the_examples_are_right() {
+    good(&with_examples());
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn environment_values_take_the_type_of_their_key() {
     let settings =
         load_all("[nats]\nuser = 'u'", &environment, &[("cache.memory_bytes", "1KiB")]).unwrap().settings;
     assert_eq!((settings.nats.password.as_str(), settings.nats.token.as_str()), ("12345", "true"));
-    assert_eq!((settings.max_in_flight, settings.cache_memory_bytes), (12, 1024));
+    assert_eq!((settings.max_in_flight, settings.cache.memory_bytes), (12, 1024));
     assert_eq!((settings.http.listen, settings.log.format), (None, LogFormat::Json));
 }
 
@@ -194,10 +194,13 @@ fn environment_lists_are_comma_separated() {
     let list = |text| {
         let environment =
             [("DATASTORE__BACKENDS__MAIN__KIND", "riak"), ("DATASTORE__BACKENDS__MAIN__HOSTS", text)];
-        load_all("[namespaces.a]\nconsistency = 'eventual'", &environment, &[]).unwrap_err().0
+        load_all("[namespaces.a]\nconsistency = 'eventual'", &environment, &[])
     };
-    assert_eq!(list("a:1, b:2").len(), 1, "only the kind is refused");
-    assert_eq!(list("a:1,,b:2")[0].path, "backends.main.hosts[1]");
+    let backend::Settings::Riak(riak) = list("a:1, b:2").unwrap().settings.backends["main"].clone() else {
+        panic!()
+    };
+    assert_eq!(riak.hosts, ["a:1", "b:2"]);
+    assert_eq!(list("a:1,,b:2").unwrap_err().0[0].path, "backends.main.hosts[1]");
     let shards = load_all(NAMED, &[("DATASTORE__BACKENDS__MAIN__SHARDS", "a,b")], &[]).unwrap_err().0;
     assert_eq!(shards.len(), 1);
     assert!(shards[0].message.contains("only a file can set"));
@@ -407,8 +410,17 @@ fn shards_are_tables_with_known_keys() {
     );
     let faults = faults(&file);
     let paths: Vec<_> = faults.iter().map(|fault| fault.path.trim_start_matches("backends.main.")).collect();
-    let expected =
-        ["kind", "replica_urls[1]", "shards[1].nam", "shards[1].url", "shards[1].weight", "shards[2]"];
+    let expected = [
+        "replica_urls",
+        "replica_urls[0]",
+        "replica_urls[1]",
+        "shards[0].url",
+        "shards[1].nam",
+        "shards[1].name",
+        "shards[1].url",
+        "shards[1].weight",
+        "shards[2]",
+    ];
     assert_eq!(paths, expected);
 }
 
@@ -419,6 +431,12 @@ fn postgres_needs_to_know_where_its_servers_are() {
         panic!()
     };
     assert_eq!((settings.shards.len(), settings.limits.pool_size), (1, 16));
+    let seconds = |time: std::time::Duration| time.as_secs();
+    let limits = &settings.limits;
+    assert_eq!(
+        [limits.statement_timeout, limits.lock_timeout, limits.connect_timeout].map(seconds),
+        [5, 1, 5]
+    );
     let shards = "pool_size = 3\nidle_timeout = '1s'\nshards = [{ name = 'a', url = 'postgresql://h/a' }, { name = 'b', url = 'postgres://h/b', weight = 3 }]";
     let backend::Settings::Postgres(settings) = settings_of(&file(shards)) else { panic!() };
     let weights: Vec<_> = settings.shards.iter().map(|shard| (shard.name.as_str(), shard.weight)).collect();
@@ -465,6 +483,83 @@ fn postgres_needs_to_know_where_its_servers_are() {
     );
 }
 
+#[test]
+fn redis_needs_to_know_where_its_servers_are() {
+    let rest = "[namespaces.'*']\nconsistency = 'bounded'";
+    let file = |lines: &str| format!("[backends.main]\nkind = 'redis'\n{lines}\n{rest}");
+    for url in ["redis://u:p@h:6379/3", "rediss://h", "redis+unix:///run/redis.sock?db=1&user=u&pass=p"] {
+        let backend::Settings::Redis(settings) = settings_of(&file(&format!("url = '{url}'"))) else {
+            panic!()
+        };
+        assert_eq!((settings.shards[0].url.as_str(), settings.shards[0].name.as_str()), (url, "main"));
+        assert_eq!((settings.shards.len(), settings.pool_size), (1, 4));
+    }
+    let shards = "pool_size = 2\nshards = [{ name = 'a', url = 'redis://h' }, { name = 'b', url = 'redis://i', weight = 3, \
+                  replica_urls = ['redis://j'] }]";
+    let backend::Settings::Redis(settings) = settings_of(&file(shards)) else { panic!() };
+    let weights: Vec<_> = settings.shards.iter().map(|shard| (shard.name.as_str(), shard.weight)).collect();
+    assert_eq!((weights, settings.pool_size), (vec![("a", 1), ("b", 3)], 2));
+    assert_eq!(settings.shards[1].replicas, ["redis://j"]);
+    refused(&file(""), "backends.main.url", &["is missing"]);
+    refused(&file("url = 'postgres://u:hunter2@h'"), "backends.main.url", &["redis://user", "***@h"]);
+    let socket = "url = 'redis+unix:///s?pass=hunter2&db=x'";
+    refused(&file(socket), "backends.main.url", &["redis+unix://", "pass=***"]);
+    refused(
+        &file("url = 'redis://h'\nreplica_urls = ['nats://i']"),
+        "backends.main.replica_urls[0]",
+        &["redis://user"],
+    );
+    refused(
+        &file("url = 'redis://h'\nstatement_timeout = '1s'"),
+        "backends.main.statement_timeout",
+        &["postgres"],
+    );
+}
+
+#[test]
+fn riak_is_told_where_its_nodes_are_and_how_many_replicas_must_answer() {
+    let file = |keys: &str| {
+        format!("[namespaces.a]\nconsistency = 'eventual'\n[backends.main]\nkind = 'riak'\n{keys}")
+    };
+    let backend::Settings::Riak(riak) = settings_of(&file("hosts = ['h:8087', '[::1]:8087']")) else {
+        panic!()
+    };
+    assert_eq!(
+        (riak.hosts, riak.bucket_type),
+        (vec!["h:8087".to_owned(), "[::1]:8087".to_owned()], "datastore".to_owned())
+    );
+    assert_eq!((riak.pool_size, riak.connect_timeout.as_secs(), riak.request_timeout.as_secs()), (16, 1, 1));
+    assert_eq!(riak.quorums, Quorums::default());
+    let keys = "hosts = ['h:1']\nbucket_type = 't'\npool_size = 3\nrequest_timeout = '250ms'\nr = 'one'\npr = '2'\nw = 'all'\ndw = 'default'\npw = '0'";
+    let backend::Settings::Riak(riak) = settings_of(&file(keys)) else { panic!() };
+    let quorums =
+        Quorums { r: Quorum::ONE, pr: Quorum(2), w: Quorum::ALL, dw: Quorum::DEFAULT, pw: Quorum(0) };
+    assert_eq!((riak.bucket_type.as_str(), riak.pool_size, riak.quorums), ("t", 3, quorums));
+    assert_eq!(riak.request_timeout.as_millis(), 250);
+
+    refused(&file(""), "backends.main.hosts", &["is missing", "nodes"]);
+    refused(&file("hosts = []"), "backends.main.hosts", &["1 to 64"]);
+    for host in ["h", "h:0", ":8087", "riak://h:8087", "h:65536"] {
+        refused(
+            &file(&format!("hosts = ['h:1', {host:?}]")),
+            "backends.main.hosts[1]",
+            &["host and protocol-buffers port"],
+        );
+    }
+    refused(&file("hosts = ['h:1']\npw = 'most'"), "backends.main.pw", &["one, quorum, all, default"]);
+    refused(&file("hosts = ['h:1']\nr = '65'"), "backends.main.r", &["up to 64"]);
+    refused(
+        &file("hosts = ['h:1']\nrequest_timeout = '0s'"),
+        "backends.main.request_timeout",
+        &["more than nothing"],
+    );
+    refused(
+        &file("hosts = ['h:1']\nurl = 'riak://h'"),
+        "backends.main.url",
+        &["does not belong to kind \"riak\""],
+    );
+}
+
 fn settings_of(file: &str) -> backend::Settings {
     load_all(file, &[], &[]).unwrap().settings.backends["main"].clone()
 }
@@ -472,20 +567,13 @@ fn settings_of(file: &str) -> backend::Settings {
 #[test]
 fn what_is_not_built_yet_says_so() {
     let eventual = "[namespaces.'*']\nconsistency = 'eventual'\n";
-    for kind in ["redis", "riak"] {
-        let fault =
-            refused(&format!("[backends.main]\nkind = '{kind}'\n{eventual}"), "backends.main.kind", &[]);
-        let line = format!(
-            "backends.main.kind: {kind:?} is not built yet in this version (known kinds here: local, memory, postgres)"
-        );
-        assert_eq!((fault.to_string(), fault.found), (line, Some(format!("{kind:?}"))));
-    }
     refused("[queue]\nkind = 'rabbitmq'", "queue.kind", &["\"rabbitmq\" is not built yet", "none"]);
     refused(
-        "[cache]\nredis_url = 'redis://u:hunter2@h'",
+        "[cache]\nredis_url = 'http://u:hunter2@h'",
         "cache.redis_url",
-        &["not built yet", "redis://***@h"],
+        &["redis://host", "http://***@h"],
     );
+    good("[cache]\nredis_url = 'redis://u:hunter2@h:6379/2'");
     let named = format!("[backends.main]\n{eventual}");
     let policy = "namespaces.\"*\".";
     let queue = ["not built yet", "[queue]", "cache.redis_url"];
@@ -523,11 +611,11 @@ fn strong_is_unsupported_where_it_cannot_be_kept() {
 
 #[test]
 fn all_faults_come_at_once_one_line_each() {
-    let file = "[nats]\nurl = ''\nmax_in_flight = 0\nx = 1\n[log]\nlevel = ''\n[backends.main]\nkind = 'riak'\n[namespaces.A]\nttl = 1";
+    let file = "[nats]\nurl = ''\nmax_in_flight = 0\nx = 1\n[log]\nlevel = ''\n[backends.main]\nkind = 'riak'\nhosts = []\n[namespaces.A]\nttl = 1";
     let faults = load_all(file, &[("DATASTORE__HTTP__LISTEN", "0.0.0.0:1")], &[]).unwrap_err();
     let paths: Vec<_> = faults.0.iter().map(|fault| fault.path.as_str()).collect();
     let expected = [
-        "backends.main.kind",
+        "backends.main.hosts",
         "http.token",
         "log.level",
         "namespaces.A",

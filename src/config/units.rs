@@ -53,18 +53,23 @@ pub(super) fn filled(text: &str) -> Result<(), String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(()) }
 }
 
+/// Replicas of Riak that must answer.
+pub(super) fn quorum(text: &str) -> Result<(), String> {
+    crate::backend::riak::Quorum::parse(text).map(drop)
+}
+
 /// A filter of the log.
 pub(super) fn log_level(text: &str) -> Result<(), String> {
     filled(text)?;
     crate::telemetry::filter(text).map(drop)
 }
 
-/// A part that does not exist yet: only "" is right.
-pub(super) fn not_built(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        Ok(())
-    } else {
-        Err("is not built yet in this version; it should be \"\"".to_owned())
+/// The URL of a Redis server, or "".
+pub(super) fn redis_url(text: &str) -> Result<(), String> {
+    match text {
+        "" => Ok(()),
+        url => crate::link::redis::Redis::check(url)
+            .map_err(|fault| format!("should be a URL such as \"redis://host:6379\": {fault}")),
     }
 }
 

@@ -13,4 +13,4 @@ pub(crate) mod private_redis;
 #[cfg(test)]
 #[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/process.rs"]
-mod process;
+pub(crate) mod process;

@@ -104,6 +104,11 @@ impl Redis {
         }
     }
 
+    /// The number of connections made so far; see [`Self::connections`].
+    pub fn count(&self) -> u64 {
+        *self.connections.borrow()
+    }
+
     /// Counts the connections made: each may be to a server that has forgotten everything.
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.connections.subscribe()

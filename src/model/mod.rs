@@ -10,6 +10,7 @@ pub mod op;
 pub mod record;
 pub mod reply;
 pub mod request;
+pub mod sabotage;
 pub mod value;
 pub mod version;
 

@@ -36,10 +36,10 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Durability {
-    /// Nothing: the write did not happen, or nobody knows.
+    /// Nothing: the write did not happen, or nobody knows, or the backend may forget it.
     #[default]
     None = 0,
-    /// The backend, as durable as its kind is.
+    /// The backend, as durable as its kind and its settings are.
     Backend = 1,
     /// The write-behind queue.
     Queue = 2,

@@ -52,6 +52,11 @@ impl Partitioning {
     }
 }
 
+/// The slot of a namespace's empty partition: where what is noted of the whole namespace lies.
+pub fn namespace_slot(namespace: &str) -> u16 {
+    slot_of(namespace, "")
+}
+
 fn slot_of(namespace: &str, partition: &str) -> u16 {
     let mut bytes = Vec::with_capacity(namespace.len() + 1 + partition.len());
     bytes.extend_from_slice(namespace.as_bytes());

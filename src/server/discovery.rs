@@ -97,8 +97,8 @@ async fn answer(shared: &Shared, message: Message) {
         Some("STATS") => shared.stats_reply(),
         _ => {
             let command = subject.rsplit('.').next().unwrap_or("");
-            if command == super::presence::COMMAND {
-                return; // answered by presence, and not by one worker alone
+            if [super::presence::COMMAND, super::warm::COMMAND].contains(&command) {
+                return; // answered there, and not by one worker alone
             }
             return unsupported(shared, to, command).await;
         }

@@ -13,7 +13,7 @@ use crate::model::limits::{CLOCK_EPSILON_MS, TIMEOUT_MS_DEFAULT};
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::request::Request;
 use crate::model::{Error, Namespace, Result};
-use crate::store::{Call, Got};
+use crate::store::{Batched, Call, Got};
 
 use super::headers::Headers;
 use super::{Shared, reply, validate};
@@ -157,11 +157,18 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
                 Err(error) => error.into(),
             })
         }
-        Request::Batch(batch) => Reply::Batch(match validate::batch(call, batch) {
-            // Boxed: every request's task would have room for the largest.
-            Ok(batch) => Box::pin(store.batch(call, batch)).await.unwrap_or_else(BatchReply::from),
-            Err(error) => error.into(),
-        }),
+        Request::Batch(batch) => {
+            let batched = match validate::batch(call, batch) {
+                // Boxed: every request's task would have room for the largest.
+                Ok(batch) => Box::pin(store.batch(call, batch)).await,
+                Err(error) => Err(error),
+            };
+            match batched {
+                Ok(Batched::Encoded(body)) => return Answer::Encoded(body),
+                Ok(Batched::Reply(reply)) => Reply::Batch(reply),
+                Err(error) => Reply::Batch(error.into()),
+            }
+        }
         Request::Scan(scan) => Reply::Scan(match validate::scan(scan) {
             Ok(scan) => Box::pin(store.scan(call, scan)).await.unwrap_or_else(ScanReply::from),
             Err(error) => error.into(),
@@ -253,7 +260,7 @@ async fn respond(shared: &Shared, to: Option<async_nats::Subject>, answer: Answe
     let mut headers = HeaderMap::new();
     headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
     let body = match answer {
-        Answer::Encoded(body) => reply::check(body, shared.reply_bytes_max(), &mut headers),
+        Answer::Encoded(body) => reply::check(body, encoding, shared.reply_bytes_max(), &mut headers),
         Answer::Reply(reply) => reply::encode(&reply, encoding, shared.reply_bytes_max(), &mut headers),
     };
     let large = body.len() > LARGE_BYTES;

@@ -13,6 +13,7 @@ mod listen;
 pub mod presence;
 mod reply;
 mod validate;
+mod warm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,6 +142,7 @@ impl Server {
             }
         });
         tasks.spawn(discovery::run(shared.clone(), stop.clone()));
+        tasks.spawn(warm::run(shared.clone(), stop.clone()));
         presence::spawn(shared.clone(), claims, stop.clone())?;
         tasks.spawn(listen::run(shared.clone(), stop.clone(), shared.handlers.token()));
         Ok(Self { shared, stop, tasks })

@@ -26,15 +26,20 @@ pub(super) fn encode(
     body
 }
 
-/// Checks the size of a found record's reply that came encoded, in protobuf.
-pub(super) fn check(body: Vec<u8>, reply_bytes_max: usize, headers: &mut HeaderMap) -> Vec<u8> {
+/// Checks the size of a reply that came encoded: that of a record that was found, or of a batch, which is kept within its room.
+pub(super) fn check(
+    body: Vec<u8>,
+    encoding: Encoding,
+    reply_bytes_max: usize,
+    headers: &mut HeaderMap,
+) -> Vec<u8> {
     let limit = limit(reply_bytes_max);
     if body.len() <= limit {
         return body;
     }
     let short = shortened(&Reply::Get(GetReply::default()), body.len(), limit);
     note_error(short.error(), headers);
-    bytes(&short, Encoding::Protobuf)
+    bytes(&short, encoding)
 }
 
 /// Most bytes of a body. What stands beside the document has its own room; see REPLY_ROOM_BYTES.

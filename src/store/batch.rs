@@ -9,25 +9,74 @@ use std::collections::HashMap;
 
 use futures_util::future::join;
 
+use crate::backend::Written;
+use crate::cache::Ended;
+use crate::codec::{Encoding, json, message};
 use crate::model::key::shorten;
 use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, BATCH_RESULT_BYTES_MIN};
 use crate::model::op::{Batch, BatchOp, Get, Write};
 use crate::model::reply::{BatchReply, BatchResult, GetReply, WriteReply};
-use crate::model::{Error, Key, Record, Result};
+use crate::model::{Error, Key, Result};
 
-use super::{Call, Store};
+use super::copies::ended;
+use super::write::Asked;
+use super::{Call, Got, Store};
 
 /// Records read at once: bounds what a batch holds in memory before it is known what fits the reply.
-const READS_AT_ONCE_MAX: usize = 64;
+pub(super) const READS_AT_ONCE_MAX: usize = 64;
 /// What a result takes beside key, content type and document, in either encoding.
 const RESULT_FIXED_BYTES: usize = 448;
 
+/// What a result takes beside a reply that is encoded already: two tags and two lengths.
+const BETWEEN_RESULTS: usize = 12;
+
 const _: () = assert!(RESULT_FIXED_BYTES < BATCH_RESULT_BYTES_MIN);
+
+/// The answer to a batch.
+#[derive(Debug)]
+pub enum Batched {
+    /// As a message.
+    Reply(BatchReply),
+    /// As the bytes of its reply in the request's encoding, because records among it had that form already.
+    Encoded(Vec<u8>),
+}
+
+/// One result.
+enum Piece {
+    /// The reply to a get that found a record, in the request's encoding.
+    Found(Vec<u8>),
+    Result(Box<BatchResult>),
+}
+
+impl Piece {
+    fn result(result: BatchResult) -> Self {
+        Self::Result(Box::new(result))
+    }
+}
+
+/// All results as one reply.
+fn join_pieces(call: &Call, pieces: Vec<Piece>) -> Batched {
+    if pieces.iter().all(|piece| matches!(piece, Piece::Result(_))) {
+        let results = pieces.into_iter().filter_map(|piece| match piece {
+            Piece::Result(result) => Some(*result),
+            Piece::Found(_) => None,
+        });
+        return Batched::Reply(BatchReply { error: None, results: results.collect() });
+    }
+    let parts = pieces.iter().map(|piece| match piece {
+        Piece::Found(reply) => Ok(reply.as_slice()),
+        Piece::Result(result) => Err(&**result),
+    });
+    Batched::Encoded(match call.encoding {
+        Encoding::Protobuf => message::encode_results(parts),
+        Encoding::Json { exact } => json::encode_results(parts, exact),
+    })
+}
 
 impl Store {
     /// Runs a batch. An error is one of the whole batch: then nothing was done (or, of an atomic one,
     /// what the error's code says).
-    pub async fn batch(&self, call: &Call, batch: Batch) -> Result<BatchReply> {
+    pub async fn batch(&self, call: &Call, batch: Batch) -> Result<Batched> {
         let promised = batch.ops.len() * BATCH_RESULT_BYTES_MIN;
         let Some(spare) = call.reply_bytes_max.checked_sub(promised) else {
             let most = call.reply_bytes_max / BATCH_RESULT_BYTES_MIN;
@@ -38,12 +87,12 @@ impl Store {
         };
         let mut room = Room { spare };
         if batch.atomic {
-            return self.atomic(call, batch.ops, &mut room).await;
+            return self.atomic(call, batch.ops, &mut room).await.map(Batched::Reply);
         }
         call.check_deadline()?;
         let writes = batch.ops.iter().any(|op| matches!(op, BatchOp::Write(Ok(_))));
         self.check_partitioning(call, writes).await?;
-        let mut results: Vec<Option<BatchResult>> = Vec::new();
+        let mut results: Vec<Option<Piece>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
         for (number, round) in rounds(batch.ops, &mut results).into_iter().enumerate() {
             // A get behind the first round has a write of its key before it, and must see it.
@@ -51,15 +100,15 @@ impl Store {
             let (gets, writes) =
                 join(self.gets(call, round.gets, newest, &mut room), self.writes(call, round.writes)).await;
             for (at, reply) in gets {
-                results[at] = Some(BatchResult::Get(reply));
+                results[at] = Some(reply);
             }
             for (at, reply) in writes {
-                results[at] = Some(BatchResult::Write(room.fit_write(call, reply)));
+                results[at] = Some(Piece::result(BatchResult::Write(room.fit_write(call, reply))));
             }
         }
-        let results =
+        let pieces: Vec<Piece> =
             results.into_iter().map(|result| result.expect("every operation lies in one round")).collect();
-        Ok(BatchReply { error: None, results })
+        Ok(join_pieces(call, pieces))
     }
 
     async fn gets(
@@ -68,14 +117,15 @@ impl Store {
         gets: Vec<(usize, Get)>,
         newest: bool,
         room: &mut Room,
-    ) -> Vec<(usize, GetReply)> {
+    ) -> Vec<(usize, Piece)> {
         let mut replies = Vec::with_capacity(gets.len());
         for chunk in gets.chunks(READS_AT_ONCE_MAX) {
             let asked: Vec<&Get> = chunk.iter().map(|(_, get)| get).collect();
             let found = self.find(call, &asked, newest).await;
             for ((at, get), found) in chunk.iter().zip(found) {
-                let reply = found.and_then(|aged| self.answer(call, get, aged));
-                replies.push((*at, room.fit_get(call, reply.unwrap_or_else(|error| brief(error).into()))));
+                let got = found.and_then(|read| self.answer(call, get, read));
+                let got = got.unwrap_or_else(|error| Got::Reply(brief(error).into()));
+                replies.push((*at, room.fit_get(call, get, got)));
             }
         }
         replies
@@ -96,7 +146,15 @@ impl Store {
         if prepared.is_empty() {
             return replies;
         }
+        let writing = self.begin_writing(call, asked.iter().map(|(_, one)| &one.key)).await;
         let written = call.policy.backend.write(prepared, call.deadline).await;
+        let keeps = writing.keeps_records();
+        let ends: Vec<Ended> = asked
+            .iter()
+            .zip(&written)
+            .map(|((_, one), written)| ended(call, &one.key, keeps, written))
+            .collect();
+        writing.finish(ends).await;
         for ((at, asked), written) in asked.into_iter().zip(written) {
             let mut reply = self.reply(call, asked, written).await;
             reply.error = reply.error.map(brief);
@@ -140,7 +198,20 @@ impl Store {
             asked.push(one);
             prepared.push(write);
         }
+        let writing = self.begin_writing(call, asked.iter().map(|one| &one.key)).await;
         let written = call.policy.backend.write_atomic(prepared, call.deadline).await;
+        let keeps = writing.keeps_records();
+        let ends: Vec<Ended> = match &written {
+            Ok(all) => {
+                let end =
+                    |(one, written): (&Asked, &Written)| ended(call, &one.key, keeps, &Ok(written.clone()));
+                asked.iter().zip(all).map(end).collect()
+            }
+            Err((_, error)) => {
+                asked.iter().map(|one| ended(call, &one.key, keeps, &Err(error.clone()))).collect()
+            }
+        };
+        writing.finish(ends).await;
         let written = written.map_err(|(at, error)| failed(at, error))?;
         let mut results = Vec::with_capacity(asked.len());
         for (asked, written) in asked.into_iter().zip(written) {
@@ -159,7 +230,7 @@ struct Round {
 }
 
 /// Lays operations out in rounds. Those at fault are answered at once.
-fn rounds(ops: Vec<BatchOp>, results: &mut [Option<BatchResult>]) -> Vec<Round> {
+fn rounds(ops: Vec<BatchOp>, results: &mut [Option<Piece>]) -> Vec<Round> {
     let mut rounds: Vec<Round> = Vec::new();
     // The round and kind of the last operation on each key.
     let mut last: HashMap<Key, (usize, bool)> = HashMap::new();
@@ -184,8 +255,12 @@ fn rounds(ops: Vec<BatchOp>, results: &mut [Option<BatchResult>]) -> Vec<Round> 
                 let round = place(&write.key, false, &mut rounds);
                 rounds[round].writes.push((at, write));
             }
-            BatchOp::Get(Err(error)) => results[at] = Some(BatchResult::Get(brief(error).into())),
-            BatchOp::Write(Err(error)) => results[at] = Some(BatchResult::Write(brief(error).into())),
+            BatchOp::Get(Err(error)) => {
+                results[at] = Some(Piece::result(BatchResult::Get(brief(error).into())))
+            }
+            BatchOp::Write(Err(error)) => {
+                results[at] = Some(Piece::result(BatchResult::Write(brief(error).into())))
+            }
         }
     }
     rounds
@@ -214,28 +289,36 @@ struct Room {
 
 impl Room {
     /// A get whose record does not fit any more is told to ask for it alone.
-    fn fit_get(&mut self, call: &Call, reply: GetReply) -> GetReply {
-        match &reply.record {
-            Some(record) if !self.take(call, record) => {
-                let key = shorten(record.key.as_str());
-                let message =
-                    format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
-                brief(Error::too_large(message)).into()
+    fn fit_get(&mut self, call: &Call, get: &Get, got: Got) -> Piece {
+        let fits = match &got {
+            Got::Encoded(reply) => self.take(reply.len() + BETWEEN_RESULTS),
+            Got::Reply(GetReply { record: Some(record), .. }) => {
+                self.take(RESULT_FIXED_BYTES + call.encoding.record_len(record))
             }
-            _ => reply,
+            Got::Reply(_) => true,
+        };
+        if !fits {
+            let key = shorten(get.key.as_str());
+            let message =
+                format!("record {key:?} does not fit in what is left of this reply; ask for it alone");
+            return Piece::result(BatchResult::Get(brief(Error::too_large(message)).into()));
+        }
+        match got {
+            Got::Encoded(reply) => Piece::Found(reply),
+            Got::Reply(reply) => Piece::result(BatchResult::Get(reply)),
         }
     }
 
     /// A write's record that does not fit any more is left out: the write stands.
     fn fit_write(&mut self, call: &Call, mut reply: WriteReply) -> WriteReply {
-        if reply.record.as_ref().is_some_and(|record| !self.take(call, record)) {
+        let record_len = |record| RESULT_FIXED_BYTES + call.encoding.record_len(record);
+        if reply.record.as_ref().is_some_and(|record| !self.take(record_len(record))) {
             reply.record = None;
         }
         reply
     }
 
-    fn take(&mut self, call: &Call, record: &Record) -> bool {
-        let needed = RESULT_FIXED_BYTES + call.encoding.record_len(record);
+    fn take(&mut self, needed: usize) -> bool {
         let spare = (self.spare + BATCH_RESULT_BYTES_MIN).checked_sub(needed);
         if let Some(spare) = spare {
             self.spare = spare;

@@ -4,6 +4,7 @@
 //! leaves every decision about a row to its backend. It holds no state but the clock.
 
 mod batch;
+mod copies;
 // Public, so that fuzzing reaches it without a running store.
 #[doc(hidden)]
 pub mod cursor;
@@ -14,6 +15,8 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod update;
+mod warm;
+pub use batch::Batched;
 pub use read::Got;
 pub use update::check_size;
 mod write;
@@ -25,6 +28,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{DynBackend, Live, RowKey};
+use crate::cache::{Cache, Flights, Level};
 use crate::codec::Encoding;
 use crate::codec::stored::{self, Compression, Stored};
 use crate::model::clock::HybridClock;
@@ -44,6 +48,10 @@ pub struct Store {
     origin: u64,
     /// Namespaces whose partitioning is known to be the one that was noted at their first write.
     agreed: RwLock<HashSet<Namespace>>,
+    /// Copies of what the backends hold.
+    cache: Arc<Cache>,
+    /// Reads on their way to fill it.
+    flights: Arc<Flights<Result<copies::Fetched>>>,
 }
 
 /// Names kept in [`Store::agreed`]; the rest are looked up each time.
@@ -69,18 +77,22 @@ pub struct Call {
 }
 
 impl Store {
-    /// A store over opened backends. Every policy must name one of them.
+    /// A store over opened backends. Every policy must name one of them. `origin` is the worker's own, in its versions.
     pub fn new(
         policies: &BTreeMap<String, PolicySettings>,
         backends: &BTreeMap<String, Arc<dyn DynBackend>>,
+        cache: Arc<Cache>,
         clock: Arc<HybridClock>,
+        origin: u64,
     ) -> Result<Self> {
         let mut store = Self {
             named: HashMap::new(),
             any: None,
             clock,
-            origin: Version::draw_origin(),
+            origin,
             agreed: RwLock::default(),
+            cache,
+            flights: Arc::default(),
         };
         for (name, settings) in policies {
             let backend = backends
@@ -168,22 +180,31 @@ impl Call {
         Err(Error::deadline("the deadline passed before any work was done"))
     }
 
-    /// How old the answer to a read may be that asks for a level; zero = as new as the owner's.
-    fn staleness(&self, asked: Consistency, max_staleness_ms: Option<i64>) -> Result<Duration> {
+    /// How new the answer to a read must be.
+    fn level(&self, asked: Consistency, max_staleness_ms: Option<i64>) -> Result<Level> {
         let settings = &self.policy.settings;
         let level = if asked == Consistency::Default { settings.consistency } else { asked };
         if max_staleness_ms.is_some() && level != Consistency::Bounded {
             return Err(Error::invalid("max_staleness_ms goes with consistency bounded alone"));
         }
-        if level == Consistency::Strong && !self.policy.capability.strong {
-            return Err(self.unsupported("strong reads"));
+        match level {
+            Consistency::Strong if !self.policy.capability.strong => Err(self.unsupported("strong reads")),
+            Consistency::Strong | Consistency::Default => Ok(Level::Strong),
+            Consistency::Bounded => {
+                let ms = max_staleness_ms.unwrap_or(settings.max_staleness_ms);
+                Ok(Level::Bounded(Duration::from_millis(ms.unsigned_abs())))
+            }
+            Consistency::Eventual => Ok(Level::Eventual),
         }
-        let ms = match level {
-            Consistency::Bounded => max_staleness_ms.unwrap_or(settings.max_staleness_ms),
-            Consistency::Eventual => settings.max_stale_ms,
-            Consistency::Strong | Consistency::Default => 0,
-        };
-        Ok(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+    }
+
+    /// How old a replica's answer may be; zero = the owner is asked.
+    fn staleness(&self, level: Level) -> Duration {
+        match level {
+            Level::Strong => Duration::ZERO,
+            Level::Bounded(bound) => bound,
+            Level::Eventual => self.policy.terms.max_stale,
+        }
     }
 
     fn unsupported(&self, what: &str) -> Error {

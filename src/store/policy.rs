@@ -1,10 +1,12 @@
 //! A namespace's rules.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::{Capability, DynBackend};
+use crate::cache::Terms;
 use crate::codec::stored::{Compression, Payoff};
 use crate::model::Namespace;
 use crate::model::op::Lifetime;
@@ -20,6 +22,8 @@ pub struct Policy {
     pub partitioning: Partitioning,
     /// What the backend promises.
     pub capability: Capability,
+    /// What copies of its records may be used for.
+    pub terms: Terms,
     pub(super) backend: Arc<dyn DynBackend>,
     /// What `auto` remembers of each namespace; those whose names share a place share the hint.
     payoffs: Box<[Payoff]>,
@@ -72,7 +76,16 @@ impl Policy {
         let partitioning =
             Partitioning { by: settings.partition_by, delimiter: settings.partition_delimiter.clone() };
         let payoffs = (0..PAYOFFS).map(|_| Payoff::default()).collect();
-        Self { partitioning, capability: backend.capability(), settings, backend, payoffs }
+        let capability = backend.capability();
+        let duration = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let terms = Terms {
+            ttl: duration(settings.cache_ttl_ms),
+            max_stale: duration(settings.max_stale_ms),
+            shared_backend: capability.shared,
+            second_tier: backend.second_tier(),
+            write_through: settings.consistency != Consistency::Strong,
+        };
+        Self { partitioning, capability, terms, settings, backend, payoffs }
     }
 
     /// How the next document of a namespace is packed.

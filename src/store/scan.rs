@@ -20,7 +20,7 @@ const ENVELOPE_BYTES: usize = 128;
 impl Store {
     /// One page. It may be short or empty and still have a cursor; a cursor of "" means done.
     pub async fn scan(&self, call: &Call, scan: Scan) -> Result<ScanReply> {
-        let staleness = call.staleness(scan.consistency, None)?;
+        let staleness = call.staleness(call.level(scan.consistency, None)?);
         let after = if scan.cursor.is_empty() {
             None
         } else {

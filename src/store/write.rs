@@ -9,12 +9,13 @@ use crate::model::op::{Action, Expiry, Write};
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Document, Error, Key, Outcome, Record, Result, Version};
 
+use super::copies::ended;
 use super::update::{Touch, Update};
 use super::{Call, Store};
 
 /// What of a write its reply needs.
 pub(super) struct Asked {
-    key: Key,
+    pub(super) key: Key,
     is_delete: bool,
     return_record: bool,
 }
@@ -29,9 +30,12 @@ impl Store {
         if let Err(error) = self.check_partitioning(call, true).await {
             return error.into();
         }
+        let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;
         let written = call.policy.backend.write(vec![write], call.deadline).await;
         let written =
             written.into_iter().next().unwrap_or_else(|| Err(Error::internal("the backend lost a write")));
+        let end = ended(call, &asked.key, writing.keeps_records(), &written);
+        writing.finish([end]).await;
         self.reply(call, asked, written).await
     }
 
@@ -79,7 +83,7 @@ impl Store {
             Err(error) => call.located(&asked.key, error).into(),
             Ok(Written::Applied { version, existed, live }) => {
                 self.saw(version, call.now_ms);
-                let mut reply = applied(Some(version), false);
+                let mut reply = applied(call, Some(version), false);
                 reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = live.and_then(|live| record(call, &asked.key, version, &live));
@@ -87,7 +91,7 @@ impl Store {
                 reply
             }
             Ok(Written::Duplicate { version, existed }) => {
-                let mut reply = applied(version, true);
+                let mut reply = applied(call, version, true);
                 reply.existed = asked.is_delete.then_some(existed);
                 if asked.return_record {
                     reply.record = self.present(call, &asked.key).await;
@@ -111,12 +115,13 @@ impl Store {
     }
 }
 
-fn applied(version: Option<Version>, duplicate: bool) -> WriteReply {
+fn applied(call: &Call, version: Option<Version>, duplicate: bool) -> WriteReply {
+    let durable = call.policy.backend.durable();
     WriteReply {
         error: None,
         outcome: Outcome::Applied,
         version,
-        durability: Durability::Backend,
+        durability: if durable { Durability::Backend } else { Durability::None },
         duplicate,
         read_your_write: true,
         record: None,

@@ -10,32 +10,38 @@ mod encoding;
 mod errors;
 mod get;
 mod limits;
+mod plain;
 mod policies;
 mod put;
 mod scan;
 mod touch;
+mod unsupported;
 mod update;
 mod versions;
 
 use crate::support::caller::{Caller, Encoding};
 use crate::support::unique;
-use crate::support::worker::Backend;
+use crate::support::worker::{Backend, Need};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt, iter};
 use std::time::Duration;
 
-/// A trial and its name.
-type Trial = (&'static str, fn(Caller) -> BoxFuture<'static, ()>);
+/// A trial, its name, and what a backend must be able to promise for it.
+type Trial = (&'static str, &'static [Need], fn(Caller) -> BoxFuture<'static, ()>);
 
 /// Trials of a group that run at the same time: enough that those which sleep cost nothing.
 const SIDE_BY_SIDE: usize = 8;
 /// No trial may hang the run.
 const TRIAL_WITHIN: Duration = Duration::from_secs(60);
 
-/// Lists the trials of a group.
+/// Lists the trials of a group, each with what it needs.
 macro_rules! trials {
-    ($($name:ident),* $(,)?) => {
-        pub(super) const TRIALS: &[super::Trial] = &[$((stringify!($name), |caller| Box::pin($name(caller)))),*];
+    ($($name:ident $([$($need:ident),*])?),* $(,)?) => {
+        pub(super) const TRIALS: &[super::Trial] = &[$((
+            stringify!($name),
+            &[$($(crate::support::worker::Need::$need),*)?],
+            |caller| Box::pin($name(caller)),
+        )),*];
     };
 }
 use trials;
@@ -60,14 +66,19 @@ matrix!(
     local_json = Local x Json,
     local_protobuf = Local x Protobuf,
     postgres_json = Postgres x Json,
-    postgres_protobuf = Postgres x Protobuf:
-    [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding]
+    postgres_protobuf = Postgres x Protobuf,
+    redis_json = Redis x Json,
+    redis_protobuf = Redis x Protobuf,
+    riak_json = Riak x Json,
+    riak_protobuf = Riak x Protobuf:
+    [get, put, delete, update, touch, batch, scan, versions, errors, limits, encoding, plain]
 );
 
 /// Runs the trials of a group and panics with the names of all that failed.
 async fn run(backend: Backend, encoding: Encoding, trials: &[Trial]) {
     let caller = Caller::shared(backend, encoding).await;
-    let running = iter(trials).map(|(name, trial)| {
+    let able = |trial: &&Trial| trial.1.iter().all(|need| backend.can(*need));
+    let running = iter(trials.iter().filter(able)).map(|(name, _, trial)| {
         let trial = trial(caller.in_namespace(&unique("n")));
         async move {
             let ended = tokio::spawn(tokio::time::timeout(TRIAL_WITHIN, trial)).await;

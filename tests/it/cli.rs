@@ -160,8 +160,8 @@ fn nothing_of_a_progress_bar_reaches_a_pipe() {
 #[test]
 fn help_shows_examples() {
     for command in [
-        "get", "put", "delete", "update", "touch", "batch", "scan", "import", "export", "config", "bench",
-        "serve",
+        "get", "put", "delete", "update", "touch", "batch", "scan", "import", "export", "warm", "config",
+        "bench", "serve",
     ] {
         let help = datastore(worker(), &[command, "--help"]);
         assert_eq!(help.code, 0);

@@ -37,7 +37,7 @@ pub(crate) async fn ask(
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Writers that put keys of their own until told to stop; each gives the values that were `applied`.
-async fn write_until(
+pub(crate) async fn write_until(
     stop: Arc<AtomicBool>,
     count: Arc<AtomicUsize>,
     client: async_nats::Client,
@@ -362,7 +362,7 @@ async fn increments_add_up_through_restarts_of_nats_and_the_worker() {
 }
 
 /// One increment, tried again with its op id until it is settled. 1 if its fate stays unknown.
-async fn increment(client: &async_nats::Client, subject: &str, op_id: &str) -> i64 {
+pub(crate) async fn increment(client: &async_nats::Client, subject: &str, op_id: &str) -> i64 {
     let begun = std::time::Instant::now();
     for attempt in 0.. {
         let age = if attempt == 0 { 0 } else { begun.elapsed().as_millis().max(1) as i64 };

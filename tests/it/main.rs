@@ -7,8 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that cannot go on should panic
 
 mod behavior;
+mod bench;
+mod cache;
 mod cli;
 mod client;
+#[cfg(feature = "test-sabotage")]
+mod coherence;
 mod crash;
 mod discovery;
 mod floors;
@@ -18,7 +22,9 @@ mod history;
 mod lifecycle;
 mod readme;
 mod record;
+mod redis;
 mod replica;
+mod riak;
 mod shards;
 mod support;
 mod transfer;

@@ -102,8 +102,11 @@ async fn a_replica_never_breaks_a_bound_and_its_end_costs_no_error() {
     let url = primary.database();
     let database = url.rsplit('/').next().unwrap().to_owned();
     let mut replica = primary.replica();
-    let setup =
-        Setup::new(nats, Backend::Postgres).on_database(&url).with_replicas(&[replica.url(&database)]);
+    let setup = Setup::new(nats, Backend::Postgres)
+        .on_database(&url)
+        .with_replicas(&[replica.url(&database)])
+        // Every read goes past the copies in memory.
+        .rest("[cache]\nmemory_bytes = 0\n[namespaces.\"*\"]\nbackend = \"main\"\n");
     let worker = Worker::start(setup);
     let (stop, done, seen) = (Arc::new(AtomicBool::new(false)), Acknowledged::default(), Arc::default());
     let mut tasks = vec![tokio::spawn(write(

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::classify::{Fault, Remedy, Stage};
+use super::Shared;
+use super::classify::Stage;
 use super::connections::Loan;
-use super::sent::Sent;
 use super::shard::Shard;
 use super::write::{Attempt, too_late};
-use super::{Pause, Shared};
+use crate::backend::remote::sent::Sent;
+use crate::backend::remote::{Fault, Pause, Remedy};
 use crate::backend::{Row, RowKey, Write, Written, group, late};
 use crate::model::{Code, Error, Result};
 

@@ -10,13 +10,12 @@ use std::io::ErrorKind;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::model::{Code, Error};
 
-/// What a caller is told to wait while a server is not there, milliseconds.
-pub(super) const RETRY_AFTER_MS: i64 = 500;
 /// What is said of a server that takes no writes.
 pub(super) const READ_ONLY: &str = "read-only, as a standby is: is this the primary?";
-/// The same while it is only full.
+/// What a caller is told to wait while a server is only full, milliseconds.
 const BUSY_AFTER_MS: i64 = 100;
 
 /// Whether a statement had been sent when it failed.
@@ -28,26 +27,6 @@ pub(super) enum Stage {
     Read,
     /// A statement that writes.
     Write,
-}
-
-/// A failure, judged.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Fault {
-    /// What the caller is told.
-    pub(super) error: Error,
-    /// What the worker may do itself.
-    pub(super) remedy: Remedy,
-}
-
-/// What the worker may do about a failure itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    /// Nothing.
-    None,
-    /// The same statement again: nothing happened, and the next try may meet something else.
-    Again,
-    /// Each row by itself: one of them is at fault.
-    Apart,
 }
 
 /// Judges a failure of shard `shard`.

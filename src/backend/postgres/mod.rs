@@ -1,7 +1,7 @@
 //! PostgreSQL: per-key linearizable reads and writes, decided by the server in one statement.
 //!
 //! A key lies in a slot, and a slot on one server (a shard). Reads and unconditional writes that arrive together share
-//! statements ([`lane`]); what depends on the present record goes through one statement that locks and judges it
+//! statements ([`lane`](super::remote::lane)); what depends on the present record goes through one statement that locks and judges it
 //! ([`sql::COND`]); a change is computed here and written under the version it was computed from. Nothing is cached here, so
 //! any number of workers may serve the same servers.
 
@@ -10,13 +10,11 @@ mod bind;
 mod classify;
 mod connections;
 mod keeper;
-mod lane;
 mod migrate;
 mod notes;
 mod replica;
 mod rows;
 mod scan;
-mod sent;
 mod settings;
 mod shard;
 mod slots;
@@ -37,16 +35,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::remote::lane::{self, Answer, Deadlines, Lane};
+use super::remote::sent::Sent;
+use super::remote::{ANSWER_GRACE, Fault, NOBODY, Pause, RETRY_AFTER_MS, not_owner};
+use super::turns::Turns;
 use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
-use crate::model::budget::Budget;
 use crate::model::{Code, Error, Namespace, Result};
 use crate::placement::SLOTS;
-use classify::{Fault, RETRY_AFTER_MS, Remedy};
 use connections::Loan;
-use lane::{Answer, Deadlines, Lane};
 use migrate::Step;
 use replica::Replicas;
-use sent::Sent;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
 use shard::{Each, Proposal, Put, Shard};
 
@@ -59,15 +57,8 @@ const TOMBSTONE: i16 = 1;
 /// Statements of reads, and of unconditional writes, that a shard has under way at once: fewer make larger batches, one would leave the
 /// server idle while the next is gathered.
 const LANE_STATEMENTS: usize = 2;
-/// How long beyond its deadline a caller waits for the word on a statement that was sent.
-const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// How long beyond its deadline a statement may go on in silence before its connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
-/// Pause before a statement is tried again, at most; the first is a random part of the least.
-const PAUSE_MAX: Duration = Duration::from_millis(200);
-const PAUSE_MIN: Duration = Duration::from_millis(2);
-/// A slot whose owner is not known.
-const NOBODY: u16 = u16::MAX;
 
 /// See the module.
 pub struct PostgreSql {
@@ -87,7 +78,7 @@ struct Shared {
     /// A server said that a slot is not its own.
     moved: Notify,
     /// Changes of one key are made one after the other in this worker.
-    turns: write::Turns,
+    turns: Turns<RowKey>,
 }
 
 /// What is known of the placement of slots.
@@ -142,7 +133,7 @@ impl PostgreSql {
         let unread = "the placement of its slots has not been read yet";
         let fault = Some(Error::unavailable(unread, RETRY_AFTER_MS));
         let placement = Mutex::new(Placement { fault, ..Placement::default() });
-        let (moved, turns) = (Notify::new(), write::Turns::default());
+        let (moved, turns) = (Notify::new(), Turns::default());
         let shared = Arc::new(Shared { steps, shards, owners, placement, moved, turns });
         let stop = CancellationToken::new();
         let mut keeper = JoinSet::new();
@@ -342,8 +333,7 @@ impl Shared {
     /// The fault of a slot that its server says it does not own; who does is looked for.
     fn not_owner(&self, at: &RowKey) -> Fault {
         self.moved.notify_one();
-        let message = format!("slot {} is being moved to another server", at.slot);
-        Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+        not_owner(at)
     }
 
     /// One that goes fails its own keys alone, so it is well while any server can answer for its own.
@@ -432,34 +422,5 @@ async fn to_its_end<T: Send + 'static, W: Future<Output = T> + Send + 'static>(
         Err(_) if sent.give_up() => Err(Error::indeterminate("PostgreSQL did not confirm the write in time")),
         Err(_) => Err(super::late()),
         Ok(Err(panic)) => Err(Error::indeterminate(format!("a write failed: {panic}"))),
-    }
-}
-
-/// Pauses between tries, each a random part of twice the one before ("full jitter", Brooker 2015), up to the deadline.
-struct Pause {
-    deadline: Instant,
-    most: Duration,
-}
-
-impl Pause {
-    fn new(deadline: Instant) -> Self {
-        Self { deadline, most: PAUSE_MIN }
-    }
-
-    /// Waits before a statement that failed is repeated; `false` where it must not be: something may have happened, or most
-    /// fail, or it would begin too late.
-    async fn repeats(&mut self, fault: &Fault, budget: &Budget) -> bool {
-        fault.remedy == Remedy::Again && budget.take() && self.again().await
-    }
-
-    /// Waits; `false` where the next try would begin too late.
-    async fn again(&mut self) -> bool {
-        let pause = self.most.mul_f64(fastrand::f64());
-        self.most = (self.most * 2).min(PAUSE_MAX);
-        if Instant::now() + pause >= self.deadline {
-            return false;
-        }
-        tokio::time::sleep(pause).await;
-        true
     }
 }

@@ -12,9 +12,10 @@ use futures_util::future::join_all;
 use sqlx::Row as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::{Fault, RETRY_AFTER_MS, Stage};
+use super::classify::Stage;
 use super::shard::Shard;
-use super::{Pause, Server, Shared, sql};
+use super::{Server, Shared, sql};
+use crate::backend::remote::{Fault, Pause, RETRY_AFTER_MS, Remedy};
 use crate::model::{Error, Namespace, Result};
 
 /// Notes that are remembered of each server; further ones are read each time.
@@ -113,7 +114,7 @@ impl Shard {
     ) -> Result<Option<String>, Fault> {
         let slow = || {
             let message = format!("PostgreSQL {:?} does not answer", self.name);
-            Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: super::Remedy::None }
+            Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::None }
         };
         let mut pause = Pause::new(until);
         loop {

@@ -6,7 +6,6 @@
 //! A read asks a replica first how far it has replayed, and then, in a second statement, for the rows: they are as new as the
 //! newest note that the replica has passed. In one statement the rows could be those of a snapshot older than the position.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,21 +15,24 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::classify::{Fault, RETRY_AFTER_MS, Remedy, Stage};
+use super::classify::Stage;
 use super::connections::Loan;
-use super::lane::{self, Answer, Deadlines, Lane};
 use super::scan::Part;
 use super::shard::{Each, Shard};
 use super::{LANE_STATEMENTS, Limits, sql};
+use crate::backend::remote::history::{self, NOTE_EVERY};
+use crate::backend::remote::lane::{self, Answer, Deadlines, Lane};
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{Aged, Found, Range, RowKey};
 use crate::model::Error;
 
-/// Between two notes of the primary's position, and two looks at a replica.
-const NOTE_EVERY: Duration = Duration::from_millis(250);
+/// How far the log of a cluster's primary had come, when: the cluster's own number, and the timeline, which grows by one when a
+/// replica becomes the primary.
+type History = history::History<(i64, i64)>;
+type Position = history::Position<(i64, i64)>;
+
 /// One note or look takes no longer.
 const LOOK_MAX: Duration = Duration::from_secs(1);
-/// Notes kept: 17 minutes. A replica that is further behind is not read from.
-const NOTES_MAX: usize = 4096;
 /// How long a read waits for replicas, all together, before it goes to the primary.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
@@ -63,28 +65,6 @@ struct Shows {
     history: Arc<Mutex<History>>,
 }
 
-/// How far a server's log has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
-    /// The cluster's own number, the same on all its servers.
-    pub(super) system: i64,
-    /// Grows by one when a replica becomes the primary.
-    pub(super) timeline: i64,
-    /// Bytes of log.
-    pub(super) lsn: i64,
-}
-
-/// How far the primary's log had come, when.
-#[derive(Default)]
-pub(super) struct History {
-    /// System and timeline that the notes are of.
-    line: Option<(i64, i64)>,
-    /// In order of both.
-    notes: VecDeque<(Instant, i64)>,
-    /// The primary's clock at, or after, a moment here.
-    clock: Option<(Instant, i64)>,
-}
-
 // === impl Shows ===
 
 impl lane::Statement<RowKey> for Shows {
@@ -101,45 +81,6 @@ impl lane::Statement<RowKey> for Shows {
         let (as_of, now_ms) = ask(&self.shard, &self.history, &mut way, until).await?;
         let found: Each<Option<Found>> = self.shard.read_at(keys, now_ms, until, &mut way).await;
         Ok(found?.into_iter().map(|found| Shown { found, as_of }).collect())
-    }
-}
-
-// === impl History ===
-
-impl History {
-    /// Notes a position that the primary told after `asked`, and its time.
-    pub(super) fn note(&mut self, asked: Instant, position: Position, server_ms: i64) {
-        let line = (position.system, position.timeline);
-        // Another primary took over, or this one was set back: what was noted says nothing of this log.
-        let went_back = self.notes.back().is_some_and(|(_, lsn)| *lsn > position.lsn);
-        if self.line != Some(line) || went_back {
-            self.notes.clear();
-            self.line = Some(line);
-        }
-        // Of positions that are the same, the newest note counts, and the one before keeps the order.
-        if self.notes.back().is_some_and(|(_, lsn)| *lsn == position.lsn) {
-            self.notes.pop_back();
-        }
-        if self.notes.len() == NOTES_MAX {
-            self.notes.pop_front();
-        }
-        self.notes.push_back((asked, position.lsn));
-        self.clock = Some((asked, server_ms));
-    }
-
-    /// Since when at the latest a replica at this position has everything; `None` where nobody knows.
-    pub(super) fn as_of(&self, position: Position) -> Option<Instant> {
-        if self.line != Some((position.system, position.timeline)) {
-            return None;
-        }
-        let passed = self.notes.partition_point(|(_, lsn)| *lsn <= position.lsn);
-        self.notes.get(passed.checked_sub(1)?).map(|(asked, _)| *asked)
-    }
-
-    /// The primary's time now, never less than it is.
-    fn now_ms(&self) -> Option<i64> {
-        let (asked, server_ms) = self.clock?;
-        Some(server_ms.saturating_add(i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX)))
     }
 }
 
@@ -289,7 +230,7 @@ impl Replica {
             Err(_) => (None, Some(format!("PostgreSQL {:?} does not answer", self.shard.name))),
         };
         // Before the first note nobody can say how old it is, which is no fault of its.
-        if fault.is_none() || !history.lock().unwrap_or_else(PoisonError::into_inner).notes.is_empty() {
+        if fault.is_none() || !history.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             self.shard.note(fault);
         }
         *self.behind.lock().unwrap_or_else(PoisonError::into_inner) = behind;
@@ -313,8 +254,8 @@ async fn ask(
     let Some(row) = rows.first() else { return Err(unfit("it is no replica (any more)")) };
     let position = position(row).map_err(judge)?;
     let history = history.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = history.line.is_none_or(|(system, _)| system == position.system);
-    match (history.as_of(position), history.now_ms()) {
+    let same = history.line().is_none_or(|(system, _)| *system == position.line.0);
+    match (history.as_of(&position), history.now_ms()) {
         (Some(as_of), Some(now_ms)) => Ok((as_of, now_ms)),
         _ if !same => Err(unfit("it is no replica of this primary")),
         _ => Err(unfit("how far it is behind its primary is not known")),
@@ -322,56 +263,5 @@ async fn ask(
 }
 
 fn position(row: &PgRow) -> Result<Position, sqlx::Error> {
-    Ok(Position { system: row.try_get(0)?, timeline: row.try_get(1)?, lsn: row.try_get(2)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(lsn: i64) -> Position {
-        Position { system: 7, timeline: 1, lsn }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_replica_is_as_new_as_the_last_note_it_has_passed() {
-        let mut history = History::default();
-        assert_eq!(history.as_of(at(100)), None);
-        let begun = Instant::now();
-        let after = |ms| begun + Duration::from_millis(ms);
-        for (ms, lsn) in [(0, 100), (250, 200), (500, 200), (750, 300)] {
-            history.note(after(ms), at(lsn), 1000);
-        }
-        assert_eq!(history.as_of(at(99)), None);
-        assert_eq!(history.as_of(at(100)), Some(begun));
-        assert_eq!(history.as_of(at(199)), Some(begun));
-        // Nothing was written between two notes of one position, so the later one holds.
-        assert_eq!(history.as_of(at(200)), Some(after(500)));
-        assert_eq!(history.as_of(at(1000)), Some(after(750)));
-        assert_eq!(history.as_of(Position { timeline: 2, ..at(1000) }), None);
-        assert_eq!(history.as_of(Position { system: 8, ..at(1000) }), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn notes_die_with_their_timeline_and_when_the_log_goes_back() {
-        let begun = Instant::now();
-        let mut history = History::default();
-        history.note(begun, at(500), 0);
-        history.note(begun + NOTE_EVERY, Position { timeline: 2, ..at(400) }, 0);
-        assert_eq!(history.as_of(at(500)), None);
-        assert_eq!(history.as_of(Position { timeline: 2, ..at(500) }), Some(begun + NOTE_EVERY));
-        history.note(begun + NOTE_EVERY * 2, Position { timeline: 2, ..at(300) }, 0);
-        assert_eq!(history.as_of(Position { timeline: 2, ..at(450) }), Some(begun + NOTE_EVERY * 2));
-        assert_eq!(history.as_of(Position { timeline: 2, ..at(299) }), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn notes_are_bounded() {
-        let mut history = History::default();
-        for lsn in 0..10_000 {
-            history.note(Instant::now(), at(lsn), 0);
-        }
-        assert_eq!(history.notes.len(), NOTES_MAX);
-        assert_eq!(history.as_of(at(1)), None);
-    }
+    Ok(Position { line: (row.try_get(0)?, row.try_get(1)?), at: row.try_get(2)? })
 }

@@ -8,38 +8,25 @@ use std::collections::BTreeMap;
 use sqlx::Row as _;
 use tokio::time::Instant;
 
-use super::classify::{Fault, RETRY_AFTER_MS, Remedy, Stage};
+use super::classify::Stage;
 use super::connections::Loan;
 use super::shard::Shard;
-use super::{NOBODY, Pause, Server, Shared, rows, sql};
-use crate::backend::{EXAMINED_PER_ROW_MAX, Found, Page, Range, SWEEP_ROWS_MAX, Swept};
+use super::{Server, Shared, rows, sql};
+use crate::backend::remote::merge::{self, LOAD_BYTES_MAX, Walked};
+use crate::backend::remote::{Fault, NOBODY, Pause, RETRY_AFTER_MS, Remedy};
+use crate::backend::{EXAMINED_PER_ROW_MAX, Page, Range, SWEEP_ROWS_MAX, Swept};
 use crate::model::clock::hlc_at;
 use crate::model::limits::{CLOCK_EPSILON_MS, KEY_BYTES_MAX};
-use crate::model::{Error, Key, Result};
+use crate::model::{Error, Result};
 use crate::placement::SLOTS;
-
-/// A row of a page, dead or alive.
-struct Walked {
-    key: String,
-    found: Option<Found>,
-    /// What counts towards the page.
-    bytes: usize,
-    /// What its document takes.
-    load: usize,
-}
 
 /// What one server gives to a page.
 pub(super) struct Part {
-    /// In the order of the scan.
-    rows: Vec<Walked>,
-    /// It stopped behind so many dead ones that it did not come to the end of the range.
-    stopped: bool,
+    walked: merge::Part,
     /// The slots it owned, a bit for each, the first one highest in its byte.
     slots: Vec<u8>,
 }
 
-/// Bytes of documents of one page, also where they do not count.
-const LOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of a set of slots.
 const SLOTS_BYTES: usize = SLOTS as usize / 8;
 
@@ -54,7 +41,9 @@ impl Shared {
             }
             let (fault, budget) = match self.parts(range, aged, deadline).await {
                 Ok((parts, as_of)) if is_whole(&parts) => {
-                    return Ok(Page { as_of, ..merge(parts, range)? });
+                    let parts = parts.into_iter().map(|part| part.walked).collect();
+                    let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
+                    return Ok(Page { as_of, ..merge::merge(parts, range, examined)? });
                 }
                 Ok(_) => {
                     self.moved.notify_one();
@@ -140,61 +129,6 @@ fn is_whole(parts: &[Part]) -> bool {
     (0..SLOTS_BYTES).all(|byte| owned(byte) == u8::MAX)
 }
 
-/// The page of the whole out of the pages of the parts. A part that is full may have more behind its last row, so
-/// nothing behind that is taken.
-fn merge(parts: Vec<Part>, range: &Range) -> Result<Page> {
-    let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
-    let mut parts: Vec<_> = parts
-        .into_iter()
-        .map(|Part { rows: part, stopped, .. }| {
-            let bytes: usize = part.iter().map(|row| row.bytes).sum();
-            let load: usize = part.iter().map(|row| row.load).sum();
-            let lives = part.iter().filter(|row| row.found.is_some()).count();
-            let full = stopped || lives >= range.limit || bytes >= range.max_bytes || load >= LOAD_BYTES_MAX;
-            (full, part.into_iter().peekable())
-        })
-        .collect();
-    let mut page = Page::default();
-    let (mut bytes, mut looked, mut last) = (0, 0, None);
-    loop {
-        let first = |one: &str, other: &str| if range.reverse { one > other } else { one < other };
-        let mut next: Option<usize> = None;
-        for index in 0..parts.len() {
-            let Some(key) = parts[index].1.peek().map(|row| row.key.clone()) else { continue };
-            let better = next.and_then(|next| parts[next].1.peek()).is_none_or(|best| first(&key, &best.key));
-            if better {
-                next = Some(index);
-            }
-        }
-        let Some(index) = next else { return Ok(page) };
-        let (full, part) = &mut parts[index];
-        let Some(row) = part.next() else { return Ok(page) };
-        let (is_full, at_end) = (*full, part.peek().is_none());
-        let key = Key::parse(&row.key)?;
-        looked += 1;
-        bytes += row.bytes;
-        last = Some(key.clone()).or(last);
-        if let Some(found) = row.found {
-            match page.rows.last_mut() {
-                // A key that two servers had while its slot moved: the newer record is the one.
-                Some((same, Ok(other))) if *same == key => {
-                    if other.version < found.version {
-                        *other = found;
-                    }
-                }
-                _ => page.rows.push((key, Ok(found))),
-            }
-        }
-        let done = page.rows.len() >= range.limit || bytes >= range.max_bytes || looked >= examined;
-        // What stands behind the last row of a full part is not known, so the page ends there.
-        if done || (is_full && at_end) {
-            let more = is_full || parts.iter_mut().any(|(full, part)| part.peek().is_some() || *full);
-            page.resume = last.filter(|_| more);
-            return Ok(page);
-        }
-    }
-}
-
 impl Shard {
     /// Its part of a page; a replica's by the primary's time.
     pub(super) async fn page(
@@ -234,7 +168,7 @@ impl Shard {
         let judged = |error| self.judge(Stage::Read, &error);
         let rows = connection.rows(query, until).await.map_err(judged)?;
         let mut part = part(&rows).map_err(judged)?;
-        part.rows.sort_unstable_by(|one, other| match range.reverse {
+        part.walked.rows.sort_unstable_by(|one, other| match range.reverse {
             false => one.key.cmp(&other.key),
             true => other.key.cmp(&one.key),
         });
@@ -289,7 +223,8 @@ impl Shard {
 
 /// What a page's statement gives, in no order.
 fn part(rows: &[sqlx::postgres::PgRow]) -> Result<Part, sqlx::Error> {
-    let mut part = Part { rows: Vec::with_capacity(rows.len()), stopped: false, slots: Vec::new() };
+    let walked = merge::Part { rows: Vec::with_capacity(rows.len()), stopped: false };
+    let mut part = Part { walked, slots: Vec::new() };
     let count = |row: &sqlx::postgres::PgRow, column| {
         Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0))
     };
@@ -297,12 +232,12 @@ fn part(rows: &[sqlx::postgres::PgRow]) -> Result<Part, sqlx::Error> {
         if let Some(slots) = row.try_get::<Option<&[u8]>, _>("slots")? {
             // Four bytes in front tell how many bits there are.
             part.slots = slots.get(4..).unwrap_or_default().to_vec();
-            part.stopped = row.try_get("live")?;
+            part.walked.stopped = row.try_get("live")?;
             continue;
         }
-        let found = rows::found(row)?.filter(|found| found.live.is_some());
+        let found = rows::found(row)?.filter(|found| found.live.is_some()).map(Ok);
         let (bytes, load) = (count(row, "size")?, count(row, "load")?);
-        part.rows.push(Walked { key: row.try_get("key")?, found, bytes, load });
+        part.walked.rows.push(Walked { key: row.try_get("key")?, found, bytes, load });
     }
     Ok(part)
 }

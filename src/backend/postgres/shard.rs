@@ -12,22 +12,19 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
-use super::classify::{Fault, READ_ONLY, RETRY_AFTER_MS, Remedy, Stage, classify};
+use super::classify::{READ_ONLY, Stage, classify};
 use super::connections::{Connections, Loan};
-use super::lane::Deadlines;
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
+use crate::backend::remote::clock::ServerClock;
+use crate::backend::remote::lane::Deadlines;
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
 /// A transaction whose worker says nothing for longer is ended by the server.
 const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(2);
-/// Samples of the server's clock that are older are replaced by any newer one.
-const CLOCK_SAMPLE_MAX_AGE: Duration = Duration::from_secs(60);
-/// A clock that is further from where it should be was set. What two clocks drift apart between samples is less, or is as good a
-/// reason for a new sample.
-const CLOCK_SLACK_MS: i64 = 2;
 
 /// See the module.
 pub(super) struct Shard {
@@ -35,21 +32,13 @@ pub(super) struct Shard {
     pub(super) connections: Arc<Connections>,
     /// Requests that may be repeated here; one that is answered counts for it.
     pub(super) budget: Budget,
-    clock: Mutex<Option<ClockSample>>,
+    clock: ServerClock,
     /// Why it is not there, as it was last seen.
     fault: watch::Sender<Option<String>>,
     /// Somebody has looked.
     seen: AtomicBool,
     /// Why its schema is of no use to this worker, though it is there.
     schema_fault: Mutex<Option<String>>,
-}
-
-/// What the server's clock said, and when that was known here.
-#[derive(Debug, Clone, Copy)]
-struct ClockSample {
-    server_ms: i64,
-    at: Instant,
-    round_trip: Duration,
 }
 
 /// A row as a write wants it to be.
@@ -130,7 +119,7 @@ impl Shard {
             name,
             connections,
             budget: Budget::default(),
-            clock: Mutex::default(),
+            clock: ServerClock::default(),
             seen: AtomicBool::new(false),
             schema_fault: Mutex::default(),
         }
@@ -163,8 +152,7 @@ impl Shard {
     pub(super) fn note(&self, fault: Option<String>) {
         let there = fault.is_none();
         if !there {
-            // What answers next may be another machine, with another clock.
-            *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.clock.forget();
         }
         self.connections.release(!there);
         self.fault.send_if_modified(|noted| {
@@ -192,7 +180,6 @@ impl Shard {
         let judged = |error| self.judge(Stage::Read, &error);
         let begun = Instant::now();
         let rows = connection.rows(sqlx::query(sql::LOOK), until).await.map_err(judged)?;
-        let at = Instant::now();
         let row = rows.first().ok_or_else(|| judged(sqlx::Error::RowNotFound))?;
         let server_ms = row.try_get(0).map_err(judged)?;
         if row.try_get(1).map_err(judged)? {
@@ -200,25 +187,16 @@ impl Shard {
                 Error::unavailable(format!("PostgreSQL {:?}: {READ_ONLY}", self.name), RETRY_AFTER_MS);
             return Err(Fault { error, remedy: Remedy::None });
         }
-        let sample = ClockSample { server_ms, at, round_trip: at - begun };
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        if clock.is_none_or(|known| known.gives_way_to(&sample)) {
-            *clock = Some(sample);
-        }
+        self.clock.sample(begun, server_ms);
         Ok(())
     }
 
     /// A deadline by the server's clock, never later than it is: the answer that told the time was under way.
     fn deadline_ms(&self, deadline: Instant) -> Result<i64, Fault> {
-        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ClockSample { server_ms, at, .. }) = clock else {
+        self.clock.deadline_ms(deadline).ok_or_else(|| {
             let message = format!("PostgreSQL {:?}: not connected yet", self.name);
-            let error = Error::unavailable(message, RETRY_AFTER_MS);
-            return Err(Fault { error, remedy: Remedy::Again });
-        };
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        let ahead = ms(deadline.saturating_duration_since(at)) - ms(at.saturating_duration_since(deadline));
-        Ok(server_ms.saturating_add(ahead))
+            Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+        })
     }
 
     /// A connection of the pool; an error as soon as the server is known not to be there.
@@ -480,24 +458,6 @@ impl Shard {
     }
 }
 
-// === impl ClockSample ===
-
-impl ClockSample {
-    /// Whether a newer sample tells more: it took no longer, this one is old, or the server's clock was set in between.
-    fn gives_way_to(&self, newer: &Self) -> bool {
-        let begun = newer.at.checked_sub(newer.round_trip).unwrap_or(newer.at);
-        let since = |at: Instant| at.saturating_duration_since(self.at);
-        if newer.round_trip <= self.round_trip || since(begun) > CLOCK_SAMPLE_MAX_AGE {
-            return true;
-        }
-        // This one was read at most a round trip before it was known here; the newer one at any time of its own.
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        let least = self.server_ms.saturating_add(ms(since(begun)));
-        let most = self.server_ms.saturating_add(ms(self.round_trip + since(newer.at)));
-        !(least - CLOCK_SLACK_MS..=most + CLOCK_SLACK_MS).contains(&newer.server_ms)
-    }
-}
-
 /// What a row says of the operations that made it.
 fn stood(row: Row) -> Before {
     let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
@@ -510,33 +470,4 @@ fn before(row: &PgRow, place: usize) -> Result<Before, sqlx::Error> {
     let was: Option<bool> = sqlx::Row::try_get(row, place + 3)?;
     let version = rows::version(row, place)?;
     Ok(Before { version, ops: ops.unwrap_or_default(), was: was.unwrap_or(false) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_was_set_is_taken_at_once_and_a_slow_answer_is_not() {
-        let begun = Instant::now();
-        let after = |ms| begun + Duration::from_millis(ms);
-        let sample = |server_ms, ms, took| ClockSample {
-            server_ms,
-            at: after(ms),
-            round_trip: Duration::from_millis(took),
-        };
-        let known = sample(10_000, 0, 3);
-        for (newer, gives_way) in [
-            (sample(11_000, 1003, 2), true),
-            // It took longer, and says what was known.
-            (sample(11_000, 1010, 10), false),
-            (sample(11_012, 1010, 10), false),
-            // Set forward and back, by more than the answer was on its way.
-            (sample(11_020, 1010, 10), true),
-            (sample(10_990, 1010, 10), true),
-            (sample(71_000, 61_010, 10), true),
-        ] {
-            assert_eq!(known.gives_way_to(&newer), gives_way, "{newer:?}");
-        }
-    }
 }

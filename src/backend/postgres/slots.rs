@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 
 use sqlx::Row as _;
 
-use super::classify::{RETRY_AFTER_MS, Stage};
+use super::classify::Stage;
 use super::connections::{Connections, Loan};
 use super::shard::Shard;
-use super::{Limits, NOBODY, Server, Shared, sql};
+use super::{Limits, Server, Shared, sql};
+use crate::backend::remote::{NOBODY, RETRY_AFTER_MS, divide};
 use crate::model::{Code, Error, Result};
 use crate::placement::SLOTS;
 
@@ -135,7 +136,7 @@ async fn assign(shared: &Shared, keeper: &Server) -> Result<()> {
                 return Ok(());
             }
         }
-        parts = divide(shared);
+        parts = parts_of(shared);
         // Committed before anything is given, by another connection than the one that holds the lock.
         let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
         let note = sqlx::query(sql::SET_PLAN)
@@ -185,19 +186,10 @@ async fn lock(shard: &Shard) -> Result<Loan> {
     Ok(lock)
 }
 
-/// The servers' parts by their weights, in the order of their names.
-fn divide(shared: &Shared) -> Plan {
-    let order = by_name(shared);
-    let weights: u64 = order.iter().map(|server| u64::from(server.weight)).sum();
-    let (mut before, mut start) = (0_u64, 0);
-    let part = |server: &Server| {
-        before += u64::from(server.weight);
-        let end = i32::try_from(u64::from(SLOTS) * before / weights.max(1)).unwrap_or(i32::MAX);
-        let part = (server.shard.name.clone(), start, end);
-        start = end;
-        part
-    };
-    order.into_iter().map(part).collect()
+/// The servers' parts by their weights.
+fn parts_of(shared: &Shared) -> Plan {
+    let weights = shared.shards.iter().map(|server| (server.shard.name.as_str(), server.weight));
+    divide(weights).into_iter().map(|(name, first, end)| (name, i32::from(first), i32::from(end))).collect()
 }
 
 async fn own(connection: &mut Loan, name: &str, first: i32, end: i32) -> Result<(), sqlx::Error> {

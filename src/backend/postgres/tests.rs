@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backend::private_postgres::Postgres;
+use crate::backend::remote::ANSWER_GRACE;
 use crate::backend::{Action, DynBackend};
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::{Expiry, Lifetime};

@@ -1,42 +1,18 @@
 //! Writes: which road each takes, and what its statement's answer means.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
-use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::{Fault, Remedy};
 use super::connections::Loan;
-use super::lane::Answer;
-use super::sent::Sent;
 use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
-use super::{ANSWER_GRACE, Pause, Shared, rows, to_its_end};
+use super::{Shared, rows, to_its_end};
+use crate::backend::remote::lane::Answer;
+use crate::backend::remote::sent::Sent;
+use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order};
 use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, late};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result, Version};
-
-/// A lock for each key that is being changed.
-#[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<RowKey, Weak<tokio::sync::Mutex<()>>>>);
-
-/// Keys beyond which those that nobody waits for are forgotten.
-const TURNS_SWEPT_AT: usize = 4096;
-
-impl Turns {
-    fn of(&self, at: &RowKey) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(at).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_SWEPT_AT {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::default();
-        turns.insert(at.clone(), Arc::downgrade(&turn));
-        turn
-    }
-}
 
 impl Shared {
     /// Writes each by itself; those of one key one after another.
@@ -45,26 +21,7 @@ impl Shared {
         writes: Vec<Write>,
         deadline: Instant,
     ) -> Vec<Result<Written>> {
-        if let [write] = &writes[..] {
-            return vec![self.one(write.clone(), deadline).await];
-        }
-        let mut of_key: HashMap<RowKey, Vec<usize>> = HashMap::new();
-        for (at, write) in writes.iter().enumerate() {
-            of_key.entry(write.at.clone()).or_default().push(at);
-        }
-        let chains = of_key.into_values().map(|chain| {
-            let writes = &writes;
-            async move {
-                let mut done = Vec::with_capacity(chain.len());
-                for at in chain {
-                    done.push((at, self.one(writes[at].clone(), deadline).await));
-                }
-                done
-            }
-        });
-        let mut done: Vec<_> = join_all(chains).await.into_iter().flatten().collect();
-        done.sort_by_key(|(at, _)| *at);
-        done.into_iter().map(|(_, written)| written).collect()
+        each_key_in_order(&writes, |write| self.one(write, deadline)).await
     }
 
     async fn one(self: &Arc<Self>, write: Write, deadline: Instant) -> Result<Written> {

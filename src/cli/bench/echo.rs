@@ -14,7 +14,6 @@ use crate::cli::Session;
 use crate::cli::output::{Ended, Fault};
 use crate::cli::settings;
 use crate::client::Client;
-use crate::model::clock::wall_ms;
 
 /// What the responder prints once it answers.
 const READY: &str = "ready";
@@ -59,15 +58,11 @@ impl Echo {
         }
     }
 
-    /// One message there and back, with the headers that a request has.
-    pub(super) async fn send(&self) -> Result<u64, String> {
-        let mut headers = HeaderMap::new();
-        headers.insert("Ds-Timeout-Ms", self.timeout.as_millis().to_string());
-        headers.insert("Ds-Sent-At-Ms", wall_ms().to_string());
-        let sent =
-            self.client.exchange(self.subject.clone(), headers, self.payload.clone(), self.timeout).await;
-        match sent {
-            Ok(_) => Ok(1),
+    /// One message there and back, without headers, as gets are sent.
+    pub(super) async fn send(&self) -> Result<(), String> {
+        let (subject, payload) = (self.subject.clone(), self.payload.clone());
+        match self.client.exchange(subject, HeaderMap::new(), payload, self.timeout).await {
+            Ok(_) => Ok(()),
             Err(unanswered) => Err(unanswered.into_error(&self.subject).code.word().to_owned()),
         }
     }

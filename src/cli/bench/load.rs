@@ -7,12 +7,35 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cli::args::Bench;
+use crate::model::reply::Source;
 
 /// Latencies are kept from a microsecond to this, in microseconds; longer ones count as this.
 const LATENCY_US_MAX: u64 = 120_000_000;
 /// Digits of a latency that are kept.
 const LATENCY_DIGITS: u8 = 3;
+
+/// Kinds of [`Source`].
+const SOURCES: usize = Source::Pending as usize + 1;
+
+/// What one request came to that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// What it was.
+    kind: &'static str,
+    /// Operations or records in it.
+    items: u64,
+    /// Where its records came from, as far as it looked.
+    sources: [u32; SOURCES],
+}
+
+/// How many callers, and when they send.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) concurrency: u32,
+    /// Requests per second, all callers together; `None` = the next when the last is answered.
+    pub(super) rate: Option<u32>,
+    pub(super) duration: Duration,
+}
 
 /// What the callers of one round measured.
 pub(super) struct Measured {
@@ -20,25 +43,54 @@ pub(super) struct Measured {
     pub(super) latency_us: Histogram<u64>,
     /// Operations or records in them.
     pub(super) items: u64,
+    /// How many of them were what.
+    pub(super) kinds: BTreeMap<&'static str, u64>,
+    /// Records by where they came from.
+    sources: [u64; SOURCES],
     /// How many failed, by code.
     pub(super) errors: BTreeMap<String, u64>,
     /// From the first start to the last answer.
     pub(super) elapsed: Duration,
 }
 
+// === impl Sent ===
+
+impl Sent {
+    pub(super) fn items(kind: &'static str, items: u64) -> Self {
+        Self { kind, items, sources: [0; SOURCES] }
+    }
+
+    /// With one more record from there.
+    pub(super) fn from(mut self, source: Source) -> Self {
+        self.sources[source as usize] += 1;
+        self
+    }
+}
+
+// === impl Measured ===
+
 impl Measured {
     fn new() -> Self {
         let latency_us =
             Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).expect("the bounds are in order");
-        Self { latency_us, items: 0, errors: BTreeMap::new(), elapsed: Duration::ZERO }
+        Self {
+            latency_us,
+            items: 0,
+            kinds: BTreeMap::new(),
+            sources: [0; SOURCES],
+            errors: BTreeMap::new(),
+            elapsed: Duration::ZERO,
+        }
     }
 
-    fn note(&mut self, latency: Duration, came_to: Result<u64, String>) {
+    fn note(&mut self, latency: Duration, came_to: Result<Sent, String>) {
         match came_to {
-            Ok(items) => {
+            Ok(sent) => {
                 let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
                 self.latency_us.saturating_record(us.clamp(1, LATENCY_US_MAX));
-                self.items += items;
+                self.items += sent.items;
+                *self.kinds.entry(sent.kind).or_default() += 1;
+                self.sources.iter_mut().zip(sent.sources).for_each(|(all, sent)| *all += u64::from(sent));
             }
             Err(code) => *self.errors.entry(code).or_default() += 1,
         }
@@ -48,6 +100,10 @@ impl Measured {
     pub(super) fn merge(&mut self, other: &Self) {
         self.latency_us.add(&other.latency_us).expect("both have the same bounds");
         self.items += other.items;
+        for (kind, count) in &other.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
+        self.sources.iter_mut().zip(other.sources).for_each(|(all, other)| *all += other);
         for (code, count) in &other.errors {
             *self.errors.entry(code.clone()).or_default() += count;
         }
@@ -56,6 +112,24 @@ impl Measured {
     /// Requests that succeeded, in a second.
     pub(super) fn throughput(&self) -> f64 {
         self.latency_us.len() as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Items in a second.
+    pub(super) fn item_rate(&self) -> f64 {
+        self.items as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    pub(super) fn p50_us(&self) -> f64 {
+        self.latency_us.value_at_percentile(50.0) as f64
+    }
+
+    /// Where records came from, by name, and how many; sources of none are left out.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let named = |(number, count): (usize, &u64)| {
+            let source = Source::from_number(i32::try_from(number).ok()?)?;
+            (*count > 0).then_some((source.word(), *count))
+        };
+        self.sources.iter().enumerate().filter_map(named)
     }
 
     /// All rounds as one.
@@ -68,21 +142,18 @@ impl Measured {
     }
 }
 
-/// Runs the callers. `send` is one request: how many items it carried, or its error's code.
-pub(super) async fn run<F>(
-    bench: &Bench,
-    duration: Duration,
-    send: impl Fn() -> F + Clone + Send + 'static,
-) -> Measured
+/// Runs the callers. `send` is one request: what it came to, or its error's code.
+pub(super) async fn run<F>(load: Load, send: impl Fn() -> F + Clone + Send + 'static) -> Measured
 where
-    F: Future<Output = Result<u64, String>> + Send,
+    F: Future<Output = Result<Sent, String>> + Send,
 {
+    let Load { concurrency, rate, duration } = load;
     let started = Instant::now();
     let end = started + duration;
     let mut callers = JoinSet::new();
-    for caller in 0..bench.concurrency {
+    for caller in 0..concurrency {
         let send = send.clone();
-        let pace = bench.rate.map(|rate| Pace::new(rate, bench.concurrency, caller));
+        let pace = rate.map(|rate| Pace::new(rate, concurrency, caller));
         callers.spawn(async move {
             let mut measured = Measured::new();
             for turn in 0_u64.. {

@@ -1,81 +1,120 @@
-//! What a service would write by hand: one prepared statement for each request over a pool, into a table of its own on the same
-//! server. It is called in this process, without NATS between.
+//! What a workload is measured beside, in turns with it: the transport's own limit, or what somebody would do who has none of us.
+//!
+//! A peer knows some operations and refuses a workload that has others. It draws from a mix of its own, works on a place of its
+//! own that it makes and fills before, and takes it away at the end.
 
-use std::time::Duration;
+mod kv;
+mod postgres;
+mod redis;
 
-use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use std::sync::Arc;
 
-use super::workload::Target;
-use crate::cli::args::Workload;
+use super::echo::Echo;
+use super::load::Sent;
+use super::mix::{Mix, Shares, Step};
+use super::records::Records;
+use crate::cli::Session;
+use crate::cli::args::Bench;
 use crate::cli::output::Fault;
-use crate::codec::json::value_to_string;
-use crate::model::Code;
+use crate::client::Client;
 
-/// Connections of its pool.
-const POOL: u32 = 16;
-/// Rows of one statement that fills the table before gets.
-const FILL_ROWS: usize = 1000;
-
-const TABLE: &str = "CREATE TABLE IF NOT EXISTS datastore_bench_peer \
-    (ns text NOT NULL, key text NOT NULL, value bytea NOT NULL, PRIMARY KEY (ns, key))";
-const FILL: &str = "INSERT INTO datastore_bench_peer SELECT 'bench', * FROM unnest($1::text[], $2::bytea[]) \
-    ON CONFLICT (ns, key) DO UPDATE SET value = EXCLUDED.value";
-const PUT: &str = "INSERT INTO datastore_bench_peer (ns, key, value) VALUES ('bench', $1, $2) \
-    ON CONFLICT (ns, key) DO UPDATE SET value = EXCLUDED.value";
-const GET: &str = "SELECT value FROM datastore_bench_peer WHERE ns = 'bench' AND key = $1";
-const DROP: &str = "DROP TABLE datastore_bench_peer";
-
-/// The peer, with the records of a target.
-pub(super) struct Peer {
-    pool: PgPool,
-    records: Vec<(String, Vec<u8>)>,
-    workload: Workload,
+/// One of them, ready.
+pub(super) enum Peer {
+    /// One message there and back.
+    Echo(Echo),
+    /// A JetStream key-value bucket.
+    Kv(Mix, kv::Kv),
+    /// Redis, and an echo.
+    Redis(Mix, redis::Redis, Echo),
+    /// Statements on PostgreSQL.
+    Postgres(Mix, postgres::Postgres),
 }
 
 impl Peer {
-    /// Connects, makes its table and fills it.
-    pub(super) async fn start(url: &str, target: &Target, timeout: Duration) -> Result<Self, Fault> {
-        if !matches!(target.workload, Workload::Get | Workload::Put) {
-            return Err(Fault::input("the peer on PostgreSQL knows the workloads get and put"));
+    /// The one that the command line names.
+    pub(super) async fn start(
+        session: &Session,
+        client: &Client,
+        bench: &Bench,
+        records: &Arc<Records>,
+    ) -> Result<Option<Self>, Fault> {
+        let timeout = session.connection.timeout;
+        let shares = Shares::of(bench.workload);
+        let mix = Mix::new(bench, records.count());
+        let alone = |what: &str, knows: &str, can: bool| match can {
+            true => Ok(()),
+            false => Err(Fault::input(format!(
+                "the peer {what} knows {knows}, which this workload is not made of"
+            ))),
+        };
+        if bench.echo {
+            return Ok(Some(Self::Echo(Echo::start(session, client, bench.value_bytes as usize).await?)));
         }
-        let pool = PgPoolOptions::new().max_connections(POOL).acquire_timeout(timeout).connect(url).await;
-        let pool = pool.map_err(|error| told(&error))?;
-        let document = |value| value_to_string(value, false).into_bytes();
-        let records = target.records.iter().map(|(key, value)| (key.clone(), document(value))).collect();
-        let peer = Self { pool, records, workload: target.workload };
-        sqlx::query(TABLE).execute(&peer.pool).await.map_err(|error| told(&error))?;
-        // For puts too: replacing a row costs something else than a first write, here as in our table.
-        for part in peer.records.chunks(FILL_ROWS) {
-            let keys: Vec<&str> = part.iter().map(|(key, _)| key.as_str()).collect();
-            let values: Vec<&[u8]> = part.iter().map(|(_, value)| value.as_slice()).collect();
-            let fill = sqlx::query(FILL).bind(keys).bind(values).execute(&peer.pool);
-            fill.await.map_err(|error| told(&error))?;
+        if bench.peer_kv {
+            alone("JetStream KV", "gets and puts", shares.scans == 0 && !shares.modify())?;
+            return Ok(Some(Self::Kv(mix, kv::Kv::start(client, records.clone(), timeout).await?)));
         }
-        Ok(peer)
+        if let Some(url) = &bench.peer_redis {
+            alone("Redis", "gets", shares.reads == 100)?;
+            let echo = Echo::start(session, client, bench.value_bytes as usize).await?;
+            return Ok(Some(Self::Redis(mix, redis::Redis::start(url, records, timeout).await?, echo)));
+        }
+        if let Some(url) = &bench.peer_postgres {
+            return Ok(Some(Self::Postgres(
+                mix,
+                postgres::Postgres::start(url, records.clone(), timeout).await?,
+            )));
+        }
+        Ok(None)
     }
 
-    /// One request of the workload, on a record by its place.
-    pub(super) async fn send(&self, at: usize) -> Result<u64, String> {
-        let (key, value) = &self.records[at];
-        let failed = |error: sqlx::Error| error.to_string();
-        if self.workload == Workload::Put {
-            sqlx::query(PUT).bind(key).bind(value).execute(&self.pool).await.map_err(failed)?;
-            return Ok(1);
-        }
-        let found = sqlx::query_scalar::<_, Vec<u8>>(GET).bind(key).fetch_optional(&self.pool);
-        match found.await.map_err(failed)? {
-            Some(_) => Ok(1),
-            None => Err(Code::NotFound.word().to_owned()),
+    /// Its key in a report, and its name.
+    pub(super) fn name(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Echo(_) => ("echo", "echo"),
+            Self::Kv(..) => ("peer", "JetStream KV"),
+            Self::Redis(..) => ("peer", "Redis GET and an echo"),
+            Self::Postgres(..) => ("peer", "hand-written PostgreSQL"),
         }
     }
 
-    /// Takes its table away.
+    /// One request of the workload; its error in a word.
+    pub(super) async fn send(&self) -> Result<Sent, String> {
+        match self {
+            Self::Echo(echo) => echo.send().await.map(|()| Sent::items("echo", 1)),
+            Self::Kv(mix, kv) => {
+                let step = mix.next();
+                ended(mix, step, kv.send(step).await)
+            }
+            Self::Redis(mix, redis, echo) => {
+                let step = mix.next();
+                echo.send().await?;
+                ended(mix, step, redis.send(step).await)
+            }
+            Self::Postgres(mix, postgres) => {
+                let step = mix.next();
+                ended(mix, step, postgres.send(step).await)
+            }
+        }
+    }
+
+    /// Takes away what it made.
     pub(super) async fn end(&self) -> Result<(), Fault> {
-        sqlx::query(DROP).execute(&self.pool).await.map(drop).map_err(|error| told(&error))
+        match self {
+            Self::Echo(_) => Ok(()),
+            Self::Kv(_, kv) => kv.end().await,
+            Self::Redis(_, redis, _) => redis.end().await,
+            Self::Postgres(_, postgres) => postgres.end().await,
+        }
     }
 }
 
-fn told(error: &sqlx::Error) -> Fault {
-    Fault::input(format!("the peer on PostgreSQL: {error}"))
+fn ended(mix: &Mix, step: Step, items: Result<u64, String>) -> Result<Sent, String> {
+    mix.ended(step, items.is_ok());
+    items.map(|items| Sent::items(step.name(), items))
+}
+
+/// An operation that a peer was started without.
+fn unknown(step: Step) -> String {
+    format!("unknown operation {}", step.name())
 }

@@ -1,5 +1,8 @@
 //! What a bench has to say.
 
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
 use serde_json::{Value as Json, json};
 
 use super::load::Measured;
@@ -11,32 +14,54 @@ const PERCENTILES: [(&str, f64); 4] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.
 /// The measured rounds.
 pub(super) struct Report {
     workload: Measured,
-    rival: Option<Compared>,
+    peer: Option<Compared>,
 }
 
 struct Compared {
+    /// Its key in JSON, and its name.
+    key: &'static str,
     name: &'static str,
     measured: Measured,
-    /// Of the medians over the rounds: workload / rival.
+    /// Of each round: workload / peer.
+    rounds: Vec<f64>,
+    /// Of the medians over the rounds: workload / peer.
     throughput_ratio: f64,
+    item_ratio: f64,
     p50_ratio: f64,
+    /// Of the medians over the rounds: workload - peer.
+    p50_more_us: f64,
 }
 
 impl Report {
     pub(super) fn alone(workload: Measured) -> Self {
-        Self { workload, rival: None }
+        Self { workload, peer: None }
     }
 
-    pub(super) fn against(name: &'static str, rounds: Vec<(Measured, Measured)>) -> Self {
-        let (workload, rival): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
-        let ratio = |of: fn(&Measured) -> f64| {
-            median(workload.iter().map(of).collect())
-                / median(rival.iter().map(of).collect()).max(f64::MIN_POSITIVE)
+    pub(super) fn against(
+        (key, name): (&'static str, &'static str),
+        rounds: Vec<(Measured, Measured)>,
+    ) -> Self {
+        let (workload, peer): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+        let medians = |of: fn(&Measured) -> f64| {
+            (median(workload.iter().map(of).collect()), median(peer.iter().map(of).collect()))
         };
-        let throughput_ratio = ratio(Measured::throughput);
-        let p50_ratio = ratio(|round| round.latency_us.value_at_percentile(50.0) as f64);
-        let compared = Compared { name, measured: Measured::sum(&rival), throughput_ratio, p50_ratio };
-        Self { workload: Measured::sum(&workload), rival: Some(compared) }
+        let ratio = |(workload, peer): (f64, f64)| workload / peer.max(f64::MIN_POSITIVE);
+        let p50 = medians(Measured::p50_us);
+        let compared = Compared {
+            key,
+            name,
+            measured: Measured::sum(&peer),
+            rounds: workload
+                .iter()
+                .zip(&peer)
+                .map(|(workload, peer)| ratio((workload.item_rate(), peer.item_rate())))
+                .collect(),
+            throughput_ratio: ratio(medians(Measured::throughput)),
+            item_ratio: ratio(medians(Measured::item_rate)),
+            p50_ratio: ratio(p50),
+            p50_more_us: p50.0 - p50.1,
+        };
+        Self { workload: Measured::sum(&workload), peer: Some(compared) }
     }
 
     pub(super) fn nothing_succeeded(&self) -> bool {
@@ -52,12 +77,20 @@ impl Report {
             .map_or_else(|| format!("{} bytes a value", bench.value_bytes), str::to_owned);
         let mut lines = vec![format!("{name}: concurrency {}, {data}{rate}", bench.concurrency)];
         lines.extend(measured_lines(&self.workload));
-        if let Some(compared) = &self.rival {
+        if let Some(compared) = &self.peer {
             lines.push(format!("{}:", compared.name));
             lines.extend(measured_lines(&compared.measured));
+            let records = match compared.item_ratio {
+                ratio if ratio == compared.throughput_ratio => String::new(),
+                ratio => format!(", records {ratio:.2}"),
+            };
             lines.push(format!(
-                "{name} / {}, medians of rounds: throughput {:.2}, p50 {:.2}",
-                compared.name, compared.throughput_ratio, compared.p50_ratio
+                "{name} / {}, medians of {} rounds: throughput {:.2}{records}, p50 {:.2} ({:+.0} us)",
+                compared.name,
+                compared.rounds.len(),
+                compared.throughput_ratio,
+                compared.p50_ratio,
+                compared.p50_more_us
             ));
         }
         lines
@@ -68,34 +101,35 @@ impl Report {
             "workload": name(bench.workload),
             "namespace": bench.namespace,
             "concurrency": bench.concurrency,
+            "peer_concurrency": bench.peer_concurrency,
             "rate": bench.rate,
             "value_bytes": bench.data.is_none().then_some(bench.value_bytes),
             "data": bench.data,
             "result": measured_json(&self.workload),
         });
-        if let Some(compared) = &self.rival {
-            report[compared.name] = measured_json(&compared.measured);
+        if let Some(compared) = &self.peer {
+            report[compared.key] = measured_json(&compared.measured);
+            report["beside"] = json!(compared.name);
             report["throughput_ratio"] = json!(compared.throughput_ratio);
+            report["item_ratio"] = json!(compared.item_ratio);
+            report["item_ratio_of_rounds"] = json!(compared.rounds);
             report["p50_ratio"] = json!(compared.p50_ratio);
+            report["p50_more_us"] = json!(compared.p50_more_us);
         }
         report
     }
 }
 
-fn name(workload: Workload) -> &'static str {
-    match workload {
-        Workload::Get => "get",
-        Workload::Put => "put",
-        Workload::Batch => "batch",
-        Workload::Scan => "scan",
-    }
+/// As it is written on the command line.
+fn name(workload: Workload) -> String {
+    workload.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn measured_lines(measured: &Measured) -> Vec<String> {
     let requests = measured.latency_us.len();
     let items = match measured.items {
         items if items == requests => String::new(),
-        items => format!(", {:.0} records/s", items as f64 / measured.elapsed.as_secs_f64()),
+        _ => format!(", {:.0} records/s", measured.item_rate()),
     };
     let mut latency = String::from("  latency us:");
     for (name, percentile) in PERCENTILES {
@@ -105,14 +139,26 @@ fn measured_lines(measured: &Measured) -> Vec<String> {
     let errors: Vec<String> = measured.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
     let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
     let elapsed = measured.elapsed.as_secs_f64();
-    vec![
+    let mut lines = vec![
         format!(
             "  throughput: {:.0} requests/s{items} ({requests} in {elapsed:.1} s)",
             measured.throughput()
         ),
         latency,
         format!("  errors: {errors}"),
-    ]
+    ];
+    let counts = |counts: Vec<(&str, u64)>| {
+        counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+    };
+    if measured.kinds.len() > 1 {
+        let kinds = measured.kinds.iter().map(|(kind, count)| (*kind, *count)).collect();
+        lines.push(format!("  requests: {}", counts(kinds)));
+    }
+    let sources: Vec<_> = measured.sources().collect();
+    if !sources.is_empty() {
+        lines.push(format!("  records read from: {}", counts(sources)));
+    }
+    lines
 }
 
 fn measured_json(measured: &Measured) -> Json {
@@ -126,6 +172,9 @@ fn measured_json(measured: &Measured) -> Json {
         "items": measured.items,
         "elapsed_ms": u64::try_from(measured.elapsed.as_millis()).unwrap_or(u64::MAX),
         "throughput": measured.throughput(),
+        "item_rate": measured.item_rate(),
+        "kinds": measured.kinds,
+        "sources": measured.sources().collect::<BTreeMap<_, _>>(),
         "latency_us": latency,
         "errors": measured.errors,
     })

@@ -1,17 +1,26 @@
-//! What is sent to the workers: the records of a bench, and requests on them.
+//! What is sent to the workers: the requests of a workload, and what each came to.
+//!
+//! Gets go as bare messages and their documents are not decoded, alone or in batches: this is the load of the workers, not of a
+//! client. What writes goes through the client, with its op ids, and is sent once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use bytes::Bytes;
 
-use crate::cli::args::{Bench, Workload};
+use super::load::Sent;
+use super::mix::{Mix, Shares, Step};
+use super::records::Records;
+use crate::cli::args::{Bench, Level, Workload};
 use crate::cli::output::Fault;
-use crate::cli::record_file::Lines;
-use crate::client::{Client, NamespaceClient, RequestOptions};
+use crate::client::{Client, NamespaceClient, RequestOptions, Unanswered};
 use crate::codec::message;
 use crate::model::reply::{BatchResult, Reply};
-use crate::model::request::{BatchRequest, GetRequest, PutRequest, Request, ScanRequest};
-use crate::model::{Code, Error, Value};
+use crate::model::request::{
+    BatchRequest, GetRequest, PreconditionRequest, PutRequest, Request, ScanRequest,
+};
+use crate::model::{Code, Error, Record, Version};
 
 /// Bytes of documents in one request that seeds.
 const SEED_BYTES_MAX: usize = 256 * 1024;
@@ -19,43 +28,49 @@ const SEED_BYTES_MAX: usize = 256 * 1024;
 const SEED_OPS_MAX: usize = 100;
 /// Requests that seed at a time.
 const SEEDS_IN_FLIGHT: usize = 8;
+/// Times that a read-modify-write is tried before somebody else's writes win.
+const MODIFY_TRIES_MAX: u32 = 16;
 
 /// The records, and how they are asked for.
 pub(super) struct Target {
     client: Client,
     timeout: Duration,
     namespace: NamespaceClient,
-    pub(super) records: Vec<(String, Value)>,
-    pub(super) workload: Workload,
+    records: Arc<Records>,
+    mix: Mix,
+    workload: Workload,
     batch_size: u32,
-    zipf: Option<Zipf>,
+    /// A get of no key, at the level asked for.
+    get: GetRequest,
 }
 
 impl Target {
-    /// Makes or reads the records, and stores them where the workload reads.
+    /// Stores the records where the workload reads.
     pub(super) async fn prepare(
         client: &Client,
         namespace: NamespaceClient,
         bench: &Bench,
+        records: Arc<Records>,
         timeout: Duration,
     ) -> Result<Self, Fault> {
-        let records = match &bench.data {
-            Some(file) => read(file, bench.keys as usize)?,
-            None => made_up(bench.keys, bench.value_bytes as usize),
+        let get = GetRequest {
+            consistency: Level::request(bench.consistency),
+            max_staleness_ms: bench.max_staleness.unwrap_or(0),
+            ..GetRequest::default()
         };
-        let zipf = bench.zipf.map(|exponent| Zipf::new(records.len(), exponent));
         let mut target = Self {
             client: client.clone(),
             timeout,
             namespace,
+            mix: Mix::new(bench, records.count()),
             records,
             workload: bench.workload,
             batch_size: bench.batch_size,
-            zipf,
+            get,
         };
-        let reads = matches!(bench.workload, Workload::Get | Workload::Scan);
-        // The peer's table is filled too: replacing a record costs both of them something else than a first write.
-        if !bench.no_load && (reads || bench.peer_postgres.is_some()) {
+        let reads = Shares::of(bench.workload).read_something();
+        // A peer's table is filled too: replacing a record costs both of them something else than a first write.
+        if !bench.no_load && (reads || bench.peer_postgres.is_some() || bench.peer_kv) {
             target.seed(client.max_payload() / 4).await?;
         }
         target.namespace = target.namespace.with_options(RequestOptions::once(timeout));
@@ -66,12 +81,12 @@ impl Target {
         let mut in_flight = tokio::task::JoinSet::new();
         let mut ops = Vec::new();
         let mut bytes = 0;
-        for at in 0..self.records.len() {
+        for at in 0..self.records.count() {
             let put = self.put(at);
             bytes += message::encode_request(&put).len();
             ops.push(put);
             let full = ops.len() >= SEED_OPS_MAX || bytes >= SEED_BYTES_MAX.min(bytes_max);
-            if !full && at + 1 < self.records.len() {
+            if !full && at + 1 < self.records.count() {
                 continue;
             }
             if in_flight.len() >= SEEDS_IN_FLIGHT {
@@ -88,50 +103,121 @@ impl Target {
         Ok(())
     }
 
-    /// One request of the workload.
-    pub(super) async fn send(&self) -> Result<u64, String> {
-        let request = match self.workload {
-            Workload::Get => return self.get(self.records[self.pick()].0.clone()).await,
-            Workload::Put => self.put(self.pick()),
-            Workload::Batch => {
-                let ops = (0..self.batch_size).map(|_| self.put(self.pick())).collect();
-                Request::Batch(BatchRequest { ops, atomic: false })
-            }
-            Workload::Scan => {
-                let start = self.records[self.pick()].0.clone();
-                Request::Scan(ScanRequest { start, limit: self.batch_size, ..ScanRequest::default() })
+    /// One request of the workload; its error by its code.
+    pub(super) async fn send(&self) -> Result<Sent, String> {
+        let sent = match self.workload {
+            Workload::Batch => self.write_batch().await,
+            Workload::BatchGet => self.read_batch().await,
+            _ => {
+                let step = self.mix.next();
+                let sent = self.step(step).await;
+                self.mix.ended(step, sent.is_ok());
+                sent
             }
         };
-        succeeded(self.namespace.request(request).await).map_err(|error| error.code.word().to_owned())
+        sent.map_err(|error| error.code.word().to_owned())
     }
 
-    /// A get as the echo beside it is sent: a bare message. Whether the record came is looked at, its document
-    /// is not decoded: this is the load of the worker, not of the client.
-    async fn get(&self, key: String) -> Result<u64, String> {
-        let request = Request::Get(GetRequest { key, ..GetRequest::default() });
-        let subject = format!("{}.v1.{}.get", self.client.subject_prefix(), self.namespace.name());
+    async fn step(&self, step: Step) -> Result<Sent, Error> {
+        let name = step.name();
+        match step {
+            Step::Read(at) => self.read(name, at).await,
+            Step::Update(at) | Step::Insert(at) => self.request(name, self.put(at)).await,
+            Step::Scan { from, records } => {
+                let (start, consistency) = (self.records.key(from), self.get.consistency);
+                let scan = ScanRequest { start, limit: records, consistency, ..ScanRequest::default() };
+                self.request(name, Request::Scan(scan)).await
+            }
+            Step::ReadModifyWrite(at) => self.modify(name, at).await,
+        }
+    }
+
+    async fn request(&self, name: &'static str, request: Request) -> Result<Sent, Error> {
+        succeeded(self.namespace.request(request).await).map(|items| Sent::items(name, items))
+    }
+
+    async fn read(&self, name: &'static str, at: usize) -> Result<Sent, Error> {
+        let reply = self.bare(Request::Get(self.get(at))).await?;
+        let source = message::glance_get(&reply)?.ok_or_else(gone)?;
+        Ok(Sent::items(name, 1).from(source))
+    }
+
+    async fn read_batch(&self) -> Result<Sent, Error> {
+        let ops = (0..self.batch_size).map(|_| Request::Get(self.get(self.mix.pick()))).collect();
+        let reply = self.bare(Request::Batch(BatchRequest { ops, atomic: false })).await?;
+        let mut sent = Sent::items("read", u64::from(self.batch_size));
+        let mut missing = self.batch_size;
+        for source in message::glance_batch(&reply)? {
+            sent = sent.from(source?.ok_or_else(gone)?);
+            missing = missing.saturating_sub(1);
+        }
+        if missing > 0 {
+            return Err(Error::internal("a reply with fewer results than operations"));
+        }
+        Ok(sent)
+    }
+
+    async fn write_batch(&self) -> Result<Sent, Error> {
+        let ops = (0..self.batch_size).map(|_| self.put(self.mix.pick())).collect();
+        self.request("update", Request::Batch(BatchRequest { ops, atomic: false })).await
+    }
+
+    /// Reads a record and puts it back if nobody wrote it meanwhile; else once more, from what he wrote on.
+    async fn modify(&self, name: &'static str, at: usize) -> Result<Sent, Error> {
+        let mut newest = None;
+        for _ in 0..MODIFY_TRIES_MAX {
+            let Record { value, version, .. } = self.read_whole(at, newest).await?;
+            let put = PutRequest {
+                key: self.records.key(at),
+                value: value.map(Ok),
+                precondition: Some(PreconditionRequest {
+                    version: Some(version.to_string()),
+                    ..PreconditionRequest::default()
+                }),
+                ..PutRequest::default()
+            };
+            match succeeded(self.namespace.request(Request::Put(put)).await) {
+                Ok(_) => return Ok(Sent::items(name, 1)),
+                Err(error) if error.code == Code::Conflict => newest = error.version,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::conflict("others were quicker each time", newest))
+    }
+
+    async fn read_whole(&self, at: usize, min_version: Option<Version>) -> Result<Record, Error> {
+        let min_version = min_version.map(|version| version.to_string()).unwrap_or_default();
+        let get = GetRequest { min_version, ..self.get(at) };
+        match self.namespace.request(Request::Get(get)).await? {
+            Reply::Get(reply) => match reply.error {
+                Some(error) => Err(error),
+                None => reply.record.ok_or_else(gone),
+            },
+            _ => Err(Error::internal("the reply is not one to get")),
+        }
+    }
+
+    /// Sends a message as the peers on NATS send theirs: without headers, and once.
+    async fn bare(&self, request: Request) -> Result<Bytes, Error> {
+        let op = request.op_name();
+        let subject = format!("{}.v1.{}.{op}", self.client.subject_prefix(), self.namespace.name());
         let payload = message::encode_request(&request).into();
         let reply = self.client.exchange(subject, HeaderMap::new(), payload, self.timeout).await;
-        let reply = reply.map_err(|unanswered| unanswered.into_error("get").code.word().to_owned())?;
-        match message::decode_found(&reply.payload) {
-            Ok(true) => Ok(1),
-            Ok(false) => Err(Code::NotFound.word().to_owned()),
-            Err(error) => Err(error.code.word().to_owned()),
-        }
+        reply.map(|reply| reply.payload).map_err(|unanswered: Unanswered| unanswered.into_error(op))
+    }
+
+    fn get(&self, at: usize) -> GetRequest {
+        GetRequest { key: self.records.key(at), ..self.get.clone() }
     }
 
     fn put(&self, at: usize) -> Request {
-        let (key, value) = &self.records[at];
-        Request::Put(PutRequest { key: key.clone(), value: Some(Ok(value.clone())), ..PutRequest::default() })
+        let value = Some(Ok(self.records.value(at).clone()));
+        Request::Put(PutRequest { key: self.records.key(at), value, ..PutRequest::default() })
     }
+}
 
-    /// The place of a record, by the distribution asked for.
-    pub(super) fn pick(&self) -> usize {
-        match &self.zipf {
-            None => fastrand::usize(..self.records.len()),
-            Some(zipf) => zipf.pick(fastrand::f64()),
-        }
-    }
+fn gone() -> Error {
+    Error::new(Code::NotFound, "a record of the bench is gone")
 }
 
 fn seeded(joined: Option<Result<Result<u64, Error>, tokio::task::JoinError>>) -> Result<(), Fault> {
@@ -142,7 +228,7 @@ fn seeded(joined: Option<Result<Result<u64, Error>, tokio::task::JoinError>>) ->
     }
 }
 
-/// How many items a reply carries, or its error: a single failed operation fails its batch, a missing record its get.
+/// How many items a reply carries, or its error: a single failed operation fails its batch.
 fn succeeded(reply: Result<Reply, Error>) -> Result<u64, Error> {
     let reply = reply?;
     if let Some(error) = reply.error() {
@@ -150,7 +236,7 @@ fn succeeded(reply: Result<Reply, Error>) -> Result<u64, Error> {
     }
     match reply {
         Reply::Get(get) if get.found => Ok(1),
-        Reply::Get(_) => Err(Error::new(Code::NotFound, "a record of the bench is gone")),
+        Reply::Get(_) => Err(gone()),
         Reply::Write(_) => Ok(1),
         Reply::Scan(scan) => Ok(scan.records.len() as u64),
         Reply::Batch(batch) => {
@@ -162,70 +248,6 @@ fn succeeded(reply: Result<Reply, Error>) -> Result<u64, Error> {
                 }
             }
             Ok(batch.results.len() as u64)
-        }
-    }
-}
-
-fn made_up(count: u32, bytes: usize) -> Vec<(String, Value)> {
-    let text = |_| char::from(fastrand::alphanumeric() as u8);
-    (0..count)
-        .map(|at| {
-            let data: String = (0..bytes).map(text).collect();
-            (format!("bench/{at:08}"), Value::Text(data))
-        })
-        .collect()
-}
-
-fn read(file: &str, count: usize) -> Result<Vec<(String, Value)>, Fault> {
-    let told = |error: String| Fault::input(format!("{file}: {error}"));
-    let mut lines = Lines::open(file).map_err(|error| told(error.to_string()))?;
-    let mut records = Vec::new();
-    while records.len() < count {
-        match lines.next_entry().map_err(told)? {
-            Some(entry) => records.push((entry.key.as_str().to_owned(), entry.value)),
-            None => break,
-        }
-    }
-    if records.is_empty() { Err(told("holds no records".to_owned())) } else { Ok(records) }
-}
-
-/// Ranks, the first ones more often: rank r as 1/r^s.
-struct Zipf {
-    /// Of each rank, the share of it and all before it.
-    shares: Vec<f64>,
-}
-
-impl Zipf {
-    fn new(count: usize, exponent: f64) -> Self {
-        let mut sum = 0.0;
-        let mut shares: Vec<f64> = (1..=count)
-            .map(|rank| {
-                sum += (rank as f64).powf(-exponent);
-                sum
-            })
-            .collect();
-        shares.iter_mut().for_each(|share| *share /= sum);
-        Self { shares }
-    }
-
-    /// The rank, from 0, at a point of [0, 1).
-    fn pick(&self, point: f64) -> usize {
-        self.shares.partition_point(|share| *share <= point).min(self.shares.len() - 1)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranks_come_as_often_as_they_should() {
-        let zipf = Zipf::new(4, 1.0);
-        // 1 + 1/2 + 1/3 + 1/4 = 25/12
-        for (point, rank) in
-            [(0.0, 0), (0.479, 0), (0.481, 1), (0.719, 1), (0.721, 2), (0.881, 3), (0.9999, 3), (1.0, 3)]
-        {
-            assert_eq!(zipf.pick(point), rank, "{point}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 
 use super::value;
 use super::write::{self as json, Object};
-use crate::model::reply::{BatchReply, BatchResult, GetReply, Reply, ScanReply, WriteReply};
+use crate::model::reply::{BatchReply, BatchResult, GetReply, Reply, ScanReply, Source, WriteReply};
 use crate::model::{Error, Record, Version};
 
 /// Bytes of a record, as it stands in replies.
@@ -24,6 +24,41 @@ pub fn result_len(result: &BatchResult, exact: bool) -> usize {
 /// Bytes of an error, as it stands in replies.
 pub fn error_len(error: &Error) -> usize {
     json::count(|out| write_error(out, error))
+}
+
+/// The reply to a get that found a record, out of the record's own text.
+pub fn encode_found(record: &[u8], source: Source, age_ms: i64, stale: bool) -> Vec<u8> {
+    let head = br#"{"found":true,"record":"#;
+    let source = source.word();
+    let tail = format!(r#","source":"{source}","age_ms":{age_ms},"stale":{stale},"pending":false}}"#);
+    [head, record, tail.as_bytes()].concat()
+}
+
+/// The reply to a batch without an error, out of results and of gets' replies that are text already.
+pub fn encode_results<'r>(
+    results: impl Iterator<Item = Result<&'r [u8], &'r BatchResult>>,
+    exact: bool,
+) -> Vec<u8> {
+    let mut out = br#"{"results":["#.to_vec();
+    for (at, result) in results.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        match result {
+            Ok(reply) => {
+                out.extend_from_slice(br#"{"get":"#);
+                out.extend_from_slice(reply);
+                out.push(b'}');
+            }
+            Err(result) => {
+                let mut text = String::new();
+                write_result(&mut text, result, exact).expect("a text takes all that is written to it");
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+    out.extend_from_slice(b"]}");
+    out
 }
 
 pub(super) fn write<W: Write>(out: &mut W, reply: &Reply, exact: bool) -> fmt::Result {

@@ -23,22 +23,73 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
     }
 }
 
-/// Writes the reply to a get that found `record`, whose document is encoded already: nothing of it is decoded
-/// on the way. `record.value` is not looked at.
-pub fn encode_hit(record: &Record, document: Bytes, source: Source, age_ms: i64) -> Vec<u8> {
-    let record = wire::Record { value: document, ..to_head(record) };
-    let source = source as i32;
-    wire::GetReply { found: true, record: Some(record), source, age_ms, ..wire::GetReply::default() }
-        .encode_to_vec()
+/// Writes a record whose document is encoded already: nothing of it is decoded on the way. `record.value` is not looked at.
+pub fn encode_record(record: &Record, document: Bytes) -> Vec<u8> {
+    wire::Record { value: document, ..to_head(record) }.encode_to_vec()
 }
 
-/// Whether the reply to a get found a record, for readers who do not look into it; an error is one.
-pub fn decode_found(payload: &Bytes) -> Result<bool> {
-    let reply: wire::GetReply = read(payload)?;
-    match reply.error {
-        None => Ok(reply.found),
-        Some(error) => Err(self::error(error)?),
+/// Reads a record that [`encode_record`] wrote.
+pub fn decode_record(bytes: &Bytes) -> Result<Record> {
+    record(read(bytes)?)
+}
+
+/// Writes the reply to a get that found a record, out of the record's message.
+pub fn encode_found(record: &[u8], source: Source, age_ms: i64, stale: bool) -> Vec<u8> {
+    /// `found` and its value; the tags of `record`, `source`, `age_ms`; `stale` and its value.
+    const FOUND: [u8; 2] = [2 << 3, 1];
+    const RECORD: u8 = 3 << 3 | 2;
+    const SOURCE: u8 = 4 << 3;
+    const AGE_MS: u8 = 5 << 3;
+    const STALE: [u8; 2] = [6 << 3, 1];
+    /// Tags, the length of the record, source, age, `stale`.
+    const AROUND: usize = 32;
+    let mut out = Vec::with_capacity(record.len() + AROUND);
+    out.extend(FOUND);
+    out.push(RECORD);
+    prost::encoding::encode_varint(record.len() as u64, &mut out);
+    out.extend_from_slice(record);
+    if source != Source::Backend {
+        out.extend([SOURCE, source as u8]);
     }
+    if age_ms != 0 {
+        out.push(AGE_MS);
+        prost::encoding::encode_varint(age_ms.cast_unsigned(), &mut out);
+    }
+    if stale {
+        out.extend(STALE);
+    }
+    out
+}
+
+/// Writes the reply to a batch without an error, out of results and of gets' replies that are encoded already.
+pub fn encode_results<'r>(
+    results: impl Iterator<Item = Result<&'r [u8], &'r BatchResult>> + Clone,
+) -> Vec<u8> {
+    /// Tags of `BatchReply.results` and `Result.get`.
+    const RESULT: u8 = 2 << 3 | 2;
+    const GET: u8 = 1 << 3 | 2;
+    let needed = |result: Result<&[u8], &BatchResult>| match result {
+        Ok(reply) => value::slice_len(value::slice_len(reply.len())),
+        Err(result) => value::slice_len(result_len(result)),
+    };
+    let mut out = Vec::with_capacity(results.clone().map(needed).sum());
+    for result in results {
+        out.push(RESULT);
+        match result {
+            Ok(reply) => {
+                prost::encoding::encode_varint(value::slice_len(reply.len()) as u64, &mut out);
+                out.push(GET);
+                prost::encoding::encode_varint(reply.len() as u64, &mut out);
+                out.extend_from_slice(reply);
+            }
+            Err(result) => {
+                let message = to_result(result);
+                prost::encoding::encode_varint(message.encoded_len() as u64, &mut out);
+                message.encode(&mut out).expect("a vector has room");
+            }
+        }
+    }
+    out
 }
 
 /// Bytes of a record's message, without the tag and length before it. The document is not written for this.

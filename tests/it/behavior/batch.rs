@@ -6,19 +6,19 @@ use crate::support::wire;
 use serde_json::{Value, json};
 
 trials![
-    results_keep_number_and_order,
-    ops_on_one_key_take_effect_in_their_order,
-    what_parses_but_is_not_allowed_fails_alone,
+    results_keep_number_and_order[Conditional],
+    ops_on_one_key_take_effect_in_their_order[Conditional],
+    what_parses_but_is_not_allowed_fails_alone[Conditional],
     what_cannot_be_parsed_fails_the_whole,
     an_op_of_no_kind_or_two,
     at_most_a_thousand_ops,
-    op_ids_work_in_batches,
+    op_ids_work_in_batches[Conditional],
     a_get_that_no_longer_fits,
-    a_record_that_no_longer_fits,
-    atomic_is_all,
-    atomic_is_nothing,
+    a_record_that_no_longer_fits[Conditional],
+    atomic_is_all[Atomic],
+    atomic_is_nothing[Atomic],
     atomic_takes_writes_only,
-    atomic_keys_share_a_partition,
+    atomic_keys_share_a_partition[Atomic],
 ];
 
 /// "results keep number and order": a get is answered by `get`, a write by `write`.

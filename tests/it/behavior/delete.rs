@@ -9,8 +9,8 @@ trials![
     a_delete_removes,
     a_delete_of_a_missing_key_is_applied,
     a_delete_twice,
-    a_delete_under_a_precondition,
-    a_deleted_key_can_be_written_again,
+    a_delete_under_a_precondition[Conditional],
+    a_deleted_key_can_be_written_again[Conditional],
 ];
 
 /// WriteReply `existed(8)`: written on an applied delete.

@@ -20,7 +20,7 @@ trials![
     maps_keep_their_order,
     protobuf_that_is_refused,
     protobuf_ignores_unknown_fields,
-    the_last_member_of_a_oneof_wins,
+    the_last_member_of_a_oneof_wins[Conditional],
     unknown_enum_numbers,
 ];
 

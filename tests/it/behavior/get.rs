@@ -8,10 +8,11 @@ use serde_json::json;
 trials![
     a_missing_key_is_found_false,
     a_record_has_all_its_fields,
-    every_level_is_served_from_the_backend,
+    every_level_says_where_its_answer_came_from,
+    a_level_that_is_not_kept_is_unsupported,
     max_staleness_needs_bounded,
     min_version_that_is_reached,
-    min_version_that_nothing_reaches_is_behind,
+    min_version_that_nothing_reaches_is_behind[Strong],
     a_missing_key_under_min_version_is_behind,
     a_delete_counts_for_min_version,
     a_malformed_min_version,
@@ -45,16 +46,32 @@ async fn a_record_has_all_its_fields(c: Caller) {
 }
 
 /// "A request may ask a stronger or weaker level than its namespace's"; "`source` says where the returned bytes came from".
-async fn every_level_is_served_from_the_backend(c: Caller) {
+async fn every_level_says_where_its_answer_came_from(c: Caller) {
     c.put("a", json!(1)).await;
-    for level in ["default", "strong", "bounded", "eventual"] {
+    for level in c.levels.iter().copied() {
         let reply = c.call("get", json!({"key": "a", "consistency": level})).await;
         assert_eq!(reply.record()["value"], 1, "{level}");
-        assert_eq!(reply.body["source"], "backend", "{level}");
+        let source = reply.body["source"].as_str().unwrap();
+        let strong = level == "strong" || level == "default" && c.levels.contains(&"strong");
+        assert!(source == "backend" || !strong && source == "memory", "{level}: {source}");
         assert_eq!(reply.body["stale"], false, "{level}");
     }
     let bounded = json!({"key": "a", "consistency": "bounded", "max_staleness_ms": 1000});
     assert_eq!(c.call("get", bounded).await.record()["value"], 1);
+}
+
+/// "`strong` where backend or durability cannot keep it is `unsupported`".
+async fn a_level_that_is_not_kept_is_unsupported(c: Caller) {
+    if c.levels.contains(&"strong") {
+        return;
+    }
+    for (op, request) in
+        [("get", json!({"key": "a", "consistency": "strong"})), ("scan", json!({"consistency": "strong"}))]
+    {
+        c.call(op, request).await.error("unsupported");
+    }
+    let many = c.call("batch", json!({"ops": [{"get": {"key": "a", "consistency": "strong"}}]})).await;
+    assert_eq!(many.body["results"][0]["get"]["error"]["code"], "unsupported", "{}", many.body);
 }
 
 /// "`max_staleness_ms` without `bounded` (asked or default) is `invalid_argument`."
@@ -79,7 +96,7 @@ async fn min_version_that_is_reached(c: Caller) {
 /// "`min_version` that nothing readable reaches is `behind`, with the version found in `error.version`".
 async fn min_version_that_nothing_reaches_is_behind(c: Caller) {
     let version = c.put("a", json!(1)).await;
-    for level in ["default", "strong", "bounded", "eventual"] {
+    for level in c.levels {
         let request = json!({"key": "a", "min_version": later(&version), "consistency": level});
         let reply = c.call("get", request).await;
         assert_eq!(reply.error("behind")["version"], version);

@@ -8,16 +8,16 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 trials![
-    keys_of_1_to_1024_bytes,
+    keys_of_1_to_1024_bytes[Conditional],
     keys_with_bad_characters,
     odd_keys_are_keys,
     depth_of_64,
     op_ids_of_64_bytes,
     values_up_to_what_the_bus_carries,
     values_up_to_the_limit_of_the_namespace,
-    results_of_updates_are_limited_too,
+    results_of_updates_are_limited_too[Conditional],
     what_fits_in_protobuf_alone,
-    an_update_that_fits_in_protobuf_alone,
+    an_update_that_fits_in_protobuf_alone[Conditional],
 ];
 
 /// The server's `max_payload` - 8 KiB, at its default of 1 MiB.

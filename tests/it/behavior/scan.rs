@@ -20,7 +20,7 @@ trials![
     keys_only_leaves_values_out,
     records_are_whole,
     what_is_gone_is_not_scanned,
-    every_level_is_served,
+    every_level_is_served[Strong],
     writes_during_a_scan,
     max_bytes_bounds_a_page,
     a_page_always_fits_the_bus,
@@ -190,7 +190,7 @@ async fn what_is_gone_is_not_scanned(c: Caller) {
 /// ScanRequest `consistency(9)`.
 async fn every_level_is_served(c: Caller) {
     fill(&c, &["a"]).await;
-    for level in ["default", "strong", "bounded", "eventual"] {
+    for level in c.levels {
         assert_eq!(c.keys(json!({"consistency": level, "limit": 5})).await, ["a"], "{level}");
     }
 }

@@ -6,17 +6,17 @@ use crate::support::caller::{Caller, Reply};
 use serde_json::{Value, json};
 
 trials![
-    versions_grow_with_every_write,
+    versions_grow_with_every_write[Conditional],
     a_retry_is_a_duplicate,
-    every_write_has_its_duplicate,
-    a_duplicate_comes_before_the_precondition,
-    a_failed_precondition_leaves_no_trace,
+    every_write_has_its_duplicate[Conditional],
+    a_duplicate_comes_before_the_precondition[Conditional],
+    a_failed_precondition_leaves_no_trace[Conditional],
     an_op_id_is_scoped_to_its_key,
     the_last_four_are_kept,
     a_forgotten_one_is_indeterminate,
     a_first_attempt_that_never_arrived,
-    an_overwritten_duplicate_has_no_version,
-    a_duplicate_returns_the_present_record,
+    an_overwritten_duplicate_has_no_version[Conditional],
+    a_duplicate_returns_the_present_record[Conditional],
 ];
 
 /// Strings that are no version: "an opaque string of 32 lower-case hex digits".

@@ -28,6 +28,8 @@ pub(crate) struct Caller {
     pub(crate) prefix: String,
     pub(crate) namespace: String,
     pub(crate) client: Client,
+    /// The levels of consistency that the worker's backend keeps.
+    pub(crate) levels: &'static [&'static str],
 }
 
 /// An answer: its body in JSON form whatever its encoding, its headers, and the bytes as they came.
@@ -42,7 +44,8 @@ impl Caller {
     /// A caller of a given worker, in a namespace of its own.
     pub(crate) async fn of(nats: &Nats, worker: &Worker, encoding: Encoding) -> Caller {
         let (prefix, namespace) = (worker.prefix().to_owned(), unique("n"));
-        Caller { encoding, prefix, namespace, client: nats.client().await }
+        let levels = worker.setup().backend.levels();
+        Caller { encoding, prefix, namespace, client: nats.client().await, levels }
     }
 
     /// A caller of the run's worker for `backend`.

@@ -7,6 +7,7 @@ pub(crate) mod nats;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod redis;
+pub(crate) mod riak;
 pub(crate) mod time;
 pub(crate) mod wire;
 pub(crate) mod worker;

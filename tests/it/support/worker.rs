@@ -3,10 +3,13 @@
 use super::nats::Nats;
 use super::postgres::Postgres;
 use super::process::{Process, free_port, until};
+use super::redis::Redis;
+use super::riak::Riak;
 use super::unique;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,6 +38,47 @@ pub(crate) enum Backend {
     Memory,
     Local,
     Postgres,
+    Redis,
+    Riak,
+}
+
+/// What not every backend can promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// Reads of level `strong`.
+    Strong,
+    /// Preconditions, `update`, `touch`, `keep_ttl`, and with them that an operation id is known for sure.
+    Conditional,
+    /// Atomic batches.
+    Atomic,
+}
+
+impl Backend {
+    /// What the contract's table says of it.
+    pub(crate) fn can(self, need: Need) -> bool {
+        match self {
+            Backend::Memory | Backend::Local | Backend::Postgres => true,
+            Backend::Redis => need != Need::Strong,
+            Backend::Riak => false,
+        }
+    }
+
+    /// The levels of consistency that it keeps.
+    pub(crate) fn levels(self) -> &'static [&'static str] {
+        match self.can(Need::Strong) {
+            true => &["default", "strong", "bounded", "eventual"],
+            false => &["default", "bounded", "eventual"],
+        }
+    }
+
+    /// [`NAMESPACES`], each at a level that it keeps, and no copies where that level would be answered from them.
+    fn namespaces(self) -> String {
+        if self.can(Need::Strong) {
+            return NAMESPACES.to_owned();
+        }
+        let weaker = "backend = \"main\"\nconsistency = \"eventual\"";
+        format!("{}\n[cache]\nmemory_bytes = 0\n", NAMESPACES.replace("backend = \"main\"", weaker))
+    }
 }
 
 /// What a worker is started with; a copy starts another worker on the same folder.
@@ -52,6 +96,7 @@ pub(crate) struct Setup {
     database: Arc<OnceLock<String>>,
     replicas: Vec<String>,
     shards: Vec<(String, String)>,
+    hosts: Vec<String>,
     scratch: Arc<TempDir>,
 }
 
@@ -61,12 +106,13 @@ impl Setup {
             nats_url: nats.url(),
             prefix: unique("t"),
             backend,
-            rest: NAMESPACES.to_owned(),
+            rest: backend.namespaces(),
             nats_keys: String::new(),
             wrapper: Vec::new(),
             database: Arc::default(),
             replicas: Vec::new(),
             shards: Vec::new(),
+            hosts: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -81,7 +127,7 @@ impl Setup {
         Setup { nats_keys: keys.to_owned(), ..self }
     }
 
-    /// Gives the PostgreSQL backend another database than one on the server of this run.
+    /// Gives the PostgreSQL or Redis backend another database than one on the server of this run.
     pub(crate) fn on_database(self, url: &str) -> Setup {
         Setup { database: Arc::new(OnceLock::from(url.to_owned())), ..self }
     }
@@ -97,6 +143,11 @@ impl Setup {
         Setup { shards, ..self }
     }
 
+    /// Gives the Riak backend other nodes than those of this run.
+    pub(crate) fn on_nodes(self, hosts: &[String]) -> Setup {
+        Setup { hosts: hosts.to_vec(), ..self }
+    }
+
     /// Runs the worker under another program, which must leave it the pid it was started with.
     pub(crate) fn wrapped(self, program: &[String]) -> Setup {
         Setup { wrapper: program.to_vec(), ..self }
@@ -107,9 +158,12 @@ impl Setup {
         self.scratch.path().join("data")
     }
 
-    /// The database of the PostgreSQL backend, on the server of this run.
-    fn database(&self) -> &str {
-        self.database.get_or_init(|| Postgres::shared().database())
+    /// The database of the PostgreSQL or Redis backend, on the server of this run.
+    pub(crate) fn database(&self) -> &str {
+        self.database.get_or_init(|| match self.backend {
+            Backend::Redis => redis_database(),
+            _ => Postgres::shared().database(),
+        })
     }
 
     fn config(&self, http_port: u16) -> PathBuf {
@@ -121,11 +175,18 @@ impl Setup {
                 let shards: Vec<String> = self.shards.iter().map(shard).collect();
                 format!("kind = \"postgres\"\nshards = [{}]", shards.join(", "))
             }
+            Backend::Redis => {
+                format!("kind = \"redis\"\nurl = \"{}\"\nreplica_urls = {:?}", self.database(), self.replicas)
+            }
             Backend::Postgres => format!(
                 "kind = \"postgres\"\nurl = \"{}\"\nreplica_urls = {:?}",
                 self.database(),
                 self.replicas
             ),
+            Backend::Riak if self.hosts.is_empty() => {
+                format!("kind = \"riak\"\nhosts = {:?}", Riak::hosts_of_run())
+            }
+            Backend::Riak => format!("kind = \"riak\"\nhosts = {:?}", self.hosts),
         };
         let text = format!(
             "[nats]\nurl = \"{}\"\nsubject_prefix = \"{}\"\n{}\n\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n\n\
@@ -150,10 +211,14 @@ impl Worker {
         static MEMORY: OnceLock<Worker> = OnceLock::new();
         static LOCAL: OnceLock<Worker> = OnceLock::new();
         static POSTGRES: OnceLock<Worker> = OnceLock::new();
+        static REDIS: OnceLock<Worker> = OnceLock::new();
+        static RIAK: OnceLock<Worker> = OnceLock::new();
         let cell = match backend {
             Backend::Memory => &MEMORY,
             Backend::Local => &LOCAL,
             Backend::Postgres => &POSTGRES,
+            Backend::Redis => &REDIS,
+            Backend::Riak => &RIAK,
         };
         cell.get_or_init(|| Worker::start(Setup::new(Nats::shared(), backend)))
     }
@@ -239,6 +304,15 @@ impl Worker {
         self.process = spawn(&self.setup, self.http_port);
         self.wait_ready();
     }
+}
+
+/// A database of its own on a server that keeps what it acknowledges.
+fn redis_database() -> String {
+    static SERVER: OnceLock<Redis> = OnceLock::new();
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let durable = ["--appendonly", "yes", "--appendfsync", "always", "--databases", "1000"];
+    let server = SERVER.get_or_init(|| Redis::start(&durable));
+    format!("{}/{}", server.url(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn spawn(setup: &Setup, http_port: u16) -> Process {

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::classify::Fault;
+use super::Fault;
 use crate::model::Code;
 
 const NOTHING: u8 = 0;
@@ -14,16 +14,16 @@ const GIVEN_UP: u8 = 2;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Sent(AtomicU8);
+pub(in crate::backend) struct Sent(AtomicU8);
 
 impl Sent {
     /// A statement leaves now; `false` where nobody waits for it, and it must not.
-    pub(super) fn begin(&self) -> bool {
+    pub(in crate::backend) fn begin(&self) -> bool {
         self.0.compare_exchange(NOTHING, SENT, Ordering::AcqRel, Ordering::Acquire) != Err(GIVEN_UP)
     }
 
     /// The statement has ended; where that is known to have changed nothing, it may leave again.
-    pub(super) fn ended<T>(&self, outcome: &Result<T, Fault>) {
+    pub(in crate::backend) fn ended<T>(&self, outcome: &Result<T, Fault>) {
         if !outcome.as_ref().is_err_and(|fault| fault.error.code == Code::Indeterminate) {
             // Where it was given up meanwhile, that stays.
             let _ = self.0.compare_exchange(SENT, NOTHING, Ordering::AcqRel, Ordering::Acquire);
@@ -31,7 +31,7 @@ impl Sent {
     }
 
     /// Nobody waits any more. Whether something may have happened.
-    pub(super) fn give_up(&self) -> bool {
+    pub(in crate::backend) fn give_up(&self) -> bool {
         self.0.swap(GIVEN_UP, Ordering::AcqRel) == SENT
     }
 }
@@ -39,7 +39,7 @@ impl Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::postgres::classify::Remedy;
+    use crate::backend::remote::Remedy;
     use crate::model::Error;
 
     #[test]

@@ -13,20 +13,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::join;
+use futures_util::future::{BoxFuture, join};
 use futures_util::stream::iter;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::{Fault, Remedy};
 use super::sent::Sent;
+use super::{Fault, Remedy};
 use crate::backend::RowKey;
 use crate::model::{Error, Result};
 
 /// Rows of one statement. Measured with 256 callers: two statements of 128 carry 8 % more reads than four of 64.
-pub(super) const BATCH_ROWS_MAX: usize = 128;
+pub(in crate::backend) const BATCH_ROWS_MAX: usize = 128;
 /// Bytes of documents of one statement; one that has more goes alone.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(in crate::backend) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Requests that wait for a statement; beyond it a caller waits inside its deadline.
 const QUEUE_MAX: usize = 8192;
 /// Who has less time left is in a hurry.
@@ -41,7 +41,7 @@ const SUSPECTS_MAX: usize = 256;
 const ASIDE_AFTER_MS: i64 = 200;
 
 /// A request of one key.
-pub(super) trait Item: Clone + Send + Sync + 'static {
+pub(in crate::backend) trait Item: Clone + Send + Sync + 'static {
     /// Its row.
     fn at(&self) -> &RowKey;
     /// Bytes it sends.
@@ -51,7 +51,7 @@ pub(super) trait Item: Clone + Send + Sync + 'static {
 }
 
 /// What a lane runs.
-pub(super) trait Statement<I>: Send + Sync + 'static {
+pub(in crate::backend) trait Statement<I>: Send + Sync + 'static {
     /// What it goes over.
     type Way: Send;
     /// What is told of each item.
@@ -71,13 +71,34 @@ pub(super) trait Statement<I>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Self::Outcome>, Fault>> + Send;
 }
 
+/// What a function runs as a statement, where the way to the server is its own affair.
+pub(in crate::backend) type Run<I, O> =
+    Arc<dyn Fn(Vec<I>, Deadlines) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
+
+/// A function as a statement.
+pub(in crate::backend) struct Plain<I, O>(pub(in crate::backend) Run<I, O>);
+
+impl<I: Item, O: Send + 'static> Statement<I> for Plain<I, O> {
+    type Way = ();
+    type Outcome = O;
+    const WRITES: bool = I::DISTINCT;
+
+    async fn way(&self, _: Instant) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    async fn run(&self, (): (), items: &[I], deadlines: Deadlines) -> Result<Vec<O>, Fault> {
+        (self.0)(items.to_vec(), deadlines).await
+    }
+}
+
 /// Those of the items that share a statement.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadlines {
+pub(in crate::backend) struct Deadlines {
     /// Nothing may be written later: the first caller has gone then.
-    pub(super) first: Instant,
+    pub(in crate::backend) first: Instant,
     /// So long somebody waits for it.
-    pub(super) last: Instant,
+    pub(in crate::backend) last: Instant,
 }
 
 struct Job<I, O> {
@@ -88,7 +109,7 @@ struct Job<I, O> {
 }
 
 /// What a caller is told.
-pub(super) enum Answer<O> {
+pub(in crate::backend) enum Answer<O> {
     /// What the statement said.
     Done(Result<O, Fault>),
     /// It never was in a statement and will not be.
@@ -98,7 +119,7 @@ pub(super) enum Answer<O> {
 }
 
 /// See the module.
-pub(super) struct Lane<I, S: Statement<I>> {
+pub(in crate::backend) struct Lane<I, S: Statement<I>> {
     jobs: mpsc::Sender<Job<I, S::Outcome>>,
 }
 
@@ -120,7 +141,7 @@ struct Suspects {
 
 impl<I: Item, S: Statement<I>> Lane<I, S> {
     /// A lane with so many statements at once.
-    pub(super) fn new(statements: usize, statement: S) -> Self {
+    pub(in crate::backend) fn new(statements: usize, statement: S) -> Self {
         let (jobs, received) = mpsc::channel(QUEUE_MAX);
         let aside = Arc::new(Semaphore::new(ASIDE_MAX));
         let road = Arc::new(Road { statement, suspects: Suspects::default(), aside });
@@ -129,7 +150,12 @@ impl<I: Item, S: Statement<I>> Lane<I, S> {
     }
 
     /// Hands an item over that is to be in a statement before the deadline, and waits so long for what that says.
-    pub(super) async fn ask(&self, item: I, deadline: Instant, wait_until: Instant) -> Answer<S::Outcome> {
+    pub(in crate::backend) async fn ask(
+        &self,
+        item: I,
+        deadline: Instant,
+        wait_until: Instant,
+    ) -> Answer<S::Outcome> {
         let (answer, answered) = oneshot::channel();
         let sent = Arc::new(Sent::default());
         let job = Job { item, deadline, sent: sent.clone(), answer };

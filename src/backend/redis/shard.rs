@@ -1,0 +1,369 @@
+//! One Redis server: its connections, and each script as a function.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use redis::{Cmd, Value};
+use tokio::time::Instant;
+
+use super::classify::{Stage, classify, refused_row};
+use super::rows;
+use super::scripts::{self, SCRIPTS, SLOTS_KEY, Script};
+use crate::backend::decide::Now;
+use crate::backend::remote::clock::ServerClock;
+use crate::backend::remote::lane::Deadlines;
+use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
+use crate::backend::{Entry, Row, RowKey};
+use crate::link;
+use crate::model::budget::Budget;
+use crate::model::{Error, Result, Version};
+
+/// See the module.
+pub(super) struct Shard {
+    pub(super) name: String,
+    links: Vec<Arc<link::redis::Redis>>,
+    next: AtomicUsize,
+    /// Calls that may be repeated here.
+    pub(super) budget: Budget,
+    pub(super) clock: ServerClock,
+    /// Why it is not there, as it was last seen.
+    fault: Mutex<Option<String>>,
+    /// Drawn when it was given its slots ("" = it owns none); with another one, it is not the server that it was. `None` = it has
+    /// to be found out where the slots lie.
+    mark: Mutex<Option<String>>,
+    /// Whether what it answers is on its disk.
+    pub(super) durable: AtomicBool,
+}
+
+/// A row as a write wants it to be, and what must hold for it.
+#[derive(Debug, Clone)]
+pub(super) struct Proposal {
+    pub(super) at: RowKey,
+    pub(super) version: Version,
+    /// `None` = a tombstone.
+    pub(super) body: Option<Bytes>,
+    pub(super) expires_at_ms: i64,
+    /// Keep the lifetime of a live record.
+    pub(super) keep: bool,
+    /// 0 = none.
+    pub(super) op: u64,
+    pub(super) lookback_ms: Option<i64>,
+    pub(super) wants: Wants,
+}
+
+/// See [`crate::model::op::Precondition`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    Anything,
+    Absent,
+    Exists,
+    Version(Version),
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Word {
+    Applied {
+        version: Version,
+        existed: bool,
+        expires_at_ms: i64,
+    },
+    /// The version that the operation got, unless the record was overwritten since, and whether it found a live one.
+    Duplicate(Option<(Version, bool)>),
+    Forgotten,
+    Conflict(Option<Version>),
+    /// The time at which nothing is written any more had passed.
+    Late,
+    NotOwner,
+    Failed(Fault),
+}
+
+/// What stands under a key.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) now: Now,
+    pub(super) row: Result<Option<Row>, Fault>,
+}
+
+/// A row that was decided on what was read.
+pub(super) struct Decided {
+    pub(super) at: RowKey,
+    /// What it was decided on.
+    pub(super) version: Option<Version>,
+    pub(super) live: bool,
+    pub(super) gc_floor: u64,
+    /// The row as it is to stand; `None` = as it is.
+    pub(super) row: Option<Row>,
+}
+
+/// What became of rows that stand or fall together.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Committed {
+    Done,
+    Late,
+    NotOwner,
+    /// Something that was read does not stand any more.
+    Overtaken,
+}
+
+impl Shard {
+    /// A server that so many connections are kept to.
+    pub(super) fn open(name: &str, url: &str, connections: usize) -> Result<Self> {
+        let unreadable = |why| Error::invalid(format!("a url of Redis {name:?} cannot be read: {why}"));
+        let link = |_| link::redis::Redis::open(url).map_err(unreadable);
+        Ok(Self {
+            name: name.to_owned(),
+            links: (0..connections.max(1)).map(link).collect::<Result<_>>()?,
+            next: AtomicUsize::new(0),
+            budget: Budget::default(),
+            clock: ServerClock::default(),
+            fault: Mutex::new(Some("not connected yet".to_owned())),
+            mark: Mutex::default(),
+            durable: AtomicBool::new(false),
+        })
+    }
+
+    /// Why it is not there, if so.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes whether it is there; tells the log when that changes.
+    pub(super) fn note(&self, fault: Option<String>) {
+        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*noted, &fault) {
+            (Some(_), None) => tracing::info!(shard = self.name, "Redis is there"),
+            (was, Some(fault)) if was.as_ref() != Some(fault) => {
+                tracing::warn!(shard = self.name, "Redis is not there: {fault}");
+            }
+            _ => {}
+        }
+        if fault.is_some() {
+            self.clock.forget();
+        }
+        *noted = fault;
+    }
+
+    /// What says that it is the server it was.
+    pub(super) fn mark(&self) -> Option<String> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_mark(&self, mark: Option<String>) {
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
+    }
+
+    /// A failure of this shard, judged.
+    pub(super) fn judge(&self, stage: Stage, fault: &link::redis::Fault) -> Fault {
+        classify(&self.name, stage, fault)
+    }
+
+    /// The connection that looks are made over.
+    pub(super) fn link(&self) -> &link::redis::Redis {
+        &self.links[0]
+    }
+
+    /// All of its connections.
+    pub(super) fn links(&self) -> &[Arc<link::redis::Redis>] {
+        &self.links
+    }
+
+    /// Connections, each call over the next one that stands.
+    pub(super) fn any_link(&self) -> &link::redis::Redis {
+        let (links, first) = (&self.links, self.next.fetch_add(1, Ordering::Relaxed));
+        let link = |at: usize| &links[(first.wrapping_add(at)) % links.len()];
+        (0..links.len()).map(link).find(|link| link.health().is_ok()).unwrap_or_else(|| link(0))
+    }
+
+    /// One command.
+    pub(super) async fn call(&self, stage: Stage, command: &Cmd, deadline: Instant) -> Result<Value, Fault> {
+        let answer = self.any_link().call(command, deadline).await;
+        let value = answer.map_err(|fault| self.judge(stage, &fault))?;
+        self.budget.succeeded();
+        Ok(value)
+    }
+
+    /// A script, which is loaded where the server does not know it.
+    pub(super) async fn run(
+        &self,
+        stage: Stage,
+        script: &Script,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<Value, Fault> {
+        let link = self.any_link();
+        let mut answer = link.call(command, deadline).await;
+        if matches!(&answer, Err(link::redis::Fault::Refused { code, .. }) if code == "NOSCRIPT") {
+            let load = scripts::load(script);
+            link.call(&load, deadline).await.map_err(|fault| self.judge(Stage::Read, &fault))?;
+            answer = link.call(command, deadline).await;
+        }
+        let value = answer.map_err(|fault| self.judge(stage, &fault))?;
+        self.budget.succeeded();
+        Ok(value)
+    }
+
+    /// A deadline by the server's clock.
+    fn deadline_ms(&self, deadline: Instant) -> Result<i64, Fault> {
+        self.clock.deadline_ms(deadline).ok_or_else(|| {
+            let message = format!("Redis {:?}: not connected yet", self.name);
+            Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+        })
+    }
+
+    /// Reads rows; `None` where the slot is not this server's.
+    pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Result<Vec<Option<Seen>>, Fault> {
+        let value = self.run(Stage::Read, &SCRIPTS.read, &read(keys), deadline).await?;
+        self.seen(keys.len(), value)
+    }
+
+    /// What the script that reads says of so many keys.
+    pub(super) fn seen(&self, count: usize, value: Value) -> Result<Vec<Option<Seen>>, Fault> {
+        let mut told = self.array(value, 2 * count + 1)?.into_iter();
+        let wall_ms = match told.next() {
+            Some(Value::Int(ms)) => ms,
+            _ => return Err(self.odd("no time")),
+        };
+        let mut each = Vec::with_capacity(count);
+        while let (Some(slot), Some(row)) = (told.next(), told.next()) {
+            let Some(gc_floor) = floor(&slot) else {
+                each.push(None);
+                continue;
+            };
+            each.push(Some(Seen { now: Now { wall_ms, gc_floor }, row: self.row(row) }));
+        }
+        Ok(each)
+    }
+
+    /// A row as a script gives it.
+    pub(super) fn row(&self, value: Value) -> Result<Option<Row>, Fault> {
+        match value {
+            Value::Nil => Ok(None),
+            Value::BulkString(text) if text.first() == Some(&b'E') => {
+                Err(refused_row(&self.name, &String::from_utf8_lossy(&text[1..])))
+            }
+            Value::BulkString(bytes) => match rows::decode(&Bytes::from(bytes)) {
+                Some(row) => Ok(Some(row)),
+                None => Err(refused_row(&self.name, "CORRUPT it is no row of this format")),
+            },
+            other => Err(self.odd(&format!("{other:?} in place of a row"))),
+        }
+    }
+
+    /// Writes, each by itself.
+    pub(super) async fn write(
+        &self,
+        proposals: &[Proposal],
+        deadlines: Deadlines,
+    ) -> Result<Vec<Word>, Fault> {
+        let deletes = proposals.iter().all(|proposal| proposal.body.is_none());
+        let script = if deletes { &SCRIPTS.delete } else { &SCRIPTS.write };
+        let mut ask = scripts::ask_rows(script, proposals.iter().map(|proposal| &proposal.at));
+        ask.arg(self.deadline_ms(deadlines.first)?);
+        for proposal in proposals {
+            ask.arg(scripts::parameters(proposal)).arg(proposal.body.as_deref().unwrap_or_default());
+        }
+        let value = self.run(Stage::Write, script, &ask, deadlines.last).await?;
+        self.array(value, proposals.len())?.into_iter().map(|word| self.word(&word)).collect()
+    }
+
+    /// The word for a write, as `write.lua` gives it.
+    fn word(&self, value: &Value) -> Result<Word, Fault> {
+        let Value::BulkString(bytes) = value else {
+            return Err(self.odd(&format!("{value:?} in place of a word")));
+        };
+        let text = String::from_utf8_lossy(bytes);
+        let version = |at: usize| text.get(at..at + 32).and_then(|text| text.parse::<Version>().ok());
+        let was = text.get(1..2) == Some("1");
+        let word = match (text.get(..1), text.len()) {
+            (Some("A"), _) => version(2)
+                .zip(text.get(34..).and_then(|text| text.parse().ok()))
+                .map(|(version, expires_at_ms)| Word::Applied { version, existed: was, expires_at_ms }),
+            (Some("D"), 1) => Some(Word::Duplicate(None)),
+            (Some("D"), _) => version(2).map(|version| Word::Duplicate(Some((version, was)))),
+            (Some("F"), _) => Some(Word::Forgotten),
+            (Some("C"), 1) => Some(Word::Conflict(None)),
+            (Some("C"), _) => version(1).map(|version| Word::Conflict(Some(version))),
+            (Some("L"), _) => Some(Word::Late),
+            (Some("N"), _) => Some(Word::NotOwner),
+            (Some("E"), _) => Some(Word::Failed(refused_row(&self.name, &text[1..]))),
+            _ => None,
+        };
+        word.ok_or_else(|| self.odd(&format!("the word {text:?}")))
+    }
+
+    /// Writes rows that were decided on what was read, all or none.
+    pub(super) async fn commit(&self, rows: &[Decided], deadline: Instant) -> Result<Committed, Fault> {
+        let mut ask = scripts::ask_rows(&SCRIPTS.commit, rows.iter().map(|row| &row.at));
+        ask.arg(self.deadline_ms(deadline)?);
+        for Decided { at, version, live, gc_floor, row } in rows {
+            let version = version.map_or_else(|| "-".repeat(32), |version| version.to_string());
+            ask.arg(format!("{:04}1{gc_floor:016x}{version}{}", at.slot, u8::from(*live)));
+            ask.arg(row.as_ref().map(rows::encode).unwrap_or_default());
+        }
+        let value = self.run(Stage::Write, &SCRIPTS.commit, &ask, deadline).await?;
+        match self.text(&value)?.as_ref() {
+            "A" => Ok(Committed::Done),
+            "L" => Ok(Committed::Late),
+            "N" => Ok(Committed::NotOwner),
+            "X" => Ok(Committed::Overtaken),
+            other => match other.strip_prefix('E') {
+                Some(error) => Err(refused_row(&self.name, error)),
+                None => Err(self.odd(&format!("the word {other:?}"))),
+            },
+        }
+    }
+
+    /// Merges rows that carry their versions; a word for each.
+    pub(super) async fn apply(&self, entries: &[&Entry], deadline: Instant) -> Result<Vec<String>, Fault> {
+        let mut ask = scripts::ask_rows(&SCRIPTS.apply, entries.iter().map(|entry| &entry.at));
+        ask.arg(self.deadline_ms(deadline)?);
+        for Entry { row, .. } in entries {
+            ask.arg(rows::encode(row));
+        }
+        let value = self.run(Stage::Write, &SCRIPTS.apply, &ask, deadline).await?;
+        let words = self.array(value, entries.len())?;
+        words.iter().map(|word| self.text(word).map(std::borrow::Cow::into_owned)).collect()
+    }
+
+    /// An answer that has so many parts.
+    pub(super) fn array(&self, value: Value, count: usize) -> Result<Vec<Value>, Fault> {
+        match value {
+            Value::Array(parts) if parts.len() == count => Ok(parts),
+            Value::Array(parts) => Err(self.odd(&format!("{} parts in place of {count}", parts.len()))),
+            other => Err(self.odd(&format!("{other:?} in place of a list"))),
+        }
+    }
+
+    pub(super) fn text<'v>(&self, value: &'v Value) -> Result<std::borrow::Cow<'v, str>, Fault> {
+        match value {
+            Value::BulkString(bytes) => Ok(String::from_utf8_lossy(bytes)),
+            Value::SimpleString(text) => Ok(text.into()),
+            other => Err(self.odd(&format!("{other:?} in place of text"))),
+        }
+    }
+
+    /// The fault of an answer that fits no script of ours: a defect, and what was asked for may have happened.
+    pub(super) fn odd(&self, what: &str) -> Fault {
+        let error = Error::internal(format!("Redis {:?} answered {what}", self.name));
+        Fault { error, remedy: Remedy::None }
+    }
+}
+
+/// The script whose answer [`Shard::seen`] reads.
+pub(super) fn read(keys: &[RowKey]) -> Cmd {
+    let records = keys.iter().map(scripts::record);
+    let mut ask = scripts::ask(&SCRIPTS.read, std::iter::once(SLOTS_KEY.to_owned()).chain(records));
+    for at in keys {
+        ask.arg(format!("{:04}", at.slot));
+    }
+    ask
+}
+
+/// The floor in what is noted of a slot; `None` where it is not owned.
+fn floor(noted: &Value) -> Option<u64> {
+    let Value::BulkString(bytes) = noted else { return None };
+    let text = std::str::from_utf8(bytes).ok()?;
+    u64::from_str_radix(text.strip_prefix('1')?, 16).ok()
+}

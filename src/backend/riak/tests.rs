@@ -1,0 +1,137 @@
+//! What only nodes can show. The helpers of it, and pages of many keys.
+
+mod double;
+mod failures;
+mod hostile;
+mod recorded;
+mod siblings;
+
+use std::time::Duration;
+
+use super::*;
+use crate::backend::Action;
+pub(in crate::backend) use crate::backend::private_riak as private;
+use crate::model::Key;
+use crate::model::op::{Expiry, Lifetime};
+use private::Riak as Double;
+
+/// Settings for these nodes.
+pub(in crate::backend) fn settings(hosts: Vec<String>) -> RiakSettings {
+    RiakSettings {
+        hosts,
+        bucket_type: private::BUCKET_TYPE.to_owned(),
+        pool_size: 8,
+        connect_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        quorums: Quorums::default(),
+    }
+}
+
+/// Opens and waits until it answers.
+async fn open(double: &Double) -> Riak {
+    let riak = Riak::open(&settings(double.hosts())).unwrap();
+    heals(&riak).await;
+    riak
+}
+
+async fn heals(riak: &Riak) {
+    let mut said = None;
+    for _ in 0..2000 {
+        said = Backend::health(riak).err();
+        if said.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{said:?}");
+}
+
+/// Waits until it says these words of itself.
+async fn says(riak: &Riak, words: &str) {
+    let mut said = String::new();
+    for _ in 0..2000 {
+        said = Backend::health(riak).err().map(|error| error.message).unwrap_or_default();
+        if said.contains(words) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{words:?} is not said: {said:?}");
+}
+
+fn within(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+fn at(key: &str) -> RowKey {
+    RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse(key).unwrap(), slot: 7 }
+}
+
+fn put(key: &str, body: &str, origin: u64) -> Write {
+    Write {
+        at: at(key),
+        action: Action::Put { body: body.to_owned().into(), expiry: Expiry::New(Lifetime::Forever) },
+        precondition: None,
+        op: None,
+        proposed: Version { hlc: hlc_at(wall_ms()), origin },
+        taken_at_ms: wall_ms(),
+    }
+}
+
+async fn write(riak: &Riak, write: Write, deadline: Instant) -> Result<Version> {
+    match Backend::write(riak, vec![write], deadline).await.remove(0)? {
+        Written::Applied { version, .. } => Ok(version),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read(riak: &Riak, key: &str, deadline: Instant) -> Result<Option<Found>> {
+    Backend::read(riak, vec![at(key)], deadline).await.remove(0)
+}
+
+/// The keys of all pages of so many rows.
+async fn scan(riak: &Riak, limit: usize, reverse: bool) -> Vec<String> {
+    let mut range = Range {
+        namespace: Namespace::parse("n").unwrap(),
+        start: String::new(),
+        end: None,
+        after: None,
+        reverse,
+        keys_only: true,
+        limit,
+        max_bytes: 1 << 20,
+        staleness: Duration::ZERO,
+    };
+    let mut keys = Vec::new();
+    loop {
+        let page = Backend::scan(riak, range.clone(), within(20_000)).await.unwrap();
+        assert!(page.rows.len() <= limit);
+        keys.extend(page.rows.into_iter().map(|(key, _)| key.as_str().to_owned()));
+        match page.resume {
+            Some(resume) => range.after = Some(resume.as_str().to_owned()),
+            None => return keys,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_many_keys_meet_in_both_directions_by_few_queries() {
+    let double = Double::start(1);
+    let riak = open(&double).await;
+    let keys: Vec<String> = (0..3000).map(|n| format!("user/{:07}/profile", n * 37)).collect();
+    let writes = keys.iter().map(|key| put(key, "a", 1)).collect();
+    for written in Backend::write(&riak, writes, within(60_000)).await {
+        written.unwrap();
+    }
+    let forward = scan(&riak, 1000, false).await;
+    assert_eq!(forward, keys);
+    let asked = |double: &Double| double.cluster().requests.get(&25).copied().unwrap_or(0);
+    let before = asked(&double);
+    let mut backward = scan(&riak, 250, true).await;
+    backward.reverse();
+    assert_eq!(backward, keys);
+    let queries = (asked(&double) - before) / 12;
+    println!("a page of 250 keys from the end takes {queries} queries of an index of 3000");
+    assert!(queries < 100, "{queries}");
+    Backend::close(&riak).await;
+}

@@ -1,0 +1,184 @@
+//! Several writers of one key, and what they leave.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use super::private::cluster::DeleteMode;
+use super::*;
+use crate::backend::riak::records::put as put_request;
+use crate::backend::{DynBackend, Row};
+
+/// Sixteen writers on four workers, each with connections of its own, some of them without looking at what stands there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_one_key_converge_to_the_highest_version_however_many_siblings_they_make() {
+    let double = Double::start(3);
+    let workers = join_all((0..4).map(|_| open(&double))).await;
+    let most = AtomicUsize::new(0);
+    let writers = (0..16_u64).map(|writer| {
+        let (riak, double, most) = (&workers[writer as usize % 4], &double, &most);
+        async move {
+            let mut highest = None;
+            for turn in 0..25 {
+                let version = if writer % 4 == 3 {
+                    // A worker that lost its read: a sibling, whatever stands there.
+                    let version = Version { hlc: hlc_at(wall_ms()), origin: writer };
+                    let row = Row {
+                        version,
+                        slot: 7,
+                        body: Some(format!("{version}").into()),
+                        expires_at_ms: 0,
+                        ring: Default::default(),
+                        was: false,
+                    };
+                    let place = Place::of(&at("k"));
+                    riak.shared.store(&place, &row, None, within(10_000)).await.map(|()| version)
+                } else {
+                    let body = format!("{writer}/{turn}");
+                    write(riak, put("k", &body, writer), within(10_000))
+                        .await
+                        .map_err(|error| panic!("{error}"))
+                };
+                // Too many siblings at once is a refusal that says so.
+                match version {
+                    Ok(version) => highest = highest.max(Some(version)),
+                    Err(fault) => assert!(fault.error.message.contains("siblings"), "{fault:?}"),
+                }
+                most.fetch_max(double.cluster().siblings("datastore", b"n", b"k"), Ordering::AcqRel);
+            }
+            highest
+        }
+    });
+    let highest = join_all(writers).await.into_iter().max().unwrap().unwrap();
+    let most = most.load(Ordering::Acquire);
+    assert!(most > 1, "siblings were made");
+    for _ in 0..20 {
+        for riak in &workers {
+            let found = read(riak, "k", within(5000)).await.unwrap().unwrap();
+            assert_eq!(found.version, highest);
+        }
+    }
+    // Readers have written back what they merged.
+    for _ in 0..400 {
+        if double.cluster().siblings("datastore", b"n", b"k") == 1 {
+            break;
+        }
+        read(&workers[0], "k", within(5000)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(double.cluster().siblings("datastore", b"n", b"k"), 1);
+    println!("16 writers, 400 writes: up to {most} siblings, all readers at {highest}");
+    for riak in &workers {
+        Backend::close(riak).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_siblings_are_one_after_the_next_write_and_what_is_foreign_is_damage() {
+    let double = Double::start(1);
+    let riak = open(&double).await;
+    let place = Place::of(&at("k"));
+    let store = async |row: &Row| {
+        let fault = riak.shared.store(&place, row, None, within(5000)).await;
+        fault.map_err(|fault| fault.error)
+    };
+    let row = |n: u64| Row {
+        version: Version { hlc: n, origin: 1 },
+        slot: 7,
+        body: Some(n.to_string().into()),
+        expires_at_ms: 0,
+        ring: Default::default(),
+        was: false,
+    };
+    for n in 0..100 {
+        store(&row(n)).await.unwrap();
+    }
+    assert!(store(&row(100)).await.unwrap_err().message.contains("too_many_siblings"));
+    assert_eq!(double.cluster().siblings("datastore", b"n", b"k"), 100);
+    write(&riak, put("k", "one", 1), within(5000)).await.unwrap();
+    assert_eq!(double.cluster().siblings("datastore", b"n", b"k"), 1);
+
+    // Somebody else's value beside ours.
+    let mut foreign = put_request(&riak.shared.settings, &place, &row(1), None);
+    foreign.content.value = Bytes::from_static(b"not ours");
+    riak.shared.pool.ask(foreign, within(5000)).await.unwrap();
+    let damage = read(&riak, "k", within(5000)).await.unwrap_err();
+    assert_eq!(damage.code, Code::Corrupt, "{damage:?}");
+    write(&riak, put("l", "a", 1), within(5000)).await.unwrap();
+    let range = Range {
+        namespace: Namespace::parse("n").unwrap(),
+        start: String::new(),
+        end: None,
+        after: None,
+        reverse: false,
+        keys_only: false,
+        limit: 10,
+        max_bytes: 1 << 20,
+        staleness: Duration::ZERO,
+    };
+    let page = Backend::scan(&riak, range, within(5000)).await.unwrap();
+    let codes: Vec<_> =
+        page.rows.iter().map(|(_, found)| found.as_ref().err().map(|error| error.code)).collect();
+    assert_eq!(codes, [Some(Code::Corrupt), None], "the rest of a page is answered");
+    write(&riak, put("k", "whole again", 1), within(5000)).await.unwrap();
+    assert!(read(&riak, "k", within(5000)).await.unwrap().is_some());
+    Backend::close(&riak).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_writers_agree_on_one_partitioning_and_large_records_survive() {
+    let double = Double::start(3);
+    let workers = join_all((0..4).map(|_| open(&double))).await;
+    let namespace = Namespace::parse("orders").unwrap();
+    assert_eq!(Backend::partitioning(&workers[0], &namespace, None).await.unwrap(), None);
+    let noted = workers
+        .iter()
+        .enumerate()
+        .map(|(at, riak)| Backend::partitioning(riak, &namespace, Some(format!("way {at}"))));
+    for noted in join_all(noted).await {
+        assert!(noted.unwrap().is_some());
+    }
+    let mut settled = Vec::new();
+    for riak in &workers {
+        settled
+            .push(Backend::partitioning(riak, &namespace, Some("later".to_owned())).await.unwrap().unwrap());
+    }
+    assert!(settled.iter().all(|noted| *noted == settled[0] && noted.starts_with("way ")), "{settled:?}");
+
+    let riak: &dyn DynBackend = &workers[0];
+    let body = Bytes::from(vec![7_u8; 9 * 1024 * 1024]);
+    let action = Action::Put { body: body.clone(), expiry: Expiry::New(Lifetime::Forever) };
+    riak.write(vec![Write { action, ..put("large", "", 1) }], within(20_000)).await.remove(0).unwrap();
+    let found = riak.read(vec![at("large")], within(20_000)).await.remove(0).unwrap().unwrap();
+    assert_eq!(found.live.unwrap().body, body);
+    let action =
+        Action::Put { body: vec![7; 51 * 1024 * 1024].into(), expiry: Expiry::New(Lifetime::Forever) };
+    let refused = riak.write(vec![Write { action, ..put("large", "", 1) }], within(20_000)).await.remove(0);
+    assert_eq!(refused.unwrap_err().code, Code::TooLarge);
+    for riak in &workers {
+        Backend::close(riak).await;
+    }
+}
+
+/// A key that was swept is written again under the clock that its tombstone left, whatever Riak does with tombstones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_swept_is_written_again_without_a_sibling_of_the_tombstone() {
+    for mode in [DeleteMode::Keep, DeleteMode::After(Duration::ZERO)] {
+        let double = Double::start(1);
+        double.cluster().delete_mode = mode;
+        let riak = open(&double).await;
+        Backend::partitioning(&riak, &Namespace::parse("n").unwrap(), Some("key".to_owned())).await.unwrap();
+        for round in 0..3 {
+            write(&riak, put("k", "a", 1), within(5000)).await.unwrap();
+            write(&riak, Write { action: Action::Delete, ..put("k", "", 1) }, within(5000)).await.unwrap();
+            let swept = Backend::sweep(&riak, None, -1000).await.unwrap();
+            assert_eq!((swept.removed, swept.resume), (1, None), "{mode:?} {round}");
+            assert_eq!(read(&riak, "k", within(5000)).await.unwrap(), None);
+            assert_eq!(scan(&riak, 10, false).await, Vec::<String>::new());
+        }
+        write(&riak, put("k", "a", 1), within(5000)).await.unwrap();
+        assert_eq!(double.cluster().siblings("datastore", b"n", b"k"), 1);
+        Backend::close(&riak).await;
+    }
+}
