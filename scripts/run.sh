@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one worker in the foreground. Starts a private nats-server when none answers at the configured URL, and a private
-# PostgreSQL when a backend's URL on this machine is not answered.
+# PostgreSQL, Redis or RabbitMQ where the settings name one on this machine that does not answer.
 set -euo pipefail
 
 binary=target/release/datastore
@@ -31,6 +31,9 @@ split() {
 
 nats_pid=""
 postgres_pids=()
+redis_pid=""
+rabbit_pid=""
+epmd_pid=""
 worker_pid=""
 log=""
 stop() {
@@ -39,6 +42,9 @@ stop() {
     # "Fast": it ends its connections and its own work, and does not wait for clients.
     local pid
     for pid in "${postgres_pids[@]}"; do kill -INT "$pid" 2>/dev/null && wait "$pid" || true; done
+    [ -n "$redis_pid" ] && kill -TERM "$redis_pid" 2>/dev/null && wait "$redis_pid" || true
+    [ -n "$rabbit_pid" ] && kill -TERM "$rabbit_pid" 2>/dev/null && wait "$rabbit_pid" || true
+    [ -n "$epmd_pid" ] && kill -TERM "$epmd_pid" 2>/dev/null && wait "$epmd_pid" || true
     [ -n "$log" ] && rm -f "$log" || true
 }
 trap 'stop; exit 0' INT TERM HUP
@@ -119,6 +125,60 @@ while read -r url <&9; do
     esac
     folder=""
 done 9< <(grep -o '\<url = "postgres\(ql\)\?://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
+
+# A private Redis for the shared cache and the pending writes, which it keeps on disk in run/redis.
+private_redis() { # host, port
+    scripts/deps.sh redis
+    mkdir -p run/redis
+    setsid redis-server --bind "$1" --port "$2" --dir "$PWD/run/redis" --appendonly yes --maxmemory-policy volatile-lru \
+        >run/redis.log 2>&1 &
+    redis_pid=$!
+    for _ in $(seq 100); do answers "$1" "$2" && break; sleep 0.05; done
+    answers "$1" "$2" || { echo "the private Redis did not start; see run/redis.log" >&2; stop; exit 1; }
+    echo "started a private Redis at $1:$2 (data: run/redis, log: run/redis.log)"
+}
+url="$(setting cache redis_url)"
+if [ -n "$url" ]; then
+    split "$url"
+    [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=6379
+    case "$host" in
+        127.*|localhost|::1) answers "$host" "$port" || private_redis "$host" "$port" ;;
+    esac
+fi
+
+# A private RabbitMQ with a home, a node name and a name server (epmd) of its own; its data is kept in run/rabbitmq.
+private_rabbit() { # host, port
+    local home="$PWD/run/rabbitmq" names=$(($2 + 20000)) as=()
+    scripts/deps.sh rabbitmq
+    mkdir -p run
+    if [ "$(id -u)" -eq 0 ]; then
+        as=(setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups --)
+        # Its user may not be let into this folder.
+        "${as[@]}" test -x "$PWD/run" || home="${TMPDIR:-/tmp}/datastore-rabbitmq-$2"
+    fi
+    mkdir -p "$home"
+    printf 'listeners.tcp.1 = %s:%s\ndisk_free_limit.absolute = 64MB\n' "$1" "$2" >"$home/rabbitmq.conf"
+    echo '[].' >"$home/plugins"
+    [ "$(id -u)" -ne 0 ] || chown -R rabbitmq:rabbitmq "$home"
+    setsid epmd -port "$names" -address "$1" >/dev/null 2>&1 &
+    epmd_pid=$!
+    setsid env HOME="$home" LC_ALL=C.UTF-8 ERL_EPMD_PORT="$names" RABBITMQ_NODENAME="datastore$2@localhost" \
+        RABBITMQ_DIST_PORT=$((names + 1)) RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$home/log" \
+        RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" RABBITMQ_ENABLED_PLUGINS_FILE="$home/plugins" \
+        RABBITMQ_PID_FILE="$home/pid" RABBITMQ_ALLOW_INPUT=1 \
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none -noinput -start_epmd false" \
+        "${as[@]}" /usr/lib/rabbitmq/bin/rabbitmq-server </dev/null >run/rabbitmq.log 2>&1 &
+    rabbit_pid=$!
+    echo "starting a private RabbitMQ at $1:$2 (data: ${home#"$PWD/"}, log: run/rabbitmq.log); the worker joins when it is there"
+}
+url="$(setting queue url)"
+if [ "$(setting queue kind)" = rabbitmq ] && [ -n "$url" ]; then
+    split "$url"
+    [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=5672
+    case "$host" in
+        127.*|localhost|::1) answers "$host" "$port" || private_rabbit "$host" "$port" ;;
+    esac
+fi
 
 # The worker's own lines are shown and kept, so that this waits for this worker and no other. It runs in the
 # background, and so is deaf to the terminal's Ctrl-C: `stop` passes it on as SIGTERM.

@@ -22,8 +22,10 @@ use crate::client::connect::redact_url;
 use crate::config::Loaded;
 use crate::control;
 use crate::http::{self, Readiness};
+use crate::layer::{self, Layered};
 use crate::model::clock::HybridClock;
 use crate::model::{Code, Error, Result, Version};
+use crate::queue::{LaneShard, Queue};
 use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
 use crate::store::Store;
@@ -73,7 +75,11 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
         backends = open(&settings.backends) => backends?,
         name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
     };
-    running.set_backends(&backends);
+    let layered = layers(backends, &settings.layers);
+    running.set_backends(&layered);
+    let erased =
+        |(name, backend): (&String, &Arc<Layered>)| (name.clone(), backend.clone() as Arc<dyn DynBackend>);
+    let backends: BTreeMap<String, Arc<dyn DynBackend>> = layered.iter().map(erased).collect();
     tokio::select! {
         fit = fit(&backends) => fit?,
         name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
@@ -82,7 +88,21 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     let shared = backends.values().any(|backend| backend.capability().shared);
     let cache = Cache::open(&settings.cache, &settings.nats, shared, origin, clock.clone()).await?;
     running.set_cache(&cache);
-    let store = Arc::new(Store::new(&settings.namespaces, &backends, cache.clone(), clock, origin)?);
+    let mut store = Store::new(&settings.namespaces, &backends, cache.clone(), clock, origin)?;
+    let queue = match &settings.queue {
+        Some(wanted) => {
+            let queue = Queue::open(wanted, &format!("datastore {origin:016x}"), lane_shards(&layered))?;
+            store = store.with_queue(queue.clone(), layered.clone());
+            Some(queue)
+        }
+        None => None,
+    };
+    let store = Arc::new(store);
+    if let Some(queue) = &queue {
+        let members = cache.clone();
+        queue.start(store.clone(), origin, move || members.workers(origin));
+        running.set_queue(queue);
+    }
     let sweeps = tokio::spawn(control::sweep::run(backends.clone(), stop.clone()));
 
     let url = redact_url(&settings.nats.url);
@@ -98,6 +118,9 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     announced.abort();
     held.abort();
     server.stop().await;
+    if let Some(queue) = &queue {
+        queue.stop().await;
+    }
     cache.close().await;
     tracing::info!("requests in hand are answered; closing the stores");
     stop.cancel();
@@ -171,6 +194,28 @@ fn unfit(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Option<(&String, E
     backends.iter().find_map(|(name, backend)| Some((name, backend.unfit()?)))
 }
 
+/// The shards that lanes belong to: all there are, so that no lane is left alone when a namespace's policy changes.
+fn lane_shards(backends: &BTreeMap<String, Arc<Layered>>) -> Vec<LaneShard> {
+    let of = |(name, backend): (&String, &Arc<Layered>)| {
+        let shard = |shard| LaneShard { backend: name.clone(), shard };
+        DynBackend::shards(&**backend).into_iter().map(shard).collect::<Vec<_>>()
+    };
+    backends.iter().flat_map(of).collect()
+}
+
+/// Each backend with its layers around it.
+fn layers(
+    backends: BTreeMap<String, Arc<dyn DynBackend>>,
+    settings: &BTreeMap<String, layer::Settings>,
+) -> BTreeMap<String, Arc<Layered>> {
+    let layered = |(name, backend): (String, Arc<dyn DynBackend>)| {
+        let bounds = settings.get(&name).cloned().unwrap_or_default();
+        let layered = Arc::new(Layered::new(&name, backend, &bounds));
+        (name, layered)
+    };
+    backends.into_iter().map(layered).collect()
+}
+
 /// The embedded stores among the backends.
 fn claims(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Vec<Claim> {
     let claim = |(name, backend): (&String, &Arc<dyn DynBackend>)| {
@@ -189,9 +234,10 @@ async fn announce(mut serving: watch::Receiver<Serving>, url: String, prefix: St
 /// What `/readyz` looks at; parts that have not started yet are missing.
 #[derive(Default)]
 struct Running {
-    backends: Mutex<BTreeMap<String, Arc<dyn DynBackend>>>,
+    backends: Mutex<BTreeMap<String, Arc<Layered>>>,
     server: Mutex<Option<Joined>>,
     cache: Mutex<Option<Arc<Cache>>>,
+    queue: Mutex<Option<Arc<Queue>>>,
 }
 
 /// What `/readyz` asks of the NATS side.
@@ -202,12 +248,16 @@ struct Joined {
 }
 
 impl Running {
-    fn set_backends(&self, backends: &BTreeMap<String, Arc<dyn DynBackend>>) {
+    fn set_backends(&self, backends: &BTreeMap<String, Arc<Layered>>) {
         *self.backends.lock().unwrap_or_else(PoisonError::into_inner) = backends.clone();
     }
 
     fn set_cache(&self, cache: &Arc<Cache>) {
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache.clone());
+    }
+
+    fn set_queue(&self, queue: &Arc<Queue>) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue.clone());
     }
 
     fn set_server(&self, server: &Server) {
@@ -220,12 +270,32 @@ impl Running {
         let mut parts = BTreeMap::new();
         let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, backend) in &backends {
-            let health = backend.health();
+            let health = DynBackend::health(&**backend);
             let detail =
                 health.as_ref().err().map_or_else(|| "open".to_owned(), |error| error.message.clone());
             parts.insert(format!("backend.{name}"), (health.is_ok(), detail));
+            for state in backend
+                .states()
+                .into_iter()
+                .filter(|state| state.breaker != "closed" && state.work != "drains")
+            {
+                let part = format!("backend.{name}.{}.{}", state.shard, state.work);
+                parts.insert(part, (false, format!("circuit {}: {}", state.breaker, state.reason)));
+            }
         }
-        let answers = parts.is_empty() || parts.values().any(|(ok, _)| *ok);
+        let well = |backend: &Arc<Layered>| DynBackend::health(&**backend).is_ok();
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let queue = queue.map(|queue| (queue.state(), queue.overlay().health()));
+        // Writes are answered while there is a queue that takes them.
+        let queues = queue.as_ref().is_some_and(|(state, _)| state.is_ok());
+        let answers = backends.is_empty() || backends.values().any(well) || queues;
+        if let Some((state, overlay)) = queue {
+            let told = |state: Result<(), String>| {
+                (state.is_ok(), state.err().unwrap_or_else(|| "in use".to_owned()))
+            };
+            parts.insert("queue".to_owned(), told(state));
+            parts.insert("queue.overlay".to_owned(), told(overlay));
+        }
         // A tier is a help: one that is passed by keeps nobody from being answered.
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (part, health) in cache.iter().flat_map(|cache| cache.health()) {

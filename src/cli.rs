@@ -12,6 +12,7 @@ mod batch;
 mod bench;
 mod data;
 mod output;
+mod queue;
 mod record;
 mod record_file;
 mod settings;
@@ -76,6 +77,7 @@ async fn run(cli: Cli, matches: &ArgMatches) -> Ended {
         Command::Scan(scan) => data::scan(&session, &mut output, scan).await,
         Command::Import(file) => transfer::import(&session, &mut output, &file).await,
         Command::Export(file) => transfer::export(&session, &mut output, &file).await,
+        Command::Queue(arguments) => queue::run(&session, &mut output, arguments.command).await,
         Command::Warm(arguments) => warm::run(&session, &mut output, &arguments).await,
         Command::Encode(arguments) => record::encode(&mut output, &arguments),
         Command::Decode(arguments) => record::decode(&mut output, &arguments),

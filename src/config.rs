@@ -25,6 +25,8 @@ use crate::backend;
 use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
+use crate::layer;
+use crate::queue;
 use crate::store::policy::PolicySettings;
 use crate::telemetry;
 
@@ -41,6 +43,10 @@ pub struct Settings {
     pub log: telemetry::Settings,
     /// Backends by name; never empty.
     pub backends: BTreeMap<String, backend::Settings>,
+    /// What stands around each backend, by its name.
+    pub layers: BTreeMap<String, layer::Settings>,
+    /// Where writes wait while a backend is down; `None` = nowhere.
+    pub queue: Option<queue::Settings>,
     /// Policies by the namespace's name, or `*` for all that are not named; never empty.
     pub namespaces: BTreeMap<String, PolicySettings>,
     /// Copies of what the backends hold.

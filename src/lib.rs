@@ -8,7 +8,9 @@
 //! 8  main > cli > app > config     the process
 //! 7  server | http                 NATS in, reply out | health
 //! 6  store | control               operations on records | background jobs
+//! 5  queue                         writes that wait for their store
 //! 4  cache                         copies in front of a backend
+//! 3  layer                         what wraps a backend
 //! 2  backend                       the stores
 //! 1  codec | placement | link | client    bytes | which slot | connections | the Rust client
 //! 0  model | telemetry             words and names
@@ -36,9 +38,13 @@ pub mod control;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
+pub mod layer;
+#[cfg(feature = "server")]
 pub mod link;
 #[cfg(feature = "server")]
 pub mod placement;
+#[cfg(feature = "server")]
+pub mod queue;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

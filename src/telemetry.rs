@@ -32,8 +32,10 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
         }
     }
     // What libraries have to say below a warning is for those who ask for it by name. The NATS connector is
-    // kept quiet for all: it prints passwords, and each failed attempt to connect.
-    let whole = format!("async_nats=warn,fjall=warn,lsm_tree=warn,{level},async_nats::connector=off");
+    // kept quiet for all: it prints passwords, and each failed attempt to connect. So is the AMQP library, which calls an error what it
+    // does itself when a connection ends; the queue tells what there is to tell.
+    let whole =
+        format!("async_nats=warn,fjall=warn,lsm_tree=warn,{level},async_nats::connector=off,lapin=off");
     EnvFilter::try_new(whole).map_err(|error| error.to_string())
 }
 

@@ -11,7 +11,7 @@ use crate::model::op::{Expiry, Lifetime, Precondition};
 use crate::model::version::RAISED;
 use crate::model::{Result, Version};
 
-use super::{Action, Applied, Entry, Live, Row, Write, Written};
+use super::{Action, Applied, Entry, Live, Offered, Row, Write, Written};
 
 /// The largest end of life, 9999-12-31T23:59:59.999Z: what a document's time can still say.
 const EXPIRES_AT_MS_MAX: i64 = 253_402_300_799_999;
@@ -61,6 +61,16 @@ pub(super) fn write(present: Option<&Row>, write: &Write, now: Now) -> Result<(O
     let live = body.clone().map(|body| Live { body, expires_at_ms });
     let row = Row { version, slot: write.at.slot, body, expires_at_ms, ring, was: existed };
     Ok((Some(row), Written::Applied { version, existed, live }))
+}
+
+/// Decides a write that may stand under its own version alone: what [`write`] would store under another is
+/// superseded.
+pub(super) fn offer(present: Option<&Row>, offered: &Write, now: Now) -> Result<(Option<Row>, Offered)> {
+    let (row, written) = write(present, offered, now)?;
+    match &row {
+        Some(row) if row.version != offered.proposed => Ok((None, Offered::Superseded)),
+        _ => Ok((row, Offered::Written(written))),
+    }
 }
 
 /// Decides a merge of a row that carries its version: newer wins, whatever the order of arrival.

@@ -10,7 +10,8 @@ use crate::model::op::Expiry;
 use crate::model::{Code, Error, Namespace, Result, Version};
 
 use super::decide::{self, Now};
-use super::{Action, Applied, Entry, Row, RowKey, Write, Written};
+use super::offer::not_offered;
+use super::{Action, Applied, Entry, Offered, Row, RowKey, Write, Written};
 
 /// What lies under a group: the rows of a store.
 pub(super) trait Table {
@@ -134,6 +135,24 @@ impl<'t, T: Table> Group<'t, T> {
             },
             _ => nothing_known,
         }
+    }
+
+    /// Decides one write that may stand under its own version alone.
+    pub(super) fn offer(&mut self, offered: &Write) -> Result<Offered> {
+        if offered.entry().is_none() {
+            return Err(not_offered());
+        }
+        let stored_key = stored_key(&offered.at);
+        let present = self.present(&stored_key)?;
+        let (row, written) = decide::offer(present.as_deref(), offered, self.now(offered.at.slot))?;
+        self.keep(stored_key, row);
+        Ok(written)
+    }
+
+    /// What a merge would come to, of which nothing is kept.
+    pub(super) fn foresee(&self, entry: &Entry) -> Result<Applied> {
+        let present = self.present(&stored_key(&entry.at))?;
+        Ok(decide::apply(present.as_deref(), entry, self.now(entry.at.slot)).1)
     }
 
     /// Merges one row that carries its version.

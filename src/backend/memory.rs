@@ -14,8 +14,8 @@ use crate::model::{Error, Namespace, Result};
 use super::group::{Changes, Group, Table, stored_key};
 use super::pages::{self, Collector};
 use super::{
-    Applied, Backend, Capability, Entry, Found, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, Swept, Write,
-    Written,
+    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, Swept,
+    Write, Written,
 };
 
 /// See the module.
@@ -75,6 +75,18 @@ impl Backend for Memory {
         written
     }
 
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        let mut rows = self.rows_mut();
+        let mut group = Group::new(&*rows, wall_ms());
+        let offered = writes
+            .iter()
+            .map(|write| if Instant::now() < deadline { group.offer(write) } else { Err(super::late()) })
+            .collect();
+        let changes = group.into_changes();
+        rows.keep(changes);
+        offered
+    }
+
     async fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -98,6 +110,12 @@ impl Backend for Memory {
         let changes = group.into_changes();
         rows.keep(changes);
         applied
+    }
+
+    async fn foresee(&self, entries: Vec<Entry>, _deadline: Instant) -> Vec<Result<Applied>> {
+        let rows = self.rows();
+        let group = Group::new(&*rows, wall_ms());
+        entries.iter().map(|entry| group.foresee(entry)).collect()
     }
 
     async fn scan(&self, range: Range, _deadline: Instant) -> Result<Page> {

@@ -9,6 +9,7 @@ mod decide;
 mod group;
 pub mod local;
 pub mod memory;
+mod offer;
 mod pages;
 pub mod postgres;
 pub mod redis;
@@ -216,6 +217,15 @@ pub enum Written {
     Forgotten,
 }
 
+/// What became of a write that may stand under its own version alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offered {
+    /// It stands under the version proposed, or an earlier attempt had taken effect.
+    Written(Written),
+    /// Nothing happened: something as new stands there, or the version is one that this store would change.
+    Superseded,
+}
+
 /// A row that carries its own version: a replay or a copy. Stored iff it is newer than what is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -270,6 +280,12 @@ pub struct Page {
     pub as_of: Option<Instant>,
 }
 
+/// What the message of an error says whose slot is on its way from one shard to another: no sign of a shard that is down.
+pub const MOVED: &str = "is being moved to another server";
+
+/// What the one shard of a backend without several is called.
+pub const ONLY_SHARD: &str = "main";
+
 /// How many rows a page looks at for each row it may return: dead rows cost time too.
 pub const EXAMINED_PER_ROW_MAX: usize = 10;
 
@@ -290,7 +306,7 @@ pub struct Swept {
 }
 
 /// A store. Each call is bounded by its deadline; a write cut off by it is decided or refused, never both.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Send + Sync + Sized + 'static {
     /// What it promises.
     fn capability(&self) -> Capability;
 
@@ -332,6 +348,17 @@ pub trait Backend: Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Vec<Result<Written>>> + Send;
 
+    /// Writes under exactly the versions proposed, or not at all: what times out here and lands later never undoes
+    /// what came after it. For unconditional first attempts with lifetimes of their own ([`Write::entry`]); others
+    /// are `internal`. A version beyond what the store's clock allows is superseded, and [`Self::write`] clamps it.
+    fn offer(
+        &self,
+        writes: Vec<Write>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Offered>>> + Send {
+        offer::by_merging(self, writes, deadline)
+    }
+
     /// Writes all or nothing; a failure names the first write that failed. Preconditions that fail and
     /// forgotten operations are failures here.
     fn write_atomic(
@@ -346,6 +373,15 @@ pub trait Backend: Send + Sync + 'static {
         entries: Vec<Entry>,
         deadline: Instant,
     ) -> impl Future<Output = Vec<Result<Applied>>> + Send;
+
+    /// What [`Self::apply`] would answer to each entry, had nothing of the others happened; nothing is kept.
+    fn foresee(
+        &self,
+        entries: Vec<Entry>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Applied>>> + Send {
+        offer::by_reading(self, entries, deadline)
+    }
 
     /// A page in byte order of the key, from one snapshot.
     fn scan(&self, range: Range, deadline: Instant) -> impl Future<Output = Result<Page>> + Send;
@@ -374,6 +410,23 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Its shards by name, always in this order: what fails each for itself.
+    fn shards(&self) -> Vec<String> {
+        vec![ONLY_SHARD.to_owned()]
+    }
+
+    /// The place in [`Self::shards`] of the shard that a slot lies on. While nobody knows it is any of them.
+    fn shard_of(&self, slot: u16) -> usize {
+        let _ = slot;
+        0
+    }
+
+    /// Whether one shard can answer now, and why not.
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        let _ = shard;
+        self.health()
+    }
+
     /// The random id of an embedded store, `None` where workers share the store.
     fn store_id(&self) -> Option<String>;
 
@@ -398,12 +451,14 @@ pub trait DynBackend: Send + Sync + 'static {
         deadline: Instant,
     ) -> Boxed<'_, Vec<Result<Aged>>>;
     fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>>;
+    fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Offered>>>;
     fn write_atomic(
         &self,
         writes: Vec<Write>,
         deadline: Instant,
     ) -> Boxed<'_, Result<Vec<Written>, (usize, crate::model::Error)>>;
     fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
+    fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
     fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>>;
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>>;
     fn partitioning<'a>(
@@ -413,6 +468,9 @@ pub trait DynBackend: Send + Sync + 'static {
     ) -> Boxed<'a, Result<Option<String>>>;
     fn health(&self) -> Result<()>;
     fn unfit(&self) -> Option<crate::model::Error>;
+    fn shards(&self) -> Vec<String>;
+    fn shard_of(&self, slot: u16) -> usize;
+    fn shard_health(&self, shard: usize) -> Result<()>;
     fn store_id(&self) -> Option<String>;
     fn close(&self) -> Boxed<'_, ()>;
 }
@@ -441,6 +499,9 @@ impl<B: Backend> DynBackend for B {
     fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>> {
         Box::pin(Backend::write(self, writes, deadline))
     }
+    fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Offered>>> {
+        Box::pin(Backend::offer(self, writes, deadline))
+    }
     fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -450,6 +511,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>> {
         Box::pin(Backend::apply(self, entries, deadline))
+    }
+    fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>> {
+        Box::pin(Backend::foresee(self, entries, deadline))
     }
     fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>> {
         Box::pin(Backend::scan(self, range, deadline))
@@ -469,6 +533,16 @@ impl<B: Backend> DynBackend for B {
     }
     fn unfit(&self) -> Option<crate::model::Error> {
         Backend::unfit(self)
+    }
+
+    fn shards(&self) -> Vec<String> {
+        Backend::shards(self)
+    }
+    fn shard_of(&self, slot: u16) -> usize {
+        Backend::shard_of(self, slot)
+    }
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        Backend::shard_health(self, shard)
     }
     fn store_id(&self) -> Option<String> {
         Backend::store_id(self)

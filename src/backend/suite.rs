@@ -166,6 +166,82 @@ async fn a_version_is_raised_above_what_stands_and_clamped_to_the_stores_clock()
 }
 
 #[tokio::test]
+async fn an_offer_stands_under_its_own_version_or_not_at_all() {
+    on_each(async |backend| {
+        let offer = async |write| backend.offer(vec![write], deadline()).await.remove(0).unwrap();
+        let op = |id: u64| Some(OpStamp { id: 1 << 63 | id, lookback_ms: None });
+        let now = hlc_at(wall_ms());
+        let first = offer(Write { op: op(1), ..put("k", "a", now) }).await;
+        let Offered::Written(Written::Applied { version, existed: false, live }) = first else { panic!() };
+        assert_eq!(version, Version { hlc: now, origin: 1 });
+        assert_eq!(live.unwrap().body, "a");
+        assert_eq!(offer(put("k", "older", now - 1)).await, Offered::Superseded);
+        assert_eq!(offer(put("k", "the same", now)).await, Offered::Superseded);
+        assert_eq!(body(&*backend, "k").await.as_deref(), Some("a"), "nothing of it happened");
+        let again = offer(Write { op: op(1), ..put("k", "again", now + 5) }).await;
+        let known = Written::Duplicate { version: Some(version), existed: false };
+        assert_eq!(again, Offered::Written(known), "a known operation changes nothing");
+        let far = hlc_at(wall_ms() + 3_600_000);
+        assert_eq!(
+            offer(put("far", "a", far)).await,
+            Offered::Superseded,
+            "a clock that jumped is not taken"
+        );
+        assert_eq!(found(&*backend, "far").await, None);
+        let deleted = offer(Write { proposed: Version { hlc: now + 9, origin: 1 }, ..delete("k") }).await;
+        let Offered::Written(Written::Applied { existed: true, live: None, .. }) = deleted else { panic!() };
+        let absent = offer(delete("absent")).await;
+        let Offered::Written(Written::Applied { existed: false, live: None, .. }) = absent else { panic!() };
+        assert!(found(&*backend, "absent").await.is_some(), "a delete of nothing leaves a tombstone");
+        let depends = Write { precondition: Some(Precondition::Exists), ..put("k", "x", now + 99) };
+        assert!(backend.offer(vec![depends], deadline()).await.remove(0).is_err());
+        let late = backend.offer(vec![put("late", "a", now)], Instant::now()).await.remove(0).unwrap_err();
+        assert_eq!(late.code, crate::model::Code::DeadlineExceeded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_foreseen_is_what_a_merge_comes_to_and_nothing_is_kept() {
+    on_each(async |backend| {
+        let now = hlc_at(wall_ms());
+        write(&*backend, put("old", "a", now)).await;
+        write(&*backend, delete("gone")).await;
+        backend.sweep(None, NO_GRACE).await.unwrap();
+        let entries = vec![
+            entry("new", Some("x"), now + 5),
+            entry("old", Some("x"), now + 5),
+            entry("old", Some("x"), now - 5),
+            entry("gone", Some("x"), now - 60_000),
+        ];
+        let foreseen = backend.foresee(entries.clone(), deadline()).await;
+        assert_eq!(found(&*backend, "new").await, None);
+        assert_eq!(body(&*backend, "old").await.as_deref(), Some("a"));
+        let each = async |entry: Entry| backend.apply(vec![entry], deadline()).await.remove(0);
+        for (entry, foreseen) in entries.into_iter().zip(foreseen) {
+            assert_eq!(each(entry).await, foreseen);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_merge_of_many_rows_is_that_of_each() {
+    on_each(async |backend| {
+        let now = hlc_at(wall_ms());
+        let many: Vec<Entry> =
+            (0..700).map(|n| entry(&format!("k{}", n % 300), Some(&format!("v{n}")), now + n)).collect();
+        let merged = backend.apply(many.clone(), deadline()).await;
+        assert_eq!(merged.len(), 700);
+        assert!(merged.iter().all(|one| *one == Ok(Applied::Applied)), "one key's in their order");
+        assert_eq!(body(&*backend, "k99").await.as_deref(), Some("v699"));
+        let merged = backend.apply(many, deadline()).await;
+        assert!(merged.iter().all(|one| *one == Ok(Applied::Superseded)), "once is as good as twice");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_forgotten_delete_is_not_undone_by_anything_older() {
     on_each(async |backend| {
         let old = hlc_at(wall_ms() - 60_000);

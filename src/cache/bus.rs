@@ -74,6 +74,8 @@ struct Heard {
     /// What comes next may not follow what came last: a new connection, or messages that did not fit.
     torn: AtomicBool,
     gaps: AtomicU64,
+    /// The other workers that were heard lately.
+    others: Mutex<Vec<u64>>,
     /// When the last own heartbeat was sent that came back.
     echoed: AtomicU64,
     floors: Arc<Floors>,
@@ -177,6 +179,17 @@ impl Bus {
         }
     }
 
+    /// The workers that live, this one among them; none while it does not hear itself.
+    pub(super) fn workers(&self) -> Vec<u64> {
+        let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
+        if self.heard.echoed.load(Ordering::Acquire) + silent < Micros::now().0 {
+            return Vec::new();
+        }
+        let mut workers = self.heard.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        workers.push(self.voice.origin);
+        workers
+    }
+
     /// Says goodbye, if all that was written is told: else the others are to notice that this worker is silent.
     pub(super) async fn close(&self, all_told: bool) {
         self.stop.cancel();
@@ -240,6 +253,7 @@ impl Heard {
             floor: AtomicU64::new(0),
             torn: AtomicBool::new(true),
             gaps: AtomicU64::new(0),
+            others: Mutex::default(),
             echoed: AtomicU64::new(Micros::now().0),
             floors,
         }
@@ -334,6 +348,9 @@ fn echoed(heard: &Heard, senders: &mut HashMap<u64, Sender>, sent: Micros) {
         // What it wrote last may never have been announced.
         heard.gap();
     }
+    let lately = senders.iter().filter(|(_, sender)| now.since(sender.heard) < SILENT);
+    *heard.others.lock().unwrap_or_else(PoisonError::into_inner) =
+        lately.map(|(origin, _)| *origin).collect();
     let silent = u64::try_from(SILENT.as_micros()).expect("seconds");
     let oldest = senders.values().map(|sender| sender.heard).min().unwrap_or(now);
     let sure_until = oldest.min(sent).0 + silent;

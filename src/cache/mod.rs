@@ -387,6 +387,34 @@ impl Cache {
         Writing { cache: self.clone(), terms, left, started: Micros::now(), keys }
     }
 
+    /// Copies of records in first tiers, own and others', are not the newest any more: `version` waits in the queue, or, where
+    /// there is none, what waited there will not be.
+    pub async fn outdated(&self, ids: &[(Id, Option<Version>)], terms: &Terms) {
+        if let Some(memory) = &self.memory {
+            ids.iter().for_each(|(id, version)| memory.invalidate(id.hash, *version));
+        }
+        if let (Some(bus), true) = (&self.bus, terms.shared_backend) {
+            let announced = |(id, version): &(Id, Option<Version>)| Announced {
+                hash: id.hash,
+                version: *version,
+                missed: None,
+            };
+            bus.announce(ids.iter().map(announced).collect()).await;
+        }
+    }
+
+    /// Takes a copy out of the first tier that was filled in while something of it was announced.
+    pub fn forget(&self, id: &Id) {
+        if let Some(memory) = &self.memory {
+            memory.invalidate(id.hash, None);
+        }
+    }
+
+    /// The workers that live, this one among them; none while it is cut off from them.
+    pub fn workers(&self, own: u64) -> Vec<u64> {
+        self.bus.as_ref().map_or_else(|| vec![own], Bus::workers)
+    }
+
     /// Says goodbye, so that nobody waits for this worker's announcements.
     pub async fn close(&self) {
         if let Some(bus) = &self.bus {

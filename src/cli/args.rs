@@ -118,6 +118,15 @@ Example:
         after_help = "Every worker reads all of them, page by page, and keeps what its tiers have room for.\n\nExample:\n  datastore warm users --prefix user:"
     )]
     Warm(Warm),
+    /// Look after the write-behind queue: what waits, what died, and what became of a write
+    #[command(after_help = "Examples:
+  datastore queue status
+  datastore queue list --limit 20
+  datastore queue show 0192f3a4...
+  datastore queue replay --namespace users --reason 'refuses the row'
+  datastore queue purge --expect 3 --export dead.ndjson
+  datastore queue receipt users user:1 0192f3a4...")]
+    Queue(Queue),
     /// Print a document as a stored record: one line of hex
     #[command(after_help = "Examples:
   datastore encode '{\"name\": \"Ada\"}'
@@ -384,6 +393,82 @@ pub(crate) struct Warm {
     /// Keys that begin with this
     #[arg(long, default_value = "")]
     pub(crate) prefix: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Queue {
+    #[command(subcommand)]
+    pub(crate) command: QueueCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// What waits in each lane, how old it is, how fast it goes, and how many dead letters there are
+    Status {
+        /// Every lane, those with nothing in them too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print dead letters: id, namespace, key, reason; those looked at move to the end of the queue
+    List {
+        /// How many
+        #[arg(long, default_value = "100")]
+        limit: usize,
+    },
+    /// Print a dead letter with its value, and what a replay would come to now
+    Show {
+        /// Its id: the version that `queued` answered
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Apply dead letters again, under the versions they have: what is newer stays
+    Replay(Replay),
+    /// Apply all dead letters again, at a rate
+    Drain {
+        /// Letters a second at most
+        #[arg(long, value_name = "N")]
+        rate: Option<u32>,
+    },
+    /// Remove all dead letters, once they are in a file
+    Purge {
+        /// How many there must be
+        #[arg(long, value_name = "N")]
+        expect: u64,
+        /// Where they are written first, one JSON object per line
+        #[arg(long, value_name = "FILE")]
+        export: PathBuf,
+    },
+    /// What became of a write that was answered `queued`: pending, applied, superseded, dead_lettered or unknown
+    Receipt {
+        /// Namespace
+        #[arg(value_name = "NS")]
+        namespace: String,
+        /// Key
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// The version that `queued` answered
+        #[arg(value_name = "VERSION")]
+        version: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// Only those of a namespace
+    #[arg(long, default_value = "", value_name = "NS")]
+    pub(crate) namespace: String,
+    /// Only those whose keys begin with this
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub(crate) prefix: String,
+    /// Only this one
+    #[arg(long, default_value = "", value_name = "ID")]
+    pub(crate) id: String,
+    /// Only those whose reason holds this text
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Give each a new version, so that it wins over what stands there
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,8 +14,10 @@ use crate::backend::riak::{Quorum, Quorums, RiakSettings};
 use crate::cache;
 use crate::client::connect::NatsSettings;
 use crate::http;
+use crate::layer;
 use crate::model::request::Consistency;
-use crate::store::policy::{Packed, PartitionBy, PolicySettings};
+use crate::queue;
+use crate::store::policy::{Durability, Packed, PartitionBy, PolicySettings};
 use crate::telemetry;
 use crate::telemetry::LogFormat;
 
@@ -36,6 +38,8 @@ pub(super) fn settings(tree: &Table) -> Settings {
             level: log.text("level"),
         },
         backends: each(tree, "backends", backend_settings),
+        queue: queue_settings(tree),
+        layers: each(tree, "backends", layer_settings),
         namespaces: each(tree, "namespaces", policy_settings),
         cache: cache::Settings {
             memory_bytes: tiers.bytes("memory_bytes"),
@@ -67,6 +71,27 @@ fn backend_settings(backend: &Section<'_>) -> backend::Settings {
         "redis" => backend::Settings::Redis(redis_settings(backend)),
         "riak" => backend::Settings::Riak(riak_settings(backend)),
         kind => unreachable!("checked: {kind} is built"),
+    }
+}
+
+fn queue_settings(tree: &Table) -> Option<queue::Settings> {
+    let [queue, cache, nats] = ["queue", "cache", "nats"].map(|name| Section::of(&tree[name]));
+    // A broker is of no use without the Redis in which all workers see what waits there; no namespace asks for it then.
+    (queue.text("kind") == "rabbitmq" && !cache.text("redis_url").is_empty()).then(|| queue::Settings {
+        url: queue.text("url"),
+        prefix: nats.text("subject_prefix"),
+        lane_bytes_max: queue.bytes("lane_bytes_max"),
+        redis_url: cache.text("redis_url"),
+    })
+}
+
+fn layer_settings(backend: &Section<'_>) -> layer::Settings {
+    let at_once = |name| usize::try_from(backend.integer(name)).expect("checked: 1 to 1000000");
+    layer::Settings {
+        reads_max: at_once("reads_max"),
+        writes_max: at_once("writes_max"),
+        drains_max: at_once("drains_max"),
+        open_max: Duration::from_millis(u64::try_from(backend.duration_ms("open_max")).unwrap_or(0)),
     }
 }
 
@@ -169,6 +194,11 @@ fn policy_settings(policy: &Section<'_>) -> PolicySettings {
         ttl_ms: policy.duration_ms("ttl"),
         cache_ttl_ms: policy.duration_ms("cache_ttl"),
         max_stale_ms: policy.duration_ms("max_stale"),
+        durability: match policy.text("durability").as_str() {
+            "through" => Durability::Through,
+            "outage_queue" => Durability::OutageQueue,
+            mode => unreachable!("checked: {mode} is built"),
+        },
         compression: match policy.text("compression").as_str() {
             "auto" => Packed::Auto,
             "none" => Packed::None,

@@ -291,6 +291,7 @@ impl Check<'_> {
             if let Value::Table(policy) = policy {
                 self.backend_of(&path, policy);
                 self.level_of(&path, policy);
+                self.durability_of(&path, policy);
             }
         }
     }
@@ -304,6 +305,23 @@ impl Check<'_> {
             let message = format!("no backend has this name; there are: {}", names.join(", "));
             self.add(&path.child("backend"), Some(format!("{backend:?}")), message);
         }
+    }
+
+    /// There is what its durability needs: a queue, and a Redis in which all workers see what waits there.
+    fn durability_of(&mut self, path: &KeyPath, policy: &Table) {
+        if policy.get("durability").and_then(Value::as_str) != Some("outage_queue") {
+            return;
+        }
+        let has_queue = self.text(&["queue", "kind"]) == Some("rabbitmq");
+        let has_redis = self.text(&["cache", "redis_url"]).is_some_and(|url| !url.is_empty());
+        let missing = match (has_queue, has_redis) {
+            (true, true) => return,
+            (false, true) => "[queue] with kind = \"rabbitmq\"",
+            (true, false) => "cache.redis_url",
+            (false, false) => "[queue] with kind = \"rabbitmq\", and cache.redis_url",
+        };
+        let message = format!("needs {missing}");
+        self.add(&path.child("durability"), Some("\"outage_queue\"".to_owned()), message);
     }
 
     /// Backend and durability can keep the level of a namespace.

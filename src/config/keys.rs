@@ -65,20 +65,18 @@ pub(super) enum Hides {
 pub(super) struct KeyPath(Vec<String>);
 
 const FORMATS: Words = Words { plural: "formats", built: &["text", "json"], unbuilt: &[] };
-const QUEUES: Words = Words { plural: "kinds", built: &["none"], unbuilt: &[("rabbitmq", "")] };
+const QUEUES: Words = Words { plural: "kinds", built: &["none", "rabbitmq"], unbuilt: &[] };
 const KINDS: Words =
     Words { plural: "kinds", built: &["local", "memory", "postgres", "redis", "riak"], unbuilt: &[] };
 const LEVELS: Words = Words { plural: "levels", built: &["strong", "bounded", "eventual"], unbuilt: &[] };
-const DURABILITIES: Words = Words {
-    plural: "modes",
-    built: &["through"],
-    unbuilt: &[("outage_queue", "; it needs [queue] and cache.redis_url"), ("behind", "")],
-};
+const DURABILITIES: Words =
+    Words { plural: "modes", built: &["through", "outage_queue"], unbuilt: &[("behind", "")] };
 const PARTITIONS: Words = Words { plural: "ways", built: &["prefix", "key", "namespace"], unbuilt: &[] };
 const COMPRESSIONS: Words =
     Words { plural: "methods", built: &["auto", "none", "lz4", "zstd"], unbuilt: &[] };
 
 const MAX_IN_FLIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
+const AT_ONCE: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };
 const WEIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const CONNECT_TIMEOUT: Holds = Holds::Within { min: "100ms", max: "60s" };
@@ -107,7 +105,8 @@ pub(super) const KEYS: &[Key] = &[
     key("log.format", Holds::Word(&FORMATS)),
     key("log.level", Holds::Text(units::log_level)),
     key("queue.kind", Holds::Word(&QUEUES)),
-    key("queue.url", ANY).hides(Hides::UrlLogin),
+    key("queue.url", Holds::Text(crate::queue::check_url)).hides(Hides::UrlLogin),
+    key("queue.lane_bytes_max", Holds::Bytes { min: 1024 }),
     key("cache.memory_bytes", Holds::Bytes { min: 0 }),
     key("cache.redis_url", Holds::Text(units::redis_url)).hides(Hides::UrlLogin),
     key("backends.*.kind", Holds::Word(&KINDS)),
@@ -131,6 +130,10 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.w", QUORUM).of(&["riak"]),
     key("backends.*.dw", QUORUM).of(&["riak"]),
     key("backends.*.pw", QUORUM).of(&["riak"]),
+    key("backends.*.reads_max", AT_ONCE),
+    key("backends.*.writes_max", AT_ONCE),
+    key("backends.*.drains_max", AT_ONCE),
+    key("backends.*.open_max", Holds::Duration),
     key("namespaces.*.backend", FILLED),
     key("namespaces.*.consistency", Holds::Word(&LEVELS)),
     key("namespaces.*.max_staleness", Holds::Duration),

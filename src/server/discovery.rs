@@ -86,7 +86,7 @@ pub(super) async fn subscribe(
     }
 }
 
-async fn answer(shared: &Shared, message: Message) {
+async fn answer(shared: &Arc<Shared>, message: Message) {
     let Some(to) = message.reply.clone() else {
         return;
     };
@@ -99,6 +99,10 @@ async fn answer(shared: &Shared, message: Message) {
             let command = subject.rsplit('.').next().unwrap_or("");
             if [super::presence::COMMAND, super::warm::COMMAND].contains(&command) {
                 return; // answered there, and not by one worker alone
+            }
+            if super::operate::COMMANDS.contains(&command) {
+                let command = command.to_owned();
+                return super::operate::answer(shared, &command, message, to);
             }
             return unsupported(shared, to, command).await;
         }

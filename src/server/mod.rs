@@ -10,6 +10,7 @@ mod discovery;
 mod handle;
 mod headers;
 mod listen;
+mod operate;
 pub mod presence;
 mod reply;
 mod validate;

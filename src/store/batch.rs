@@ -91,7 +91,10 @@ impl Store {
         }
         call.check_deadline()?;
         let writes = batch.ops.iter().any(|op| matches!(op, BatchOp::Write(Ok(_))));
-        self.check_partitioning(call, writes).await?;
+        // Writes that may be queued ask for themselves, each with what it means for it that nobody answers.
+        if self.queue_of(call).is_none() {
+            self.check_partitioning(call, writes).await?;
+        }
         let mut results: Vec<Option<Piece>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
         for (number, round) in rounds(batch.ops, &mut results).into_iter().enumerate() {
@@ -146,6 +149,15 @@ impl Store {
         if prepared.is_empty() {
             return replies;
         }
+        if let Some(waiting) = self.queue_of(call) {
+            let written = self.write_or_queue_all(call, waiting, asked, prepared).await;
+            let short = |(at, mut reply): (usize, WriteReply)| {
+                reply.error = reply.error.map(brief);
+                (at, reply)
+            };
+            replies.extend(written.into_iter().map(short));
+            return replies;
+        }
         let writing = self.begin_writing(call, asked.iter().map(|(_, one)| &one.key)).await;
         let written = call.policy.backend.write(prepared, call.deadline).await;
         let keeps = writing.keeps_records();
@@ -197,6 +209,9 @@ impl Store {
             let (one, write) = self.prepare(call, write).map_err(|error| failed(at, error))?;
             asked.push(one);
             prepared.push(write);
+        }
+        if let Some(waiting) = self.queue_of(call) {
+            self.nothing_pending(call, waiting, &mut prepared).await?;
         }
         let writing = self.begin_writing(call, asked.iter().map(|one| &one.key)).await;
         let written = call.policy.backend.write_atomic(prepared, call.deadline).await;

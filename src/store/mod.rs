@@ -5,6 +5,9 @@
 
 mod batch;
 mod copies;
+mod outage;
+mod pending;
+mod target;
 // Public, so that fuzzing reaches it without a running store.
 #[doc(hidden)]
 pub mod cursor;
@@ -31,12 +34,14 @@ use crate::backend::{DynBackend, Live, RowKey};
 use crate::cache::{Cache, Flights, Level};
 use crate::codec::Encoding;
 use crate::codec::stored::{self, Compression, Stored};
+use crate::layer::Layered;
 use crate::model::clock::HybridClock;
 use crate::model::key::shorten;
 use crate::model::limits::VALUE_BYTES_MAX;
 use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
-use policy::{Policy, PolicySettings};
+use crate::queue::Queue;
+use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.
 pub struct Store {
@@ -52,6 +57,14 @@ pub struct Store {
     cache: Arc<Cache>,
     /// Reads on their way to fill it.
     flights: Arc<Flights<Result<copies::Fetched>>>,
+    /// Where writes wait while a backend is down, and the backends whose state decides it.
+    queue: Option<Waiting>,
+}
+
+/// See [`Store::with_queue`].
+struct Waiting {
+    queue: Arc<Queue>,
+    backends: BTreeMap<String, Arc<Layered>>,
 }
 
 /// Names kept in [`Store::agreed`]; the rest are looked up each time.
@@ -93,6 +106,7 @@ impl Store {
             agreed: RwLock::default(),
             cache,
             flights: Arc::default(),
+            queue: None,
         };
         for (name, settings) in policies {
             let backend = backends
@@ -106,6 +120,22 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// The same store with a queue for namespaces whose durability is `outage_queue`.
+    #[must_use]
+    pub fn with_queue(self, queue: Arc<Queue>, backends: BTreeMap<String, Arc<Layered>>) -> Self {
+        Self { queue: Some(Waiting { queue, backends }), ..self }
+    }
+
+    /// The queue that writes of this call may wait in.
+    fn queue_of(&self, call: &Call) -> Option<&Waiting> {
+        self.queue.as_ref().filter(|_| call.policy.settings.durability == Durability::OutageQueue)
+    }
+
+    /// The queue, for operators.
+    pub fn queue(&self) -> Option<&Arc<Queue>> {
+        self.queue.as_ref().map(|waiting| &waiting.queue)
     }
 
     /// The rules of a namespace.
@@ -189,6 +219,9 @@ impl Call {
         }
         match level {
             Consistency::Strong if !self.policy.capability.strong => Err(self.unsupported("strong reads")),
+            Consistency::Strong if settings.durability == Durability::OutageQueue => Err(Error::unsupported(
+                "strong reads cannot be promised with durability outage_queue: an acknowledged write may wait in the queue",
+            )),
             Consistency::Strong | Consistency::Default => Ok(Level::Strong),
             Consistency::Bounded => {
                 let ms = max_staleness_ms.unwrap_or(settings.max_staleness_ms);

@@ -45,6 +45,15 @@ pub enum Packed {
     Zstd,
 }
 
+/// Where a write must be before its writer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// In the backend.
+    Through,
+    /// In the backend, or in the queue while the backend is down.
+    OutageQueue,
+}
+
 /// The rules of one namespace, as configured.
 #[derive(Debug, Clone)]
 pub struct PolicySettings {
@@ -64,6 +73,8 @@ pub struct PolicySettings {
     pub cache_ttl_ms: i64,
     /// How old a fallback answer may be when the backend is down, milliseconds; 0 = never.
     pub max_stale_ms: i64,
+    /// Where a write must be before its writer is told.
+    pub durability: Durability,
     /// How documents are packed.
     pub compression: Packed,
     /// Most encoded bytes of a document.

@@ -20,7 +20,7 @@ use crate::model::reply::{GetReply, Source};
 use crate::model::{Code, Error, Key, Record, Result, Value, Version};
 
 use super::copies::Fetched;
-use super::{Call, Store};
+use super::{Call, Store, Waiting};
 
 /// The answer to a get.
 pub enum Got {
@@ -46,6 +46,39 @@ impl Store {
     pub async fn get(&self, call: &Call, get: Get) -> Result<Got> {
         let level = call.level(get.consistency, get.max_staleness_ms)?;
         call.check_deadline()?;
+        if let Some(waiting) = self.queue_of(call) {
+            return Box::pin(self.get_beside_pending(call, waiting, get, level)).await;
+        }
+        self.get_settled(call, get, level).await
+    }
+
+    /// The same where writes may wait in the queue.
+    async fn get_beside_pending(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        get: Get,
+        level: Level,
+    ) -> Result<Got> {
+        let id = Id::new(call.namespace.clone(), get.key.clone());
+        if self.cache.keeps(&call.policy.terms)
+            && let Some(got) = self.answer_from_memory(call, &get, &id, level)
+        {
+            return got;
+        }
+        let generation = self.cache.generation(&id);
+        if let Some(pending) = self.pending_on(call, waiting, &get.key).await {
+            return self.answer_pending(call, waiting, &get, pending).await;
+        }
+        let got = self.get_settled(call, get, level).await;
+        if self.cache.generation(&id) != generation {
+            // A write was announced since the overlay was asked, and what was kept may be from before.
+            self.cache.forget(&id);
+        }
+        got
+    }
+
+    async fn get_settled(&self, call: &Call, get: Get, level: Level) -> Result<Got> {
         if level != Level::Strong && self.cache.keeps(&call.policy.terms) {
             let id = Id::new(call.namespace.clone(), get.key.clone());
             if let Some(got) = self.answer_from_memory(call, &get, &id, level) {
@@ -73,6 +106,14 @@ impl Store {
 
     /// What each get finds, as old as its level allows; as new as the owner's where `newest` is asked for.
     pub(super) async fn find(&self, call: &Call, gets: &[&Get], newest: bool) -> Vec<Result<Read>> {
+        match self.queue_of(call) {
+            Some(waiting) => Box::pin(self.find_beside_pending(call, waiting, gets, newest)).await,
+            None => self.find_settled(call, gets, newest).await,
+        }
+    }
+
+    /// The same of what is settled.
+    pub(super) async fn find_settled(&self, call: &Call, gets: &[&Get], newest: bool) -> Vec<Result<Read>> {
         let keeps = self.cache.keeps(&call.policy.terms);
         let mut found: Vec<Option<Result<Read>>> = Vec::with_capacity(gets.len());
         let (mut owners, mut missed) = (Vec::new(), Vec::new());
@@ -193,7 +234,7 @@ impl Store {
         Ok(Got::Encoded(message::encode_found(&record, source, age_ms, false)))
     }
 
-    fn answer_stored(&self, call: &Call, get: &Get, aged: Aged) -> Result<GetReply> {
+    pub(super) fn answer_stored(&self, call: &Call, get: &Get, aged: Aged) -> Result<GetReply> {
         check_not_behind(get, aged.found.as_ref())?;
         let (source, age_ms) = origin(aged.as_of);
         let Some(Found { version, live: Some(live) }) = aged.found else {

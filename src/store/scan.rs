@@ -34,14 +34,28 @@ impl Store {
         let Some(range) = range(call, &scan, after, staleness) else {
             return Ok(ScanReply::default());
         };
-        let page =
-            call.policy.backend.scan(range, call.deadline).await.map_err(|error| match error.code {
-                Code::Corrupt => error.at(&format!("backend {:?}", call.policy.settings.backend)),
-                _ => error,
-            })?;
+        let waiting = self.queue_of(call);
+        // Before the backend: a write that is applied in between would be seen by neither.
+        let pending = match waiting {
+            Some(waiting) => self.pending_in(call, waiting, &range).await,
+            None => Ok(Vec::new()),
+        };
+        let page = call.policy.backend.scan(range.clone(), call.deadline).await;
+        let page = page.map_err(|error| match error.code {
+            Code::Corrupt => error.at(&format!("backend {:?}", call.policy.settings.backend)),
+            _ => error,
+        })?;
+        // Where nobody knows what is pending, the page may be older than it should be.
+        let stale = pending.is_err();
+        let (page, pending) = match (waiting, pending) {
+            (Some(waiting), Ok(keys)) if !keys.is_empty() => {
+                self.merge_pending(call, waiting, &range, page, keys).await?
+            }
+            _ => (page, false),
+        };
 
         let (source, age_ms) = super::read::origin(page.as_of);
-        let mut reply = ScanReply { source, age_ms, ..ScanReply::default() };
+        let mut reply = ScanReply { source, age_ms, stale, pending, ..ScanReply::default() };
         let mut bytes = ENVELOPE_BYTES;
         let mut last: Option<Key> = None;
         for (key, found) in page.rows {

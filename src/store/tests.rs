@@ -35,6 +35,7 @@ fn fixture() -> Fixture {
         ttl_ms: 0,
         cache_ttl_ms: 0,
         max_stale_ms: 0,
+        durability: super::policy::Durability::Through,
         compression: Packed::Auto,
         max_value_bytes: 1 << 20,
     };

@@ -27,6 +27,9 @@ impl Store {
             Ok(prepared) => prepared,
             Err(error) => return error.into(),
         };
+        if let Some(waiting) = self.queue_of(call) {
+            return Box::pin(self.write_or_queue(call, waiting, asked, write)).await;
+        }
         if let Err(error) = self.check_partitioning(call, true).await {
             return error.into();
         }

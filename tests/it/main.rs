@@ -20,6 +20,7 @@ mod fuzz_corpus;
 mod headers;
 mod history;
 mod lifecycle;
+mod outage;
 mod readme;
 mod record;
 mod redis;

@@ -22,7 +22,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Namespace, Result};
 
-use super::{Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::group::Group;
+use super::{
+    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use engine::Engine;
 use writer::{Command, Writer};
 
@@ -118,6 +121,14 @@ impl Backend for Local {
         }
     }
 
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        let count = writes.len();
+        match self.ask(deadline, |answer| Command::Offer { writes, deadline, answer }).await {
+            Ok(offered) => offered,
+            Err(error) => vec![Err(error); count],
+        }
+    }
+
     async fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -134,6 +145,16 @@ impl Backend for Local {
             Ok(applied) => applied,
             Err(error) => vec![Err(error); count],
         }
+    }
+
+    async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        let (engine, count) = (self.shared.engine(), entries.len());
+        let look = move |engine: Arc<Engine>| {
+            let group = Group::new(&*engine, wall_ms());
+            entries.iter().map(|entry| group.foresee(entry)).collect()
+        };
+        let foreseen = async { blocking(deadline, move || engine.map(look)).await? };
+        foreseen.await.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::backend::group::{Buried, Group};
-use crate::backend::{Applied, Entry, Swept, Write, Written, late};
+use crate::backend::{Applied, Entry, Offered, Swept, Write, Written, late};
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Namespace, Result, Version};
 
@@ -41,6 +41,7 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 pub(super) enum Command {
     Write { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<Vec<Result<Written>>> },
     WriteAtomic { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<AtomicAnswer> },
+    Offer { writes: Vec<Write>, deadline: Instant, answer: oneshot::Sender<Vec<Result<Offered>>> },
     Apply { entries: Vec<Entry>, answer: oneshot::Sender<Vec<Result<Applied>>> },
     Bury { dead: Vec<(Vec<u8>, Version)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
     Partition { namespace: Namespace, first: String, answer: oneshot::Sender<Result<String>> },
@@ -53,6 +54,7 @@ type AtomicAnswer = Result<Vec<Written>, (usize, Error)>;
 enum Answer {
     Write(Vec<Result<Written>>, oneshot::Sender<Vec<Result<Written>>>),
     WriteAtomic(AtomicAnswer, oneshot::Sender<AtomicAnswer>),
+    Offer(Vec<Result<Offered>>, oneshot::Sender<Vec<Result<Offered>>>),
     Apply(Vec<Result<Applied>>, oneshot::Sender<Vec<Result<Applied>>>),
     Bury(Result<Swept>, oneshot::Sender<Result<Swept>>),
     Partition(Result<String>, oneshot::Sender<Result<String>>),
@@ -252,6 +254,13 @@ fn decide(
                 if Instant::now() < deadline { group.write_atomic(&writes) } else { Err((0, late())) };
             Answer::WriteAtomic(written, answer)
         }
+        Command::Offer { writes, deadline, answer } => {
+            let offered = writes
+                .iter()
+                .map(|write| if Instant::now() < deadline { group.offer(write) } else { Err(late()) })
+                .collect();
+            Answer::Offer(offered, answer)
+        }
         Command::Apply { entries, answer } => {
             Answer::Apply(entries.iter().map(|entry| group.apply(entry)).collect(), answer)
         }
@@ -283,6 +292,9 @@ fn refuse(commands: impl IntoIterator<Item = Command>, error: &Error) -> Option<
                 drop(answer.send(vec![Err(error.clone()); writes.len()]))
             }
             Command::WriteAtomic { answer, .. } => drop(answer.send(Err((0, error.clone())))),
+            Command::Offer { writes, answer, .. } => {
+                drop(answer.send(vec![Err(error.clone()); writes.len()]))
+            }
             Command::Apply { entries, answer } => drop(answer.send(vec![Err(error.clone()); entries.len()])),
             Command::Bury { answer, .. } => drop(answer.send(Err(error.clone()))),
             Command::Partition { answer, .. } => drop(answer.send(Err(error.clone()))),
@@ -297,7 +309,9 @@ fn refuse(commands: impl IntoIterator<Item = Command>, error: &Error) -> Option<
 impl Command {
     fn writes(&self) -> usize {
         match self {
-            Self::Write { writes, .. } | Self::WriteAtomic { writes, .. } => writes.len(),
+            Self::Write { writes, .. } | Self::WriteAtomic { writes, .. } | Self::Offer { writes, .. } => {
+                writes.len()
+            }
             Self::Apply { entries, .. } => entries.len(),
             Self::Bury { dead, .. } => dead.len(),
             Self::Partition { .. } | Self::Close { .. } => 0,
@@ -313,6 +327,7 @@ impl Answer {
         match self {
             Self::Write(written, answer) => drop(answer.send(written)),
             Self::WriteAtomic(written, answer) => drop(answer.send(written)),
+            Self::Offer(offered, answer) => drop(answer.send(offered)),
             Self::Apply(applied, answer) => drop(answer.send(applied)),
             Self::Bury(swept, answer) => drop(answer.send(swept)),
             Self::Partition(noted, answer) => drop(answer.send(noted)),
@@ -327,6 +342,9 @@ impl Answer {
                 drop(answer.send(written.into_iter().map(unless_refused).collect()))
             }
             Self::WriteAtomic(written, answer) => drop(answer.send(written.and(Err((0, unknown.clone()))))),
+            Self::Offer(offered, answer) => {
+                drop(answer.send(offered.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));
+            }
             Self::Apply(applied, answer) => {
                 drop(answer.send(applied.into_iter().map(|one| one.and(Err(unknown.clone()))).collect()));
             }

@@ -39,7 +39,9 @@ use super::remote::lane::{self, Answer, Deadlines, Lane};
 use super::remote::sent::Sent;
 use super::remote::{ANSWER_GRACE, Fault, NOBODY, Pause, RETRY_AFTER_MS, not_owner};
 use super::turns::Turns;
-use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{
+    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use crate::model::{Code, Error, Namespace, Result};
 use crate::placement::SLOTS;
 use connections::Loan;
@@ -48,8 +50,7 @@ use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
 use shard::{Each, Proposal, Put, Shard};
 
-/// What the one server of a backend without `shards` is called.
-pub const ONLY_SHARD: &str = "main";
+pub use super::ONLY_SHARD;
 
 const LIVE: i16 = 0;
 const TOMBSTONE: i16 = 1;
@@ -100,6 +101,7 @@ struct Server {
     notes: notes::Notes,
     reads: Lane<RowKey, Reads>,
     puts: Lane<Proposal, Puts>,
+    offers: Lane<Proposal, Offers>,
 }
 
 /// The statement of reads that share it.
@@ -107,6 +109,9 @@ struct Reads(Arc<Shard>);
 
 /// The statement of unconditional writes that share it.
 struct Puts(Arc<Shard>);
+
+/// The same of those that are written under exactly their versions, or not at all.
+struct Offers(Arc<Shard>);
 
 impl PostgreSql {
     /// A store over these servers. They need not be there yet: it connects by itself, and again when it was cut off.
@@ -176,6 +181,13 @@ impl Backend for PostgreSql {
         self.shared.write(writes, deadline).await
     }
 
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        match &writes[..] {
+            [write] => vec![self.shared.offer(write, deadline).await],
+            writes => join_all(writes.iter().map(|write| self.shared.offer(write, deadline))).await,
+        }
+    }
+
     async fn write_atomic(
         &self,
         writes: Vec<Write>,
@@ -190,6 +202,10 @@ impl Backend for PostgreSql {
         let (shared, count) = (self.shared.clone(), entries.len());
         let work = async move |sent: Arc<Sent>| shared.apply(entries, deadline, &sent).await;
         to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+        self.shared.foresee(&entries, deadline).await
     }
 
     async fn scan(&self, range: Range, deadline: Instant) -> Result<Page> {
@@ -216,6 +232,20 @@ impl Backend for PostgreSql {
 
     fn unfit(&self) -> Option<Error> {
         self.shared.unfit()
+    }
+
+    fn shards(&self) -> Vec<String> {
+        self.shared.shards.iter().map(|server| server.shard.name.clone()).collect()
+    }
+
+    fn shard_of(&self, slot: u16) -> usize {
+        let owner = usize::from(self.shared.owner_index(slot));
+        if owner < self.shared.shards.len() { owner } else { usize::from(slot) % self.shared.shards.len() }
+    }
+
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        let fault = self.shared.shards.get(shard).and_then(|server| server.shard.fault());
+        fault.map_or(Ok(()), |fault| Err(Error::unavailable(fault, RETRY_AFTER_MS)))
     }
 
     fn store_id(&self) -> Option<String> {
@@ -248,7 +278,8 @@ impl Server {
     fn new(shard: Arc<Shard>, weight: u32, replicas: Option<Arc<Replicas>>) -> Self {
         let reads = Lane::new(LANE_STATEMENTS, Reads(shard.clone()));
         let puts = Lane::new(LANE_STATEMENTS, Puts(shard.clone()));
-        Self { shard, weight, replicas, notes: notes::Notes::default(), reads, puts }
+        let offers = Lane::new(LANE_STATEMENTS, Offers(shard.clone()));
+        Self { shard, weight, replicas, notes: notes::Notes::default(), reads, puts, offers }
     }
 }
 
@@ -277,6 +308,20 @@ impl lane::Statement<Proposal> for Puts {
 
     async fn run(&self, mut way: Loan, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
         self.0.put(puts, deadlines, &mut way).await
+    }
+}
+
+impl lane::Statement<Proposal> for Offers {
+    type Way = Loan;
+    type Outcome = Option<Put>;
+    const WRITES: bool = true;
+
+    async fn way(&self, until: Instant) -> Result<Loan, Fault> {
+        self.0.connection_by(until).await
+    }
+
+    async fn run(&self, mut way: Loan, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+        self.0.offer(puts, deadlines, &mut way).await
     }
 }
 

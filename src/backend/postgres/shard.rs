@@ -19,7 +19,7 @@ use crate::backend::decide::Now;
 use crate::backend::remote::clock::ServerClock;
 use crate::backend::remote::lane::Deadlines;
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{Found, Row, RowKey};
+use crate::backend::{Entry, Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
@@ -282,7 +282,29 @@ impl Shard {
         if let [put] = puts {
             return self.put_one(put, deadline_ms, deadline, connection).await;
         }
-        let query = bind_proposals(sqlx::query(sql::PUT), puts).bind(deadline_ms);
+        self.put_many(sql::PUT, puts, deadline_ms, deadline, connection).await
+    }
+
+    /// The same under exactly the versions proposed, or not at all.
+    pub(super) async fn offer(
+        &self,
+        puts: &[Proposal],
+        deadlines: Deadlines,
+        connection: &mut Loan,
+    ) -> Each<Put> {
+        let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
+        self.put_many(sql::OFFER, puts, deadline_ms, deadline, connection).await
+    }
+
+    async fn put_many(
+        &self,
+        statement: &'static str,
+        puts: &[Proposal],
+        deadline_ms: i64,
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Put> {
+        let query = bind_proposals(sqlx::query(statement), puts).bind(deadline_ms);
         let rows = self.run(Stage::Write, query, connection, deadline).await?;
         let judged = |error| self.judge(Stage::Write, &error);
         let mut written: Vec<Option<(Version, bool)>> = vec![None; puts.len()];
@@ -397,14 +419,24 @@ impl Shard {
     /// Merges rows; the words of [`sql::APPLY`].
     pub(super) async fn apply(
         &self,
-        entries: &[(RowKey, Row)],
+        entries: &[&Entry],
         deadline: Instant,
         connection: &mut Loan,
     ) -> Each<String> {
-        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|(at, row)| (at, row)).collect();
+        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
         let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
         let rows = self.run(Stage::Write, query, connection, deadline).await?;
         self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
+    }
+
+    /// What merging one row would come to: it is merged, and that is rolled back.
+    pub(super) async fn foresee(&self, entry: &Entry, deadline: Instant) -> Result<Option<String>, Fault> {
+        let mut connection = self.connection_by(deadline).await?;
+        let judged = |error| self.judge(Stage::Read, &error);
+        connection.begin(deadline).await.map_err(judged)?;
+        let mut words = self.apply(&[entry], deadline, &mut connection).await?;
+        connection.rollback(deadline).await.map_err(judged)?;
+        Ok(words.pop().flatten())
     }
 
     /// [`Self::read_rows`], locking them.

@@ -77,6 +77,34 @@ pub(super) const PUT: &str = concat!(
      SELECT ns, key, hlc, origin, was FROM w"
 );
 
+/// [`PUT`] under exactly the versions given, or not at all: one that the slot's floor or the server's clock would change is
+/// left out, and a row that is as new stays. The same parameters, the same rows.
+pub(super) const OFFER: &str = concat!(
+    "WITH ",
+    owned!(),
+    ", w AS (INSERT INTO rec AS t (ns, key, slot, hlc, origin, kind, was, expires, ops, val) \
+     SELECT i.ns, i.key, i.slot, i.hlc, i.origin, i.kind, false, i.expires, \
+     CASE WHEN i.op = 0 THEN '{}' ELSE ARRAY[i.op, i.hlc # i.origin] END, i.val \
+     FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::smallint[], $7::bigint[], $8::bigint[], \
+     $9::bytea[]) AS i(slot, ns, key, hlc, origin, kind, expires, op, val) JOIN o USING (slot) \
+     WHERE i.hlc BETWEEN o.gc_floor + 1 AND o.cap AND ",
+    now!(),
+    " < $10::bigint ORDER BY i.ns COLLATE \"C\", i.key COLLATE \"C\" \
+     ON CONFLICT (ns, key) DO UPDATE SET hlc = EXCLUDED.hlc, origin = EXCLUDED.origin, slot = EXCLUDED.slot, \
+     kind = EXCLUDED.kind, val = EXCLUDED.val, expires = EXCLUDED.expires, \
+     was = (t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+    now!(),
+    ")), ops = (EXCLUDED.ops || t.ops)[1:8], \
+     ops_floor = CASE WHEN EXCLUDED.ops <> '{}' AND cardinality(t.ops) = 8 THEN ",
+    now!(),
+    " ELSE t.ops_floor END \
+     WHERE (t.hlc, t.origin) < (EXCLUDED.hlc, EXCLUDED.origin) AND NOT (t.ops && EXCLUDED.ops[1:1]) AND ",
+    now!(),
+    " < $10::bigint RETURNING t.ns, t.key, t.slot, t.hlc, t.origin, t.was), \
+     l AS (INSERT INTO move_log SELECT w.slot, w.ns, w.key FROM w JOIN o USING (slot) WHERE o.moving) \
+     SELECT ns, key, hlc, origin, was FROM w"
+);
+
 /// [`PUT`] of one key, which takes half the time. The same parameters, not as arrays; no row where the slot is not
 /// owned, else one: version or nothing, `was`.
 pub(super) const PUT_ONE: &str = concat!(

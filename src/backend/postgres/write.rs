@@ -1,18 +1,25 @@
 //! Writes: which road each takes, and what its statement's answer means.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::connections::Loan;
-use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
+use super::shard::{Before, Cond, Condition, Each, Proposal, Put, Shard, Wants};
 use super::{Shared, rows, to_its_end};
+use crate::backend::offer::not_offered;
 use crate::backend::remote::lane::Answer;
 use crate::backend::remote::sent::Sent;
 use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order};
-use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, late};
+use crate::backend::{Action, Applied, Entry, Live, Offered, Row, RowKey, Write, Written, decide, late};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result, Version};
+
+/// Rows of one statement of a merge.
+const MERGED_ROWS_MAX: usize = 256;
+/// Bytes of documents of one statement of a merge; one that has more goes alone.
+const MERGED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 impl Shared {
     /// Writes each by itself; those of one key one after another.
@@ -137,35 +144,105 @@ impl Shared {
         }
     }
 
-    /// Merges rows that carry their versions.
+    /// An unconditional write under exactly its version, in a statement with others.
+    pub(super) async fn offer(&self, write: &Write, deadline: Instant) -> Result<Offered> {
+        if write.entry().is_none() {
+            return Err(not_offered());
+        }
+        let proposal = proposal(write);
+        let mut pause = Pause::new(deadline);
+        loop {
+            let server = self.server(write.at.slot)?;
+            let budget = &server.shard.budget;
+            let fault = match server.offers.ask(proposal.clone(), deadline, deadline + ANSWER_GRACE).await {
+                Answer::Unsent => return Err(late()),
+                Answer::Unknown => {
+                    return Err(Error::indeterminate("PostgreSQL did not confirm the write in time"));
+                }
+                Answer::Done(Ok(Some(Put { written: Some((version, existed)), .. }))) => {
+                    let applied = applied(&proposal, version, existed, proposal.expires_at_ms);
+                    return Ok(Offered::Written(applied));
+                }
+                Answer::Done(Ok(Some(Put { before, .. }))) => {
+                    let known = duplicate(&before, proposal.op);
+                    return Ok(known.map_or(Offered::Superseded, Offered::Written));
+                }
+                Answer::Done(Ok(None)) => self.not_owner(&write.at),
+                Answer::Done(Err(fault)) => fault,
+            };
+            if !pause.repeats(&fault, budget).await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// Merges rows that carry their versions: rounds of distinct keys, each a statement for each server.
     pub(super) async fn apply(
         &self,
         entries: Vec<Entry>,
         deadline: Instant,
         sent: &Sent,
     ) -> Vec<Result<Applied>> {
-        let mut done = Vec::with_capacity(entries.len());
-        // One after another: a merge is the work of replay, which batches above.
-        for entry in entries {
-            done.push(self.merge(entry, deadline, sent).await);
+        let mut done: Vec<Option<Result<Applied>>> = vec![None; entries.len()];
+        for round in distinct(&entries) {
+            let mut of_owner: HashMap<u16, Vec<usize>> = HashMap::new();
+            for at in round {
+                of_owner.entry(self.owner_index(entries[at].at.slot)).or_default().push(at);
+            }
+            for part in of_owner.into_values().flat_map(|owned| parts(&entries, owned)) {
+                let merged = self.merge_together(&entries, &part, deadline, sent).await;
+                for (at, merged) in part.into_iter().zip(merged) {
+                    done[at] = Some(merged);
+                }
+            }
         }
-        done
+        done.into_iter().map(|merged| merged.expect("every entry lies in one round")).collect()
     }
 
-    async fn merge(&self, entry: Entry, deadline: Instant, sent: &Sent) -> Result<Applied> {
+    /// Merges rows of distinct keys of one server in one statement; where that cannot be, each by itself.
+    async fn merge_together(
+        &self,
+        entries: &[Entry],
+        part: &[usize],
+        deadline: Instant,
+        sent: &Sent,
+    ) -> Vec<Result<Applied>> {
+        let together: Vec<&Entry> = part.iter().map(|at| &entries[*at]).collect();
         let mut pause = Pause::new(deadline);
-        let pair = (entry.at, entry.row);
+        let words = loop {
+            let shard = match self.server(together[0].at.slot) {
+                Ok(server) => &server.shard,
+                Err(error) => return vec![Err(error); part.len()],
+            };
+            match merge(shard, &together, deadline, sent).await {
+                Ok(words) => break words,
+                Err(Fault { remedy: Remedy::Apart, .. }) if part.len() > 1 => break vec![None; part.len()],
+                Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
+                Err(fault) => return vec![Err(fault.error); part.len()],
+            }
+        };
+        let mut merged = Vec::with_capacity(part.len());
+        for (entry, word) in together.into_iter().zip(words) {
+            merged.push(match word.as_deref().and_then(word_of) {
+                Some(applied) => Ok(applied),
+                None => self.merge(entry, deadline, sent).await,
+            });
+        }
+        merged
+    }
+
+    async fn merge(&self, entry: &Entry, deadline: Instant, sent: &Sent) -> Result<Applied> {
+        let mut pause = Pause::new(deadline);
         loop {
-            let shard = &self.server(pair.0.slot)?.shard;
-            let fault = match merge(shard, &pair, deadline, sent).await {
-                Ok(Some(word)) => match word.as_str() {
-                    "applied" => return Ok(Applied::Applied),
-                    "superseded" => return Ok(Applied::Superseded),
-                    "below_floor" => return Ok(Applied::BelowFloor),
-                    _ if pause.again().await => continue,
-                    _ => return Err(late()),
+            let shard = &self.server(entry.at.slot)?.shard;
+            let merged = merge(shard, &[entry], deadline, sent).await;
+            let fault = match merged.map(|mut words| words.pop().flatten()) {
+                Ok(Some(word)) => match word_of(&word) {
+                    Some(applied) => return Ok(applied),
+                    None if pause.again().await => continue,
+                    None => return Err(late()),
                 },
-                Ok(None) => self.not_owner(&pair.0),
+                Ok(None) => self.not_owner(&entry.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, &shard.budget).await {
@@ -173,6 +250,67 @@ impl Shared {
             }
         }
     }
+
+    /// What a merge would come to, each by itself; nothing is kept.
+    pub(super) async fn foresee(&self, entries: &[Entry], deadline: Instant) -> Vec<Result<Applied>> {
+        let mut foreseen = Vec::with_capacity(entries.len());
+        for entry in entries {
+            foreseen.push(match self.server(entry.at.slot) {
+                Err(error) => Err(error),
+                Ok(server) => match server.shard.foresee(entry, deadline).await {
+                    Ok(Some(word)) => word_of(&word).ok_or_else(late),
+                    Ok(None) => Err(self.not_owner(&entry.at).error),
+                    Err(fault) => Err(fault.error),
+                },
+            });
+        }
+        foreseen
+    }
+}
+
+/// What a word of [`super::sql::APPLY`] means; `None` = again.
+fn word_of(word: &str) -> Option<Applied> {
+    match word {
+        "applied" => Some(Applied::Applied),
+        "superseded" => Some(Applied::Superseded),
+        "below_floor" => Some(Applied::BelowFloor),
+        _ => None,
+    }
+}
+
+/// The places of entries in rounds, no key twice in one; entries of one key in their order.
+fn distinct(entries: &[Entry]) -> Vec<Vec<usize>> {
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashMap<&RowKey, usize> = HashMap::with_capacity(entries.len());
+    for (at, entry) in entries.iter().enumerate() {
+        let round = seen.entry(&entry.at).or_insert(0);
+        if rounds.len() == *round {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].push(at);
+        *round += 1;
+    }
+    rounds
+}
+
+/// The same places, as many together as one statement may hold.
+fn parts(entries: &[Entry], places: Vec<usize>) -> Vec<Vec<usize>> {
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let mut bytes = 0;
+    for at in places {
+        let more = entries[at].row.body.as_ref().map_or(0, bytes::Bytes::len);
+        match parts.last_mut() {
+            Some(part) if part.len() < MERGED_ROWS_MAX && bytes + more <= MERGED_BYTES_MAX => {
+                part.push(at);
+                bytes += more;
+            }
+            _ => {
+                parts.push(vec![at]);
+                bytes = more;
+            }
+        }
+    }
+    parts
 }
 
 pub(super) type Attempt<T> = Result<T, Fault>;
@@ -193,20 +331,14 @@ async fn cond(
     Ok(outcome?.pop().flatten())
 }
 
-/// A merge of one row, in its word.
-async fn merge(
-    shard: &Shard,
-    pair: &(RowKey, Row),
-    deadline: Instant,
-    sent: &Sent,
-) -> Attempt<Option<String>> {
+/// A merge of rows of distinct keys, in their words.
+async fn merge(shard: &Shard, entries: &[&Entry], deadline: Instant, sent: &Sent) -> Each<String> {
     let mut connection = shard.connection_by(deadline).await?;
     if !sent.begin() {
         return Err(too_late());
     }
-    let outcome = shard.apply(std::slice::from_ref(pair), deadline, &mut connection).await;
-    sent.ended(&outcome);
-    Ok(outcome?.pop().flatten())
+    // Others may have been merged before, which does not become undone by what comes of these.
+    shard.apply(entries, deadline, &mut connection).await
 }
 
 /// Nobody waits any more.

@@ -45,8 +45,7 @@ use replica::Replicas;
 pub use settings::{RedisSettings, ShardSettings, check_url};
 use shard::{Proposal, Seen, Shard, Word};
 
-/// What the one server of a backend without `shards` is called.
-pub const ONLY_SHARD: &str = "main";
+pub use super::ONLY_SHARD;
 
 /// Who is told of in errors.
 const WHO: &str = "Redis";
@@ -187,6 +186,20 @@ impl Backend for RedisStore {
         }
         let unplaced = self.shared.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
         unplaced.map_or(Ok(()), |why| Err(Error::unavailable(why, RETRY_AFTER_MS)))
+    }
+
+    fn shards(&self) -> Vec<String> {
+        self.shared.shards.iter().map(|server| server.shard.name.clone()).collect()
+    }
+
+    fn shard_of(&self, slot: u16) -> usize {
+        let owner = usize::from(self.shared.owners[usize::from(slot)].load(Ordering::Acquire));
+        if owner < self.shared.shards.len() { owner } else { usize::from(slot) % self.shared.shards.len() }
+    }
+
+    fn shard_health(&self, shard: usize) -> Result<()> {
+        let fault = self.shared.shards.get(shard).and_then(|server| server.shard.fault());
+        fault.map_or(Ok(()), |fault| Err(Error::unavailable(fault, RETRY_AFTER_MS)))
     }
 
     fn store_id(&self) -> Option<String> {

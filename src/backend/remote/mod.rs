@@ -51,7 +51,7 @@ pub(super) enum Remedy {
 
 /// The fault of a slot that its server says it does not own.
 pub(super) fn not_owner(at: &RowKey) -> Fault {
-    let message = format!("slot {} is being moved to another server", at.slot);
+    let message = format!("slot {} {}", at.slot, super::MOVED);
     Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
 }
 

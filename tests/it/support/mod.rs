@@ -6,6 +6,7 @@ pub(crate) mod linear;
 pub(crate) mod nats;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod rabbit;
 pub(crate) mod redis;
 pub(crate) mod riak;
 pub(crate) mod time;

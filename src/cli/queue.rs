@@ -1,0 +1,323 @@
+//! `queue`: operators' commands on the write-behind queue, over the control subjects.
+//!
+//! Whatever may take long is asked for in steps, so that it can be watched, paced and stopped after any of them.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value as Json, json};
+use tokio::time::Instant;
+
+use super::args::{QueueCommand, Replay};
+use super::output::{Ended, Fault, INTERRUPTED, Output, failed, json_text, key_word, tell};
+use super::{Session, transfer};
+use crate::client::Client;
+use crate::model::{Code, Error};
+
+/// How long one step may take.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Letters of one step.
+const STEP: u64 = 100;
+/// A step that another operator keeps waiting is tried again so often.
+const BUSY_TRIES: u32 = 5;
+
+/// Runs a command.
+pub(super) async fn run(session: &Session, output: &mut Output, command: QueueCommand) -> Ended {
+    let control = Control { client: session.client().await? };
+    match command {
+        QueueCommand::Status { all } => status(&control, output, all).await,
+        QueueCommand::List { limit } => list(&control, output, limit).await,
+        QueueCommand::Show { id } => show(&control, output, &id).await,
+        QueueCommand::Replay(filter) => replay(&control, output, &filter, None).await,
+        QueueCommand::Drain { rate } => replay(&control, output, &everything(), rate).await,
+        QueueCommand::Purge { expect, export } => purge(&control, output, expect, &export).await,
+        QueueCommand::Receipt { namespace, key, version } => {
+            let asked = json!({"namespace": namespace, "key": key, "version": version});
+            let receipt = control.ask("receipt", &asked).await?;
+            match output.json {
+                true => output.line(&receipt.to_string())?,
+                false => output
+                    .line(format!("{} {}", text(&receipt, "state"), text(&receipt, "reason")).trim_end())?,
+            }
+            output.flush()?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+struct Control {
+    client: Client,
+}
+
+impl Control {
+    /// One request, one reply; while another operator is at work, again.
+    async fn ask(&self, command: &str, asked: &Json) -> Result<Json, Fault> {
+        let mut tries = 0;
+        loop {
+            match self.ask_once(command, asked).await {
+                Err(error)
+                    if error.code == Code::Unavailable && tries < BUSY_TRIES && error.retry_after_ms > 0 =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(error.retry_after_ms.unsigned_abs())).await;
+                }
+                other => return other.map_err(Fault::Failed),
+            }
+        }
+    }
+
+    async fn ask_once(&self, command: &str, asked: &Json) -> Result<Json, Error> {
+        let subject = format!("{}.ctl.{command}", self.client.subject_prefix());
+        let body = asked.to_string().into();
+        let reply = self.client.exchange(subject.clone(), HeaderMap::new(), body, STEP_TIMEOUT).await;
+        let reply = reply.map_err(|unanswered| unanswered.into_error(&subject))?;
+        let reply: Json = serde_json::from_slice(&reply.payload)
+            .map_err(|error| Error::internal(format!("a reply that is no JSON: {error}")))?;
+        let Some(error) = reply.get("error").filter(|error| error.is_object()) else { return Ok(reply) };
+        let word = text(error, "code");
+        let code = Code::ALL.into_iter().find(|code| code.word() == word).unwrap_or(Code::Internal);
+        let retry_after_ms = error["retry_after_ms"].as_i64().unwrap_or(0);
+        Err(Error { retry_after_ms, ..Error::new(code, text(error, "message")) })
+    }
+
+    async fn dead_letters(&self) -> Result<u64, Fault> {
+        Ok(number(&self.ask("queue_status", &json!({})).await?, "dead_letters"))
+    }
+}
+
+async fn status(control: &Control, output: &mut Output, all: bool) -> Ended {
+    let status = control.ask("queue_status", &json!({})).await?;
+    if output.json {
+        output.line(&status.to_string())?;
+        output.flush()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output.line(&format!(
+        "{:<40} {:>9} {:>10} {:>9} {:>9} {:>9}",
+        "lane", "depth", "bytes", "oldest", "rate/s", "empty in"
+    ))?;
+    let empty = Vec::new();
+    let mut quiet = 0;
+    for lane in status["lanes"].as_array().unwrap_or(&empty) {
+        if number(lane, "depth") == 0 && !all {
+            quiet += 1;
+            continue;
+        }
+        output.line(&format!(
+            "{:<40} {:>9} {:>10} {:>9} {:>9} {:>9}",
+            text(lane, "name"),
+            number(lane, "depth"),
+            number(lane, "bytes"),
+            seconds(number(lane, "oldest_age_ms")),
+            lane["rate"].as_f64().unwrap_or(0.0),
+            seconds(number(lane, "drain_ms")),
+        ))?;
+    }
+    if quiet > 0 {
+        output.line(&format!("{quiet} lanes with nothing in them"))?;
+    }
+    output.line(&format!("dead letters: {}", number(&status, "dead_letters")))?;
+    output.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(control: &Control, output: &mut Output, limit: usize) -> Ended {
+    let mut left = u64::try_from(limit).unwrap_or(u64::MAX).min(control.dead_letters().await?);
+    while left > 0 {
+        let page = control.ask("queue_list", &json!({"limit": left.min(STEP)})).await?;
+        let letters = page["letters"].as_array().cloned().unwrap_or_default();
+        if letters.is_empty() {
+            break;
+        }
+        left = left.saturating_sub(letters.len() as u64);
+        for letter in &letters {
+            match output.json {
+                true => output.line(&letter.to_string())?,
+                false => output.line(&format!(
+                    "{}\t{}\t{}\t{}\t{}",
+                    text(letter, "id"),
+                    text(letter, "namespace"),
+                    key_word(&text(letter, "key")),
+                    text(letter, "kind"),
+                    one_line(&text(letter, "reason"))
+                ))?,
+            }
+        }
+    }
+    output.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(control: &Control, output: &mut Output, id: &str) -> Ended {
+    let mut left = control.dead_letters().await?;
+    while left > 0 {
+        let step = control.ask("queue_show", &json!({"id": id, "limit": STEP})).await?;
+        if let Some(letter) = step.get("letter") {
+            match output.json {
+                true => output.line(&letter.to_string())?,
+                false => {
+                    let shown = serde_json::to_string_pretty(letter).unwrap_or_else(|_| letter.to_string());
+                    output.line(&shown)?;
+                }
+            }
+            output.flush()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        left = left.saturating_sub(number(&step, "looked_at").max(1));
+    }
+    tell(&format!("no dead letter {}", json_text(id)));
+    Ok(failed())
+}
+
+fn everything() -> Replay {
+    Replay {
+        namespace: String::new(),
+        prefix: String::new(),
+        id: String::new(),
+        reason: String::new(),
+        force: false,
+    }
+}
+
+async fn replay(control: &Control, output: &mut Output, filter: &Replay, rate: Option<u32>) -> Ended {
+    let total = control.dead_letters().await?;
+    let bar = counting_bar(total);
+    let (begun, mut left) = (Instant::now(), total);
+    let mut sums = [0; 4];
+    let mut reasons: Vec<(String, String)> = Vec::new();
+    let mut interrupt = std::pin::pin!(transfer::interrupt());
+    while left > 0 {
+        let limit = rate.map_or(STEP, |rate| u64::from(rate).clamp(1, STEP)).min(left);
+        let asked = json!({
+            "limit": limit, "force": filter.force, "namespace": filter.namespace, "prefix": filter.prefix,
+            "id": filter.id, "reason": filter.reason,
+        });
+        let step = tokio::select! {
+            step = control.ask("queue_replay", &asked) => step?,
+            _ = &mut interrupt => {
+                tell("stopped; run it again to go on");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+        };
+        let looked_at = number(&step, "looked_at");
+        if looked_at == 0 {
+            break;
+        }
+        left = left.saturating_sub(looked_at);
+        bar.inc(looked_at);
+        let failures = step["failed"].as_array().cloned().unwrap_or_default();
+        let counted = [
+            number(&step, "applied"),
+            number(&step, "superseded"),
+            failures.len() as u64,
+            number(&step, "skipped"),
+        ];
+        sums.iter_mut().zip(counted).for_each(|(sum, more)| *sum += more);
+        reasons.extend(failures.iter().map(|failure| (text(failure, "id"), text(failure, "reason"))));
+        if let Some(rate) = rate {
+            let due = Duration::from_secs_f64((total - left) as f64 / f64::from(rate.max(1)));
+            tokio::time::sleep_until(begun + due).await;
+        }
+    }
+    bar.finish_and_clear();
+    let [applied, superseded, failures, skipped] = sums;
+    for (id, reason) in &reasons {
+        tell(&format!("{id}: {}", one_line(reason)));
+    }
+    match output.json {
+        true => output.line(
+            &json!({"applied": applied, "superseded": superseded, "failed": failures, "skipped": skipped})
+                .to_string(),
+        )?,
+        false => output.line(&format!(
+            "{applied} applied, {superseded} superseded, {failures} failed, {skipped} left alone"
+        ))?,
+    }
+    output.flush()?;
+    Ok(if failures > 0 { failed() } else { ExitCode::SUCCESS })
+}
+
+async fn purge(control: &Control, output: &mut Output, expect: u64, export: &std::path::Path) -> Ended {
+    let there = control.dead_letters().await?;
+    if there != expect {
+        return Err(Fault::input(format!(
+            "there are {there} dead letters, not {expect}: nothing was removed"
+        )));
+    }
+    let failed_to =
+        |error: std::io::Error| Fault::input(format!("cannot write {}: {error}", export.display()));
+    let mut file = File::create_new(export).map_err(failed_to)?;
+    let mut ids: HashSet<String> = HashSet::new();
+    let (bar, mut looked) = (counting_bar(expect), 0);
+    while looked < expect {
+        let limit = (expect - looked).min(STEP);
+        let page = control.ask("queue_list", &json!({"limit": limit, "values": true})).await?;
+        let letters = page["letters"].as_array().cloned().unwrap_or_default();
+        if letters.is_empty() {
+            break;
+        }
+        for letter in &letters {
+            looked += 1;
+            if ids.insert(text(letter, "id")) {
+                writeln!(file, "{letter}").map_err(failed_to)?;
+            }
+        }
+        bar.set_position(looked);
+    }
+    file.sync_all().map_err(failed_to)?;
+    bar.finish_and_clear();
+    if looked != expect {
+        return Err(Fault::input(format!("only {looked} letters could be read: nothing was removed")));
+    }
+    let (mut removed, mut left) = (0, expect);
+    while left > 0 {
+        let step = control.ask("queue_purge", &json!({"ids": ids, "limit": STEP})).await?;
+        let looked_at = number(&step, "looked_at");
+        if looked_at == 0 {
+            break;
+        }
+        left = left.saturating_sub(looked_at);
+        removed += number(&step, "removed");
+    }
+    match output.json {
+        true => output.line(&json!({"exported": looked, "removed": removed}).to_string())?,
+        false => output.line(&format!("{removed} dead letters removed; they are in {}", export.display()))?,
+    }
+    output.flush()?;
+    Ok(if removed == expect { ExitCode::SUCCESS } else { failed() })
+}
+
+/// A bar that counts, where somebody sees it.
+fn counting_bar(total: u64) -> ProgressBar {
+    let bar = transfer::bar(Some(total));
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}").expect("the template is well formed");
+    bar.set_style(style);
+    bar
+}
+
+fn text(from: &Json, name: &str) -> String {
+    from[name].as_str().unwrap_or_default().to_owned()
+}
+
+fn number(from: &Json, name: &str) -> u64 {
+    from[name].as_u64().unwrap_or(0)
+}
+
+/// A reason as one line.
+fn one_line(reason: &str) -> String {
+    reason.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+fn seconds(ms: u64) -> String {
+    match ms {
+        0 => "-".to_owned(),
+        ms if ms < 10_000 => format!("{:.1}s", ms as f64 / 1000.0),
+        ms => format!("{}s", ms / 1000),
+    }
+}

@@ -1,0 +1,614 @@
+//! Consumers: each lane is worked on by one worker at a time, batch after batch.
+//!
+//! Which one follows from the names of the workers that live, by rendezvous hashing; the second in rank steps in after
+//! [`STANDBY_AFTER`]. Two that disagree cost balance alone: the broker lets one consumer work, and versions make copies harmless.
+//!
+//! A store that is down is waited for with the messages in hand: they are not given back, because that would only count
+//! against them. A key that makes trouble by itself waits alone, and what comes behind it on the same key with it; the others go on.
+//! What takes longer goes round the ladder. What will never do becomes a dead letter.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::connection::{CONNECT_PAUSE, Link, bounded};
+use super::lanes::Word;
+use super::letters::{Held, read};
+use super::overlay::Fate;
+use super::pace::Pace;
+use super::settle::{self, Verdict, settlement};
+use super::topology::RUNGS;
+use super::{LaneShard, PREFETCH, Queue, Target};
+use crate::backend::RowKey;
+use crate::model::clock::{wall_ms, wall_of};
+
+/// Bound on sending a message elsewhere.
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Writes of one batch.
+const BATCH_MAX: usize = PREFETCH as usize;
+/// How long a batch waits for more once it has one.
+const GATHER: Duration = Duration::from_millis(5);
+/// Bound on applying a batch.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The second in rank works on a lane whose first does not.
+const STANDBY_AFTER: Duration = Duration::from_secs(3);
+/// Between two looks at who should work on what.
+const RANK_EVERY: Duration = Duration::from_millis(500);
+/// Between two words about a lane.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// The first pause before a store that failed is asked again, and the longest.
+const DOWN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Between two looks at a breaker that is open.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Messages in hand for longer go to the end of their lane: the broker takes an acknowledgement for lost after 30 minutes.
+const HELD_MAX: Duration = Duration::from_secs(10 * 60);
+/// Between two tries of a key that makes trouble.
+const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
+/// A key that makes trouble for longer goes round the ladder.
+const BLOCKED_MAX: Duration = Duration::from_secs(30);
+/// Messages that wait behind such keys; more go round the ladder at once, so that others are still delivered.
+const BLOCKED_MESSAGES_MAX: usize = BATCH_MAX / 2;
+/// A version so far ahead of the clock waits; one further ahead is a dead letter.
+const AHEAD_MS: i64 = 1_000;
+const FAR_AHEAD_MS: i64 = 3_600_000;
+/// The part of the last second in the rate that is told.
+const RATE_PART: f64 = 0.3;
+
+/// All consumers of a worker.
+pub(super) struct Consumers {
+    queue: Arc<Queue>,
+    target: Arc<dyn Target>,
+    own: u64,
+    members: Box<dyn Fn() -> Vec<u64> + Send + Sync>,
+    /// By shard.
+    paces: Vec<Arc<Pace>>,
+}
+
+/// What one consumer works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Work {
+    /// A lane, and the number of its shard.
+    Lane(usize),
+    /// A rung of the ladder.
+    Rung,
+}
+
+impl Consumers {
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        target: Arc<dyn Target>,
+        own: u64,
+        members: Box<dyn Fn() -> Vec<u64> + Send + Sync>,
+    ) -> Self {
+        let paces = queue.shards.iter().map(|_| Arc::default()).collect();
+        Self { queue, target, own, members, paces }
+    }
+
+    /// Runs until it is told to stop; then finishes the batches in hand.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            // The queues are made by the publisher, which says when they are there.
+            let there = self.queue.state().is_ok();
+            if there && let Ok(link) = self.queue.broker.connect("consumes").await {
+                let link = Arc::new(link);
+                self.serve(&link, &stop).await;
+                link.close().await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(CONNECT_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn serve(&self, link: &Arc<Link>, stop: &CancellationToken) {
+        let mut running: HashMap<String, (CancellationToken, JoinHandle<()>)> = HashMap::new();
+        let mut second_since: HashMap<String, Instant> = HashMap::new();
+        let lanes = self.queue.topology.lanes().into_iter().map(|(lane, shard)| (lane, Work::Lane(shard)));
+        let rungs = (0..RUNGS.len()).map(|rung| (self.queue.topology.rung(rung), Work::Rung));
+        let all: Vec<(String, Work)> = lanes.chain(rungs).collect();
+        while !stop.is_cancelled() && !link.is_lost() {
+            running.retain(|_, (_, task)| !task.is_finished());
+            let members = (self.members)();
+            for (lane, work) in &all {
+                let wanted = match rank(lane, self.own, &members) {
+                    0 => true,
+                    1 => {
+                        let since = second_since.entry(lane.clone()).or_insert_with(Instant::now);
+                        since.elapsed() >= STANDBY_AFTER
+                    }
+                    _ => false,
+                };
+                match (wanted, running.get(lane)) {
+                    (true, None) => {
+                        let end = stop.child_token();
+                        let task = tokio::spawn(self.consume(link, lane, work, end.clone()));
+                        running.insert(lane.clone(), (end, task));
+                    }
+                    (false, Some((end, _))) => {
+                        end.cancel();
+                        second_since.remove(lane);
+                    }
+                    _ => {}
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = link.changed() => {}
+                () = tokio::time::sleep(RANK_EVERY) => {}
+            }
+        }
+        for (end, _) in running.values() {
+            end.cancel();
+        }
+        for (_, task) in running.into_values() {
+            drop(task.await);
+        }
+    }
+
+    fn consume(
+        &self,
+        link: &Arc<Link>,
+        lane: &str,
+        work: &Work,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (link, name, work) = (link.clone(), lane.to_owned(), work.clone());
+        let (queue, target) = (self.queue.clone(), self.target.clone());
+        let pace = match &work {
+            Work::Lane(shard) => self.paces[*shard].clone(),
+            Work::Rung => Arc::default(),
+        };
+        async move {
+            let ended = match work {
+                Work::Rung => rung(&queue, &*target, &link, &name, &stop).await,
+                Work::Lane(shard) => {
+                    let shard = queue.shards[shard].clone();
+                    match Lane::open(queue, target, &link, name.clone(), shard, pace).await {
+                        Ok(lane) => lane.run(&stop).await,
+                        Err(why) => Err(why),
+                    }
+                }
+            };
+            if let Err(why) = ended {
+                tracing::debug!(lane = name, "{why}");
+                // Whoever starts it again does so at once.
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The place of a worker among those that live, for one lane. One that is not among them has none.
+fn rank(lane: &str, own: u64, members: &[u64]) -> usize {
+    let score = |member: u64| {
+        let mut bytes = lane.as_bytes().to_vec();
+        bytes.extend_from_slice(&member.to_le_bytes());
+        (xxh3_64(&bytes), member)
+    };
+    if !members.contains(&own) {
+        return usize::MAX;
+    }
+    let mine = score(own);
+    members.iter().filter(|member| **member != own && score(**member) > mine).count()
+}
+
+/// A lane at work.
+struct Lane {
+    queue: Arc<Queue>,
+    target: Arc<dyn Target>,
+    channel: Channel,
+    consumer: Consumer,
+    name: String,
+    shard: LaneShard,
+    pace: Arc<Pace>,
+    /// Messages that were delivered and not looked at.
+    delivered: VecDeque<Delivery>,
+    /// Messages not acknowledged: when each was taken, by its number.
+    in_hand: BTreeMap<u64, i64>,
+    /// Keys that make trouble, and what waits for them.
+    blocked: HashMap<RowKey, Blocked>,
+    told: Told,
+}
+
+struct Blocked {
+    since: Instant,
+    again: Instant,
+    waiting: VecDeque<Held>,
+}
+
+struct Told {
+    at: Instant,
+    /// Something is to be told at once.
+    due: bool,
+    settled: u64,
+    rate: f64,
+    bytes_each: f64,
+}
+
+impl Lane {
+    async fn open(
+        queue: Arc<Queue>,
+        target: Arc<dyn Target>,
+        link: &Link,
+        name: String,
+        shard: LaneShard,
+        pace: Arc<Pace>,
+    ) -> Result<Self, String> {
+        let (channel, consumer) = subscribe(link, &name).await?;
+        let told = Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0 };
+        Ok(Self {
+            queue,
+            target,
+            channel,
+            consumer,
+            name,
+            shard,
+            pace,
+            delivered: VecDeque::new(),
+            in_hand: BTreeMap::new(),
+            blocked: HashMap::new(),
+            told,
+        })
+    }
+
+    /// Works until it is told to stop or the connection is lost.
+    async fn run(mut self, stop: &CancellationToken) -> Result<(), String> {
+        while !stop.is_cancelled() {
+            let gathered = self.gather(stop).await?;
+            let mut batch = self.sorted(gathered).await?;
+            batch.extend(self.due_again());
+            if !batch.is_empty() {
+                self.work(batch, stop).await?;
+                let pause = self.pace.learn(self.target.load(&self.shard));
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            self.tell().await;
+        }
+        // What is in hand goes back to the broker with the channel, and to another worker.
+        bounded("channel", self.channel.close(200, "stopping".into())).await
+    }
+
+    /// What was delivered: as many as there are, up to a batch.
+    async fn gather(&mut self, stop: &CancellationToken) -> Result<Vec<Delivery>, String> {
+        let patience = if self.blocked.is_empty() { TELL_EVERY } else { BLOCKED_PAUSE / 2 };
+        let ended = || "the consumer was cancelled".to_owned();
+        if self.delivered.is_empty() {
+            let first = tokio::select! {
+                () = stop.cancelled() => return Ok(Vec::new()),
+                first = timeout(patience, self.consumer.next()) => match first {
+                    Ok(first) => first.ok_or_else(ended)?,
+                    Err(_) => return Ok(Vec::new()),
+                },
+            };
+            self.delivered.push_back(first.map_err(|error| error.to_string())?);
+        }
+        let until = Instant::now() + GATHER;
+        while self.delivered.len() < BATCH_MAX {
+            match tokio::time::timeout_at(until, self.consumer.next()).await {
+                Ok(next) => {
+                    self.delivered.push_back(next.ok_or_else(ended)?.map_err(|error| error.to_string())?);
+                }
+                Err(_) => break,
+            }
+        }
+        let count = self.delivered.len().min(BATCH_MAX);
+        Ok(self.delivered.drain(..count).collect())
+    }
+
+    /// Takes in what has been delivered meanwhile, so that it is known how much waits here.
+    fn take_in(&mut self) {
+        while self.delivered.len() < BATCH_MAX
+            && let Some(Some(Ok(delivery))) = self.consumer.next().now_or_never()
+        {
+            self.delivered.push_back(delivery);
+        }
+    }
+
+    /// The writes that can be applied now. Others go where they belong: behind their key, round the ladder, to the dead.
+    async fn sorted(&mut self, gathered: Vec<Delivery>) -> Result<Vec<Held>, String> {
+        let now_ms = wall_ms();
+        let mut batch = Vec::with_capacity(gathered.len());
+        for delivery in gathered {
+            let bytes = delivery.data.len() as f64;
+            self.told.bytes_each +=
+                (bytes - self.told.bytes_each) * if self.told.bytes_each == 0.0 { 1.0 } else { 0.05 };
+            let held = match read(delivery) {
+                Ok(held) => held,
+                Err(unreadable) => {
+                    tracing::error!(lane = self.name, "a queued write cannot be read: {}", unreadable.reason);
+                    self.in_hand.insert(unreadable.tag, now_ms);
+                    if self.queue.bury_unreadable(&unreadable, &self.name).await.is_err() {
+                        return Err("a message could not be sent to the dead letters".to_owned());
+                    }
+                    self.ack(vec![unreadable.tag]).await?;
+                    continue;
+                }
+            };
+            self.in_hand.insert(held.tag, held.write.taken_at_ms);
+            let ahead_ms = wall_of(held.write.entry.row.version.hlc) - now_ms;
+            if ahead_ms > FAR_AHEAD_MS {
+                let reason = format!("its version is {ahead_ms} ms ahead of this worker's clock");
+                self.bury(held, &reason).await?;
+            } else if ahead_ms > AHEAD_MS {
+                self.send_round(held, RUNGS.len() - 1).await?;
+            } else if let Some(blocked) = self.blocked.get_mut(&held.write.entry.at) {
+                blocked.waiting.push_back(held);
+            } else {
+                batch.push(held);
+            }
+        }
+        Ok(batch)
+    }
+
+    /// What waits for keys that are to be tried again.
+    fn due_again(&mut self) -> Vec<Held> {
+        let now = Instant::now();
+        let due = self.blocked.values_mut().filter(|blocked| blocked.again <= now);
+        due.flat_map(|blocked| blocked.waiting.drain(..)).collect()
+    }
+
+    /// Applies a batch until each of it is settled or waits elsewhere.
+    async fn work(&mut self, mut batch: Vec<Held>, stop: &CancellationToken) -> Result<(), String> {
+        let begun = Instant::now();
+        let mut pause = DOWN_PAUSE.0;
+        loop {
+            let writes: Vec<_> = batch.iter().map(|held| held.write.clone()).collect();
+            let verdicts = {
+                let _turn = self.pace.begin().await;
+                settle::apply(&*self.target, &writes, Instant::now() + APPLY_TIMEOUT).await
+            };
+            let (mut done, mut settlements, mut left) = (Vec::new(), Vec::new(), Vec::new());
+            let mut others = Vec::new();
+            for (held, verdict) in batch.into_iter().zip(verdicts) {
+                match verdict {
+                    Verdict::Done(fate) => {
+                        settlements.push(settlement(&held.write, fate));
+                        done.push(held);
+                    }
+                    Verdict::Down(why) => left.push((held, why)),
+                    other => others.push((held, other)),
+                }
+            }
+            // An overlay entry that stays is taken away by whoever next meets it and the store.
+            if let Err(away) = self.queue.overlay.settle(&settlements).await {
+                tracing::debug!(lane = self.name, "the overlay could not be told: {}", away.0);
+            }
+            self.told.settled += done.len() as u64;
+            for held in &done {
+                if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
+                    self.blocked.remove(&held.write.entry.at);
+                }
+            }
+            self.ack(done.iter().map(|held| held.tag).collect()).await?;
+            for (held, verdict) in others {
+                match verdict {
+                    Verdict::Dead(reason) => self.bury(held, &reason).await?,
+                    Verdict::Later(why) => self.block(held, &why).await?,
+                    Verdict::Done(_) | Verdict::Down(_) => unreachable!("sorted out above"),
+                }
+            }
+            let Some((_, why)) = left.first() else { return Ok(()) };
+            tracing::debug!(lane = self.name, left = left.len(), "the store is down: {why}");
+            batch = left.into_iter().map(|(held, _)| held).collect();
+            if begun.elapsed() > HELD_MAX {
+                return self.recycle(batch).await;
+            }
+            if !self.wait_for_store(&mut pause, stop).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits while the shard's breaker is open; `false` where this worker stops.
+    async fn wait_for_store(&mut self, pause: &mut Duration, stop: &CancellationToken) -> bool {
+        let until = Instant::now() + pause.mul_f64(fastrand::f64());
+        self.told.due |= *pause == DOWN_PAUSE.0;
+        *pause = (*pause * 2).min(DOWN_PAUSE.1);
+        while Instant::now() < until || !self.target.admits(&self.shard) {
+            self.tell().await;
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+        true
+    }
+
+    /// Sends messages that have been in hand for long to the end of their lane.
+    async fn recycle(&mut self, batch: Vec<Held>) -> Result<(), String> {
+        for held in batch {
+            let sent = self.queue.send_back(&held, &self.shard).await;
+            self.after_sending(held, sent.map_err(|unqueued| format!("{unqueued:?}"))).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_round(&mut self, held: Held, rung: usize) -> Result<(), String> {
+        let sent = self.queue.send_round(&held, rung).await;
+        self.after_sending(held, sent.map_err(|unqueued| format!("{unqueued:?}"))).await
+    }
+
+    /// A message that lies elsewhere now is acknowledged here; one that does not is tried again.
+    async fn after_sending(&mut self, held: Held, sent: Result<(), String>) -> Result<(), String> {
+        match sent {
+            Ok(()) => self.ack(vec![held.tag]).await,
+            Err(why) => {
+                tracing::debug!(lane = self.name, "a message could not be sent elsewhere: {why}");
+                self.wait_behind(held);
+                Ok(())
+            }
+        }
+    }
+
+    async fn bury(&mut self, held: Held, reason: &str) -> Result<(), String> {
+        let at = held.write.entry.at.clone();
+        let version = held.write.entry.row.version;
+        tracing::warn!(
+            namespace = at.namespace.as_str(), key = crate::model::key::shorten(at.key.as_str()), %version,
+            "a queued write is a dead letter: {reason}"
+        );
+        if self.queue.bury(&held, &self.name, reason).await.is_err() {
+            self.wait_behind(held);
+            return Ok(());
+        }
+        let fate = Fate::Dead(reason.to_owned());
+        drop(self.queue.overlay.settle(&[settlement(&held.write, fate)]).await);
+        self.target.announce(vec![at]).await;
+        if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
+            self.blocked.remove(&held.write.entry.at);
+        }
+        self.ack(vec![held.tag]).await
+    }
+
+    /// Keeps a message whose key makes trouble, or sends it round the ladder where that goes on for too long.
+    async fn block(&mut self, held: Held, why: &str) -> Result<(), String> {
+        tracing::debug!(lane = self.name, "a key waits alone: {why}");
+        let waiting: usize = self.blocked.values().map(|blocked| blocked.waiting.len()).sum();
+        let since = self.blocked.get(&held.write.entry.at).map(|blocked| blocked.since.elapsed());
+        if waiting >= BLOCKED_MESSAGES_MAX || since.is_some_and(|since| since > BLOCKED_MAX) {
+            return self.send_round(held, 0).await;
+        }
+        self.wait_behind(held);
+        Ok(())
+    }
+
+    fn wait_behind(&mut self, held: Held) {
+        let now = Instant::now();
+        let fresh = || Blocked { since: now, again: now, waiting: VecDeque::new() };
+        let blocked = self.blocked.entry(held.write.entry.at.clone()).or_insert_with(fresh);
+        blocked.again = now + BLOCKED_PAUSE;
+        blocked.waiting.push_back(held);
+    }
+
+    /// Acknowledges messages: in one word where nothing before them is in hand.
+    async fn ack(&mut self, mut tags: Vec<u64>) -> Result<(), String> {
+        tags.sort_unstable();
+        for tag in &tags {
+            self.in_hand.remove(tag);
+        }
+        let Some(last) = tags.last().copied() else { return Ok(()) };
+        let all_before = self.in_hand.first_key_value().is_none_or(|(first, _)| *first > last);
+        if all_before {
+            tags = vec![last];
+        }
+        for tag in tags {
+            let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple: all_before }).await;
+            acked.map_err(|error| format!("RabbitMQ: acknowledge: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Tells of this lane, once in a while.
+    async fn tell(&mut self) {
+        let elapsed = self.told.at.elapsed();
+        if elapsed < TELL_EVERY && !self.told.due {
+            return;
+        }
+        self.take_in();
+        let lately = self.told.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
+        let rate = self.told.rate + (lately - self.told.rate) * RATE_PART;
+        let word = Word {
+            in_hand: (self.in_hand.len() + self.delivered.len()) as u64,
+            oldest_ms: self.in_hand.values().min().copied().unwrap_or(0),
+            rate,
+            bytes_each: self.told.bytes_each as u64,
+            said_ms: wall_ms(),
+        };
+        self.told =
+            Told { at: Instant::now(), due: false, settled: 0, rate, bytes_each: self.told.bytes_each };
+        self.queue.lanes.tell(&self.name, word).await;
+    }
+}
+
+async fn subscribe(link: &Link, name: &str) -> Result<(Channel, Consumer), String> {
+    let channel = link.consuming(PREFETCH).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let consuming = channel.basic_consume(name.into(), "".into(), options, arguments);
+    let consumer = bounded("consume", consuming).await?;
+    Ok((channel, consumer))
+}
+
+/// A rung of the ladder: each message waits until it is due, and goes back to its lane.
+async fn rung(
+    queue: &Queue,
+    target: &dyn Target,
+    link: &Link,
+    name: &str,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let (channel, mut consumer) = subscribe(link, name).await?;
+    loop {
+        let delivery = tokio::select! {
+            () = stop.cancelled() => return bounded("channel", channel.close(200, "stopping".into())).await,
+            delivery = consumer.next() => delivery,
+        };
+        let delivery = delivery.ok_or("the consumer was cancelled")?.map_err(|error| error.to_string())?;
+        let sent = match read(delivery) {
+            Err(unreadable) => {
+                let sent = queue.bury_unreadable(&unreadable, name).await;
+                (unreadable.tag, sent)
+            }
+            Ok(held) => {
+                let wait_ms = u64::try_from(held.notes.due_ms - wall_ms()).unwrap_or(0);
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+                }
+                let sent = match target.shard(&held.write.entry.at) {
+                    Ok(shard) => queue.send_back(&held, &shard).await,
+                    Err(error) => queue.bury(&held, name, &error.message).await,
+                };
+                (held.tag, sent)
+            }
+        };
+        match sent {
+            (tag, Ok(())) => {
+                let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
+                acked.map_err(|error| error.to_string())?;
+            }
+            (_, Err(unqueued)) => return Err(format!("{unqueued:?}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_has_one_first_and_few_change_hands_when_a_worker_goes() {
+        let members = [11, 22, 33, 44];
+        let lanes: Vec<String> = (0..800).map(|lane| format!("ds.wb.main.main.{lane}")).collect();
+        let first = |lane: &str, members: &[u64]| {
+            let firsts: Vec<u64> =
+                members.iter().copied().filter(|member| rank(lane, *member, members) == 0).collect();
+            assert_eq!(firsts.len(), 1);
+            firsts[0]
+        };
+        let mut moved = 0;
+        for lane in &lanes {
+            let (before, after) = (first(lane, &members), first(lane, &members[..3]));
+            moved += usize::from(before != after);
+            assert!(before == after || before == 44, "only what the one that went had");
+        }
+        assert!((120..280).contains(&moved), "a quarter, or nearly: {moved}");
+        assert_eq!(
+            rank("x", 55, &[11]),
+            usize::MAX,
+            "who is cut off works on none: it could not tell the others"
+        );
+    }
+}

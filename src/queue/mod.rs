@@ -1,0 +1,206 @@
+//! The write-behind queue: takes writes while a store is down, and applies them when it is back.
+//!
+//! A queued write has its version before it is published, so order decides nothing here: the broker may repeat, delay
+//! and reorder as it likes, and may only not lose. The store keeps what is newest.
+//!
+//! ```text
+//! store/write -> publish -> RabbitMQ, a lane -> consume -> settle -> store
+//!                   `-> overlay (Redis): seen by reads meanwhile      `-> gone from the overlay, receipt, ack
+//! ```
+//!
+//! It promises: what [`Queue::put`] took survives a crash of the broker and of every worker, and is applied, found to be
+//! superseded, or lies with the dead letters and is told of. It refuses what the broker did not confirm. A message is
+//! acknowledged after its write is settled and never before; a store that is down is waited for, not asked again and
+//! again with the same message.
+
+mod connection;
+mod consume;
+mod dead;
+mod lanes;
+mod letters;
+mod message;
+mod overlay;
+mod pace;
+mod publish;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+// Private servers, as the black-box tests start them.
+#[cfg(test)]
+#[expect(dead_code, reason = "the black-box tests use all of it")]
+#[path = "../../tests/it/support/rabbit.rs"]
+mod private_rabbit;
+#[cfg(test)]
+use crate::link::process;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::backend::{Applied, Boxed, RowKey};
+use crate::model::{Error, Key, Namespace, Result};
+
+pub use connection::check_url;
+pub use dead::{Act, DeadLetter, Foreseen, Replayed};
+pub use lanes::LaneStatus;
+pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
+pub use overlay::{Ahead, Away, Fate, Overlay, Pending};
+pub use publish::Unqueued;
+pub use topology::Topology;
+
+use connection::Broker;
+use publish::{Letter, Publisher};
+
+/// Messages of a lane that its consumer holds at a time.
+pub const PREFETCH: u16 = 128;
+/// How long a stop waits for batches in hand.
+const STOP_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at the difference of the clocks.
+const CLOCK_EVERY: Duration = Duration::from_secs(5);
+/// What a caller is told to wait while a lane is full, milliseconds.
+pub const FULL_RETRY_MS: i64 = 1000;
+
+const _: () = assert!(
+    PREFETCH as usize * QUEUED_BYTES_MAX <= 128 * 1024 * 1024,
+    "what a lane's consumer holds fits a worker"
+);
+
+/// Where the queue is.
+#[derive(Clone)]
+pub struct Settings {
+    /// URL of the broker.
+    pub url: String,
+    /// First part of every queue's name.
+    pub prefix: String,
+    /// Bytes that a lane takes; fixed when its queue is first made.
+    pub lane_bytes_max: u64,
+    /// URL of the Redis that holds the overlay.
+    pub redis_url: String,
+}
+
+/// Neither URL may show its password.
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("prefix", &self.prefix)
+            .field("lane_bytes_max", &self.lane_bytes_max)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A shard that lanes belong to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LaneShard {
+    /// Name of the backend.
+    pub backend: String,
+    /// Name of the shard.
+    pub shard: String,
+}
+
+/// Where queued writes go: what must be known of namespaces and their backends, and is known above.
+pub trait Target: Send + Sync + 'static {
+    /// The shard whose lane a record's writes wait in.
+    fn shard(&self, at: &RowKey) -> Result<LaneShard>;
+
+    /// Whether a shard would let a write through now.
+    fn admits(&self, shard: &LaneShard) -> bool;
+
+    /// Writes of requests to a shard so far, and how many milliseconds they take lately.
+    fn load(&self, shard: &LaneShard) -> (u64, f64);
+
+    /// Applies writes, at most one for each key: copies make way, the store decides, all workers are told.
+    fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>>;
+
+    /// What applying a write would come to; nothing is kept.
+    fn foresee<'a>(&'a self, write: &'a Queued, deadline: Instant) -> Boxed<'a, Result<Applied>>;
+
+    /// Tells all workers that copies of these records may be older than thought.
+    fn announce<'a>(&'a self, keys: Vec<RowKey>) -> Boxed<'a, ()>;
+
+    /// The slot of a key, as its namespace's policy partitions today.
+    fn row_key(&self, namespace: &Namespace, key: &Key) -> Result<RowKey>;
+
+    /// A version greater than all that this worker has seen.
+    fn mint(&self) -> crate::model::Version;
+}
+
+/// See the module.
+pub struct Queue {
+    topology: Topology,
+    shards: Vec<LaneShard>,
+    broker: Broker,
+    publisher: Publisher,
+    overlay: Overlay,
+    lanes: lanes::Lanes,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Queue {
+    /// A queue for writes to these shards. Connects to nothing yet: each part joins when its server is there. `name` is what
+    /// the broker shows of this worker.
+    pub fn open(settings: &Settings, name: &str, shards: Vec<LaneShard>) -> Result<Arc<Self>> {
+        let unusable = |fault: String| Error::internal(format!("queue.url: {fault}"));
+        let pairs = shards.iter().map(|each| (each.backend.clone(), each.shard.clone())).collect();
+        let topology = Topology::new(&settings.prefix, settings.lane_bytes_max, pairs);
+        let broker = Broker::new(&settings.url, name).map_err(unusable)?;
+        let stop = CancellationToken::new();
+        let publisher = Publisher::new(broker.clone(), topology.clone(), stop.clone());
+        let overlay = Overlay::open(&settings.redis_url, &settings.prefix)?;
+        let lanes = lanes::Lanes::open(&settings.redis_url, &settings.prefix)?;
+        let tasks = TaskTracker::new();
+        Ok(Arc::new(Self { topology, shards, broker, publisher, overlay, lanes, stop, tasks }))
+    }
+
+    /// Starts to apply what waits. `members` tells the workers that live, this one (`own`) among them.
+    pub fn start(
+        self: &Arc<Self>,
+        target: Arc<dyn Target>,
+        own: u64,
+        members: impl Fn() -> Vec<u64> + Send + Sync + 'static,
+    ) {
+        let consumers = consume::Consumers::new(self.clone(), target, own, Box::new(members));
+        self.tasks.spawn(consumers.run(self.stop.clone()));
+        let (queue, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            while !stop.is_cancelled() {
+                queue.overlay.look_at_clock().await;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(CLOCK_EVERY) => {}
+                }
+            }
+        });
+        self.tasks.close();
+    }
+
+    /// Whether writes are taken, and why not.
+    pub fn state(&self) -> Result<(), String> {
+        self.publisher.state()
+    }
+
+    /// The pending writes that reads see.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// Takes a write: it is in its lane, on disk, when this gives back.
+    pub async fn put(&self, shard: &LaneShard, write: &Queued, deadline: Instant) -> Result<(), Unqueued> {
+        let queue = self.topology.lane(&shard.backend, &shard.shard, write.entry.at.slot);
+        let properties = write.properties(&Notes::default());
+        self.publisher.publish(Letter { queue, body: write.encode(), properties }, deadline).await
+    }
+
+    /// Stops: batches in hand are finished, as far as that takes no long.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        if tokio::time::timeout(STOP_WAIT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("queued writes in hand were not settled in time; they are delivered again");
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The pending overlay: the newest queued write of each key, in the Redis that all workers share, so that every worker's reads
+//! see it. It outranks every copy and every store that is older.
+//!
+//! A pending write is set after its message was confirmed, only ever by a newer one, and removed by version when it is
+//! settled: applied, superseded, or dead. It has no lifetime: while it is there, it waits. Beside it lies a receipt for each
+//! queued write, which says for a day what became of it.
+//!
+//! Redis may be away, and may forget: then a queued write is not seen until it is applied, and whoever must know whether
+//! there is one is refused. Nothing is lost by it.
+//!
+//! ```text
+//! offset size   a pending write
+//!      0    1  format: '1'
+//!      1    1  kind: 'r' record, 'd' delete
+//!      2   32  version in hex
+//!     34    1  operations that are pending on the key, n = '0' to '4'
+//!     35 48*n  newest first: operation in hex (16), the version it got in hex (32)
+//!      -   16  end of the record's life, Unix milliseconds in hex; 0 = never
+//!      -    -  the stored document
+//! ```
+//!
+//! Keys: `{prefix}:p:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), and receipts
+//! `{prefix}:r:{namespace}:{key}:{version}`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{Cmd, Pipeline, Value};
+use tokio::time::Instant;
+
+use super::message::Queued;
+use crate::backend::RowKey;
+use crate::link::redis::{Fault, Redis};
+use crate::model::clock::wall_ms;
+use crate::model::limits::CLOCK_EPSILON_MS;
+use crate::model::{Error, Key, Namespace, Result, Version};
+
+/// Bound on what a request waits for before it asks the store.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
+/// Bound on making a queued write visible.
+const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bound on what nobody waits for.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it can be asked what became of a queued write.
+const RECEIPT_SECONDS: &str = "86400";
+
+/// The difference of the clocks was not measured yet.
+const UNKNOWN: i64 = i64::MIN;
+
+/// The library of functions. Its name carries the protocol's number.
+const LIBRARY: &str = include_str!("overlay.lua");
+const HEAD_BYTES: usize = 34;
+const OP_BYTES: usize = 48;
+const LIFE_BYTES: usize = 16;
+
+/// See the module.
+pub struct Overlay {
+    redis: Arc<Redis>,
+    prefix: String,
+    /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
+    clock_ahead_ms: AtomicI64,
+    /// Whether it has been told that Redis forgets pending writes when it is full.
+    warned: AtomicBool,
+}
+
+/// Redis does not answer: nobody knows whether a write is pending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away(pub String);
+
+/// A queued write that is not settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its version.
+    pub version: Version,
+    /// The stored document; `None` = a delete.
+    pub body: Option<Bytes>,
+    /// End of the record's life, Unix milliseconds; 0 = never.
+    pub expires_at_ms: i64,
+    /// Operations pending on the key, newest first, each with the version it got.
+    pub ops: Vec<(u64, Version)>,
+}
+
+/// What became of a queued write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits.
+    Pending,
+    /// It stands in the store, or a newer one of the queue does.
+    Applied,
+    /// Something newer stood there before.
+    Superseded,
+    /// It could not be applied, and lies with the dead letters.
+    Dead(String),
+    /// Nothing is known of it: it never was, or was settled more than a day ago, or Redis forgot.
+    Unknown,
+}
+
+/// One write to settle.
+#[derive(Debug, Clone)]
+pub(super) struct Settlement {
+    pub(super) at: RowKey,
+    pub(super) version: Version,
+    pub(super) fate: Fate,
+}
+
+/// What there is of a key before it is written.
+#[derive(Debug, Clone, Default)]
+pub struct Ahead {
+    /// The write that is pending on it.
+    pub pending: Option<Pending>,
+    /// The version of the copy that workers share.
+    pub copy: Option<Version>,
+}
+
+impl Overlay {
+    /// The overlay of a deployment, at a URL.
+    pub fn open(url: &str, prefix: &str) -> Result<Self> {
+        let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
+        Ok(Self {
+            redis,
+            prefix: prefix.to_owned(),
+            clock_ahead_ms: AtomicI64::new(UNKNOWN),
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether it can be asked, and why not; also whether this worker's clock may order queued writes.
+    pub fn health(&self) -> Result<(), String> {
+        self.redis.health()?;
+        self.clock()
+    }
+
+    /// Whether this worker's clock goes with the others', as far as Redis tells: what orders queued writes.
+    pub fn clock(&self) -> Result<(), String> {
+        match self.clock_ahead_ms.load(Ordering::Relaxed) {
+            UNKNOWN => Ok(()),
+            ahead if ahead.abs() <= CLOCK_EPSILON_MS => Ok(()),
+            ahead => Err(format!("this worker's clock differs from that of Redis by {} ms", -ahead)),
+        }
+    }
+
+    /// Measures the difference of the clocks.
+    pub(super) async fn look_at_clock(&self) {
+        let (begun, before_ms) = (Instant::now(), wall_ms());
+        let time = self.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
+        let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
+        let Ok(Value::Array(parts)) = time else { return };
+        let number = |part: Option<&Value>| match part {
+            Some(Value::BulkString(digits)) => std::str::from_utf8(digits).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        if let (Some(seconds), Some(micros)) = (number(parts.first()), number(parts.get(1))) {
+            let ahead_ms = seconds * 1000 + micros / 1000 - (before_ms + took_ms / 2);
+            let was = self.clock_ahead_ms.swap(ahead_ms, Ordering::Relaxed);
+            if ahead_ms.abs() > CLOCK_EPSILON_MS && (was == UNKNOWN || was.abs() <= CLOCK_EPSILON_MS) {
+                tracing::error!(
+                    "this worker queues no writes: its clock differs from that of Redis by {} ms",
+                    -ahead_ms
+                );
+            }
+        }
+    }
+
+    /// What is pending on each key.
+    pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
+        let mut steps = redis::pipe();
+        for key in keys {
+            steps.cmd("GET").arg(self.name("p", namespace, key));
+        }
+        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        Ok(answers.iter().map(pending_of).collect())
+    }
+
+    /// What there is of a key before it is written.
+    pub async fn ahead(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Ahead>, Away> {
+        let mut steps = redis::pipe();
+        for key in keys {
+            steps.cmd("GET").arg(self.name("p", namespace, key));
+            // The version in the head of the shared tier's copy.
+            steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
+        }
+        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        let of = |pair: &[Value]| Ahead { pending: pending_of(&pair[0]), copy: version_of(&pair[1]) };
+        Ok(answers.chunks_exact(2).map(of).collect())
+    }
+
+    /// Makes a queued write visible to all workers. Not an error where a newer one is pending.
+    pub async fn hold(&self, queued: &Queued) -> Result<(), Away> {
+        let (at, row) = (&queued.entry.at, &queued.entry.row);
+        let kind = if row.body.is_some() { 'r' } else { 'd' };
+        let head = format!("1{kind}{}", row.version);
+        let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
+        let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
+        tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
+        let mut steps = redis::pipe();
+        self.step(&mut steps, "ds1q_hold", &at.namespace, &at.key, row.version)
+            .arg(head)
+            .arg(op)
+            .arg(tail)
+            .arg(at.key.as_str())
+            .arg(RECEIPT_SECONDS);
+        self.calls(&steps, HOLD_TIMEOUT).await.map(drop)
+    }
+
+    /// Notes what became of queued writes, and takes away those that pend no more.
+    pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<(), Away> {
+        if settlements.is_empty() {
+            return Ok(());
+        }
+        let mut steps = redis::pipe();
+        for Settlement { at, version, fate } in settlements {
+            self.step(&mut steps, "ds1q_settle", &at.namespace, &at.key, *version)
+                .arg(version.to_string())
+                .arg(at.key.as_str())
+                .arg(fate.noted())
+                .arg(RECEIPT_SECONDS);
+        }
+        self.calls(&steps, SETTLE_TIMEOUT).await.map(drop)
+    }
+
+    /// Takes away a pending write that the store has overtaken: only the one that was seen, or an older.
+    pub async fn overtaken(&self, namespace: &Namespace, key: &Key, version: Version) {
+        let mut steps = redis::pipe();
+        self.step(&mut steps, "ds1q_settle", namespace, key, version)
+            .arg(version.to_string())
+            .arg(key.as_str())
+            .arg("")
+            .arg(RECEIPT_SECONDS);
+        // If it stays, the next one to meet it takes it away.
+        drop(self.calls(&steps, LOOK_TIMEOUT).await);
+    }
+
+    /// Keys of a part of a namespace on which writes are pending, in the direction asked.
+    pub async fn keys(
+        &self,
+        namespace: &Namespace,
+        start: &str,
+        end: Option<&str>,
+        reverse: bool,
+        most: usize,
+    ) -> Result<Vec<Key>, Away> {
+        let index = format!("{}:i:{}", self.prefix, namespace.as_str());
+        let low = if start.is_empty() { "-".to_owned() } else { format!("[{start}") };
+        let high = end.map_or_else(|| "+".to_owned(), |end| format!("({end}"));
+        let mut steps = redis::pipe();
+        match reverse {
+            false => steps.cmd("ZRANGEBYLEX").arg(index).arg(low).arg(high),
+            true => steps.cmd("ZREVRANGEBYLEX").arg(index).arg(high).arg(low),
+        };
+        steps.arg("LIMIT").arg(0).arg(most);
+        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        let Some(Value::Array(members)) = answers.first() else { return Ok(Vec::new()) };
+        let key = |member: &Value| match member {
+            Value::BulkString(text) => Key::parse(std::str::from_utf8(text).ok()?).ok(),
+            _ => None,
+        };
+        Ok(members.iter().filter_map(key).collect())
+    }
+
+    /// How many keys of a namespace have a write pending.
+    pub async fn count(&self, namespace: &Namespace) -> Result<u64, Away> {
+        let mut steps = redis::pipe();
+        steps.cmd("ZCARD").arg(format!("{}:i:{}", self.prefix, namespace.as_str()));
+        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        Ok(match answers.first() {
+            Some(Value::Int(count)) => count.unsigned_abs(),
+            _ => 0,
+        })
+    }
+
+    /// What became of a queued write.
+    pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
+        let mut steps = redis::pipe();
+        steps.cmd("GET").arg(self.receipt(namespace, key, version));
+        let answers = self.calls(&steps, HOLD_TIMEOUT).await?;
+        Ok(match answers.first() {
+            Some(Value::BulkString(noted)) => Fate::of(&String::from_utf8_lossy(noted)),
+            _ => Fate::Unknown,
+        })
+    }
+
+    fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
+        format!("{}:{part}:{}:{}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
+    fn receipt(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
+        format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
+    fn step<'p>(
+        &self,
+        steps: &'p mut Pipeline,
+        function: &str,
+        namespace: &Namespace,
+        key: &Key,
+        version: Version,
+    ) -> &'p mut Pipeline {
+        steps
+            .cmd("FCALL")
+            .arg(function)
+            .arg(3)
+            .arg(self.name("p", namespace, key))
+            .arg(format!("{}:i:{}", self.prefix, namespace.as_str()))
+            .arg(self.receipt(namespace, key, version))
+    }
+
+    /// Sends steps; loads the functions where Redis has lost them, and tries once more.
+    async fn calls(&self, steps: &Pipeline, within: Duration) -> Result<Vec<Value>, Away> {
+        for again in [true, false] {
+            let deadline = Instant::now() + within;
+            let answers = self.redis.calls(steps, deadline).await.map_err(|fault| away(&fault))?;
+            let lost = |answer: &Result<Value, Fault>| matches!(answer, Err(Fault::Refused { message, .. }) if message.contains("unction not found"));
+            if again && answers.iter().any(lost) {
+                self.load().await?;
+                continue;
+            }
+            return answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| away(&fault));
+        }
+        Err(Away("Redis does not keep its functions".to_owned()))
+    }
+
+    async fn load(&self) -> Result<(), Away> {
+        let mut load = Cmd::new();
+        load.arg("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY);
+        let deadline = Instant::now() + HOLD_TIMEOUT;
+        self.redis.call(&load, deadline).await.map_err(|fault| away(&fault))?;
+        self.look_at_eviction().await;
+        Ok(())
+    }
+
+    /// Pending writes have no lifetime, so a server that evicts what has none may forget them.
+    async fn look_at_eviction(&self) {
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg("maxmemory-policy");
+        let Ok(answer) = self.redis.call(&ask, Instant::now() + HOLD_TIMEOUT).await else { return };
+        let text = format!("{answer:?}");
+        if text.contains("allkeys") && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "Redis may forget pending writes when it is full: set its maxmemory-policy to volatile-lru"
+            );
+        }
+    }
+}
+
+// === impl Fate ===
+
+impl Fate {
+    fn noted(&self) -> String {
+        match self {
+            Self::Dead(reason) => format!("dead_lettered {reason}"),
+            other => other.word().to_owned(),
+        }
+    }
+
+    fn of(noted: &str) -> Self {
+        match noted.split_once(' ').map_or((noted, ""), |parts| parts) {
+            ("pending", _) => Self::Pending,
+            ("applied", _) => Self::Applied,
+            ("superseded", _) => Self::Superseded,
+            ("dead_lettered", reason) => Self::Dead(reason.to_owned()),
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The word of the contract.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Applied => "applied",
+            Self::Superseded => "superseded",
+            Self::Dead(_) => "dead_lettered",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+// === impl Pending ===
+
+impl Pending {
+    /// The stored document, unless it is a delete or its life has ended.
+    pub fn live(&self, now_ms: i64) -> Option<&Bytes> {
+        let ended = self.expires_at_ms != 0 && self.expires_at_ms <= now_ms;
+        self.body.as_ref().filter(|_| !ended)
+    }
+
+    /// The version that a pending operation got.
+    pub fn find(&self, op: u64) -> Option<Version> {
+        self.ops.iter().find(|(known, _)| *known == op).map(|(_, version)| *version)
+    }
+}
+
+fn away(fault: &Fault) -> Away {
+    Away(match fault {
+        Fault::Away(why) | Fault::Silent(why) => why.clone(),
+        Fault::Refused { code, message } => format!("{code} {message}"),
+    })
+}
+
+/// Reads a pending write; `None` for nothing, and for what this version does not know.
+fn pending_of(answer: &Value) -> Option<Pending> {
+    let Value::BulkString(bytes) = answer else { return None };
+    let text = |from: usize, length: usize| std::str::from_utf8(bytes.get(from..from + length)?).ok();
+    let count = usize::from(bytes.get(HEAD_BYTES)?.checked_sub(b'0')?);
+    let op = |at: usize| {
+        let from = HEAD_BYTES + 1 + at * OP_BYTES;
+        let op = u64::from_str_radix(text(from, 16)?, 16).ok()?;
+        Some((op, text(from + 16, 32)?.parse().ok()?))
+    };
+    let ops = (0..count).map(op).collect::<Option<Vec<_>>>()?;
+    let life_at = HEAD_BYTES + 1 + count * OP_BYTES;
+    let life = u64::from_str_radix(text(life_at, LIFE_BYTES)?, 16).ok()?;
+    let body = match (bytes[0], bytes[1]) {
+        (b'1', b'r') => Some(Bytes::copy_from_slice(&bytes[life_at + LIFE_BYTES..])),
+        (b'1', b'd') => None,
+        _ => return None,
+    };
+    let version = text(2, 32)?.parse().ok()?;
+    Some(Pending { version, body, expires_at_ms: life.cast_signed(), ops })
+}
+
+fn version_of(answer: &Value) -> Option<Version> {
+    let Value::BulkString(bytes) = answer else { return None };
+    let version: Version = std::str::from_utf8(bytes).ok()?.parse().ok()?;
+    Some(version).filter(|version| version.hlc != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Entry, OpRing, Row};
+    use crate::link::private_redis::Redis as Server;
+
+    fn queued(key: &str, hlc: u64, body: Option<&'static [u8]>, op: u64) -> Queued {
+        let version = Version { hlc, origin: 5 };
+        let at = RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse(key).unwrap(), slot: 7 };
+        let ring = OpRing { entries: vec![(op | 1 << 63, version.fingerprint())], evicted_at_ms: 0 };
+        let body = body.map(Bytes::from_static);
+        let row = Row { version, slot: 7, body, expires_at_ms: 44, ring, was: false };
+        Queued { entry: Entry { at, row }, taken_at_ms: 9 }
+    }
+
+    fn settlement(write: &Queued, fate: Fate) -> Settlement {
+        Settlement { at: write.entry.at.clone(), version: write.entry.row.version, fate }
+    }
+
+    #[tokio::test]
+    async fn the_newest_pending_write_is_seen_until_it_is_settled() {
+        let overlay = Overlay::open(&Server::shared().url(), "o1").unwrap();
+        while overlay.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("a").unwrap());
+        let look = async || overlay.look(&namespace, &[&key]).await.unwrap().remove(0);
+        let fate = async |hlc| overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await.unwrap();
+        assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
+
+        let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
+        overlay.hold(&nine).await.unwrap();
+        overlay.hold(&five).await.unwrap();
+        let pending = look().await.unwrap();
+        assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
+        let versions = [1, 2].map(|op| pending.find(op | 1 << 63).map(|version| version.hlc));
+        assert_eq!(versions, [Some(5), Some(9)], "operations of both");
+        overlay.hold(&queued("b", 3, Some(b"b"), 4)).await.unwrap();
+        let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
+        assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
+
+        overlay.settle(&[settlement(&five, Fate::Superseded)]).await.unwrap();
+        assert_eq!(look().await.unwrap().version.hlc, 9, "an older one takes nothing away");
+        assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
+        overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
+        assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
+        overlay.hold(&nine).await.unwrap();
+        assert_eq!(look().await, None, "one that was settled before it was held does not come back");
+        assert_eq!(overlay.count(&namespace).await, Ok(1));
+        overlay.overtaken(&namespace, &Key::parse("b").unwrap(), Version { hlc: 3, origin: 6 }).await;
+        assert_eq!(overlay.count(&namespace).await, Ok(0));
+    }
+
+    #[tokio::test]
+    async fn the_last_four_operations_are_kept() {
+        let overlay = Overlay::open(&Server::shared().url(), "o2").unwrap();
+        while overlay.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for op in 1..=6 {
+            overlay.hold(&queued("k", op, Some(b"x"), op)).await.unwrap();
+        }
+        let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+        let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
+        let kept: Vec<u64> = pending.ops.iter().map(|(op, _)| op & !(1 << 63)).collect();
+        assert_eq!(kept, [6, 5, 4, 3]);
+        let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0);
+        assert_eq!((ahead.pending.unwrap().version.hlc, ahead.copy), (6, None));
+    }
+}

@@ -1,0 +1,336 @@
+//! Writes of namespaces whose durability is `outage_queue`: in the backend while it answers, in the queue while it does not.
+//!
+//! What may wait in the queue is what depends on nothing that stands there: an unconditional put with a lifetime of its own, or
+//! a delete. Its version is fixed before it is tried, and the first try can stand under that version alone: should it time out
+//! and land later, it undoes nothing. Where something as new stood there already, nothing happened, and the write is made
+//! once more as one that is raised above it; a timeout of that one is `indeterminate` and never queued.
+//!
+//! What depends on what stands there is never queued. It is refused while a write is pending on its key, while nobody knows
+//! whether one is, and while the backend is down. Its version is proposed [`PREDECESSOR_MS`] in the past (the store raises it
+//! above what stands there), so that a queued write which it could not see yet is applied after it, not lost to it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
+
+use crate::backend::{self, Offered, Written};
+use crate::cache::Id;
+use crate::model::clock::hlc_at;
+use crate::model::key::shorten;
+use crate::model::reply::{Durability, WriteReply};
+use crate::model::{Code, Error, Key, Outcome, Result, Version};
+use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, Pending, QUEUED_BYTES_MAX, Queued, Unqueued};
+
+use super::copies::ended;
+use super::write::Asked;
+use super::{Call, Store, Waiting};
+
+/// The direct try takes this part of the time there is, and no longer than that.
+const DIRECT_PART: f64 = 0.4;
+const DIRECT_MAX: Duration = Duration::from_millis(500);
+/// From the minting of its version until a write is queued and seen by all: the bound that conditional writes rely on.
+const QUEUED_WITHIN: Duration = Duration::from_secs(2);
+/// How far in the past the version of a conditional write is proposed: further than a write that it may not see can be.
+const PREDECESSOR_MS: i64 = 5_000;
+/// Bound on asking how a namespace is partitioned.
+const PARTITIONING_MAX: Duration = Duration::from_millis(300);
+/// What a caller is told to wait while a write is pending, milliseconds.
+const PENDING_RETRY_MS: i64 = 1_000;
+/// What a caller is told to wait while neither takes his write, milliseconds.
+const DOWN_RETRY_MS: i64 = 500;
+
+const _: () =
+    assert!(PREDECESSOR_MS > QUEUED_WITHIN.as_millis() as i64 + 2 * crate::model::limits::CLOCK_EPSILON_MS);
+
+/// What the direct try came to.
+enum Direct {
+    /// It is answered.
+    Answered(WriteReply),
+    /// It is not, for this reason.
+    Down(Error),
+}
+
+impl Store {
+    /// Writes one record, or queues the write.
+    pub(super) async fn write_or_queue(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        asked: Asked,
+        mut write: backend::Write,
+    ) -> WriteReply {
+        if let Err(error) = self.partitioned_alike(call).await {
+            return error.into();
+        }
+        let minted_at = Instant::now();
+        let ahead = waiting.queue.overlay().ahead(&call.namespace, &[&asked.key]).await;
+        let ahead = ahead.map(|mut ahead| ahead.pop().unwrap_or_default());
+        if let (Ok(Ahead { pending: Some(pending), .. }), Some(op)) = (&ahead, write.op)
+            && let Some(version) = pending.find(op.id)
+        {
+            return known(version, pending);
+        }
+        self.place(call, &mut write, ahead.as_ref().ok());
+        let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
+        if write.entry().is_none() {
+            if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
+                return error.into();
+            }
+            write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
+            return self.write_through(call, asked, write).await;
+        }
+        if !first_attempt {
+            // Its first attempt may have been applied, and only the backend knows.
+            let reply = self.write_through(call, asked, write).await;
+            return match reply.error {
+                Some(error) if is_down(&error) => Error::indeterminate(format!(
+                    "an earlier attempt may have taken effect: {}",
+                    error.message
+                ))
+                .into(),
+                _ => reply,
+            };
+        }
+        match self.write_directly(call, waiting, asked, write.clone()).await {
+            Direct::Answered(reply) => reply,
+            Direct::Down(why) => self.enqueue(call, waiting, write, minted_at, why).await,
+        }
+    }
+
+    /// Writes of a batch, each for itself; those of one key in their order.
+    pub(super) async fn write_or_queue_all(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        asked: Vec<(usize, Asked)>,
+        writes: Vec<backend::Write>,
+    ) -> Vec<(usize, WriteReply)> {
+        let mut chains: HashMap<Key, Vec<(usize, Asked, backend::Write)>> = HashMap::new();
+        for ((at, asked), write) in asked.into_iter().zip(writes) {
+            chains.entry(asked.key.clone()).or_default().push((at, asked, write));
+        }
+        let chains = chains.into_values().map(|chain| async move {
+            let mut replies = Vec::with_capacity(chain.len());
+            for (at, asked, write) in chain {
+                replies.push((at, self.write_or_queue(call, waiting, asked, write).await));
+            }
+            replies
+        });
+        join_all(chains).await.into_iter().flatten().collect()
+    }
+
+    /// Before an atomic batch: none of its keys may have a write pending.
+    pub(super) async fn nothing_pending(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        writes: &mut [backend::Write],
+    ) -> Result<()> {
+        let keys: Vec<Key> = writes.iter().map(|write| write.at.key.clone()).collect();
+        let asked: Vec<&Key> = keys.iter().collect();
+        let ahead = match waiting.queue.overlay().ahead(&call.namespace, &asked).await {
+            Ok(ahead) => ahead.into_iter().map(Ok).collect(),
+            Err(away) => vec![Err(away); keys.len()],
+        };
+        for ((write, key), ahead) in writes.iter_mut().zip(&keys).zip(ahead) {
+            self.place(call, write, ahead.as_ref().ok());
+            self.may_depend(call, waiting, key, ahead).await?;
+            if write.entry().is_none() {
+                write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the namespace is partitioned as its first writer said. Where nobody answers it is taken for granted: whoever
+    /// applies the write asks again.
+    async fn partitioned_alike(&self, call: &Call) -> Result<()> {
+        match timeout(PARTITIONING_MAX, self.check_partitioning(call, true)).await {
+            Ok(Err(error)) if !is_down(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Mints the version anew, above all that is known of the key.
+    fn place(&self, call: &Call, write: &mut backend::Write, ahead: Option<&Ahead>) {
+        let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
+        let above = pending.max(ahead.and_then(|ahead| ahead.copy));
+        if let Some(above) = above {
+            self.saw(above, call.now_ms);
+        }
+        write.proposed = self.mint(call.now_ms);
+        if let Some(above) = above.filter(|above| *above >= write.proposed) {
+            write.proposed.hlc = above.hlc + 1;
+        }
+    }
+
+    /// Whether a write that depends on what stands there may be made.
+    async fn may_depend(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        key: &Key,
+        ahead: Result<Ahead, Away>,
+    ) -> Result<()> {
+        let pending = match ahead {
+            Err(Away(why)) => {
+                let message =
+                    format!("nobody knows whether a write is pending on {:?}: {why}", shorten(key.as_str()));
+                return Err(Error::unavailable(message, DOWN_RETRY_MS));
+            }
+            Ok(Ahead { pending: None, .. }) => return Ok(()),
+            Ok(Ahead { pending: Some(pending), .. }) => pending,
+        };
+        if self.overtaken(call, waiting, key, &pending).await.is_some() {
+            return Ok(());
+        }
+        let message = format!("a write is pending on {:?} that is not applied yet", shorten(key.as_str()));
+        Err(Error { retry_after_ms: PENDING_RETRY_MS, ..Error::new(Code::ConflictPending, message) })
+    }
+
+    /// The write on the road of `through`.
+    async fn write_through(&self, call: &Call, asked: Asked, write: backend::Write) -> WriteReply {
+        let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;
+        let written = call.policy.backend.write(vec![write], call.deadline).await.pop();
+        let written = written.unwrap_or_else(lost);
+        let end = ended(call, &asked.key, writing.keeps_records(), &written);
+        writing.finish([end]).await;
+        self.reply(call, asked, written).await
+    }
+
+    /// Tries the backend: under the write's own version first, and raised only where that certainly had no effect.
+    async fn write_directly(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        asked: Asked,
+        write: backend::Write,
+    ) -> Direct {
+        let backend = waiting.backends.get(&call.policy.settings.backend);
+        if let Some(backend) = backend
+            && !backend.admits_writes(write.at.slot)
+        {
+            return Direct::Down(Error::unavailable("the backend is down (circuit open)", DOWN_RETRY_MS));
+        }
+        let now = Instant::now();
+        let left = call.deadline.saturating_duration_since(now);
+        let until = now + left.mul_f64(DIRECT_PART).min(DIRECT_MAX);
+        let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;
+        let offered = call.policy.backend.offer(vec![write.clone()], until).await.pop();
+        let (written, bumped) = match offered {
+            Some(Ok(Offered::Written(written))) => (Ok(written), false),
+            Some(Err(error)) => (Err(error), false),
+            Some(Ok(Offered::Superseded)) => {
+                let bumping = backend::Write { proposed: self.mint(call.now_ms), ..write };
+                let written = call.policy.backend.write(vec![bumping], call.deadline).await.pop();
+                (written.unwrap_or_else(lost), true)
+            }
+            None => (lost(), false),
+        };
+        let end = ended(call, &asked.key, writing.keeps_records(), &written);
+        writing.finish([end]).await;
+        match written {
+            // The second try is raised above what stands there: if it lands later, it would undo what came after it.
+            Err(error) if is_down(&error) || (!bumped && error.code == Code::Indeterminate) => {
+                Direct::Down(error)
+            }
+            written => Direct::Answered(self.reply(call, asked, written).await),
+        }
+    }
+
+    /// Puts a write into the queue, and lets all workers see it.
+    async fn enqueue(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        write: backend::Write,
+        minted_at: Instant,
+        why: Error,
+    ) -> WriteReply {
+        // What was tried and not answered may have happened, whatever becomes of this.
+        let tried = why.code == Code::Indeterminate;
+        let refused = |error: Error| match tried {
+            true => WriteReply::from(Error::indeterminate(format!("{}; {}", why.message, error.message))),
+            false => error.into(),
+        };
+        let Some(entry) = write.entry() else {
+            return refused(why.clone());
+        };
+        let bytes = entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
+        if bytes > QUEUED_BYTES_MAX {
+            return refused(Error::too_large(format!(
+                "a record of {bytes} bytes cannot wait for its backend, which is down; the queue takes {QUEUED_BYTES_MAX}"
+            )));
+        }
+        // A version of a clock that is off would win over later writes, or lose to earlier ones.
+        if let Err(off) = waiting.queue.overlay().clock() {
+            return refused(Error::unavailable(format!("{}; and {off}", why.message), DOWN_RETRY_MS));
+        }
+        let (at, version) = (entry.at.clone(), entry.row.version);
+        let queued = Queued { entry, taken_at_ms: write.taken_at_ms };
+        let shard = waiting.shard(&call.policy.settings.backend, at.slot);
+        let deadline = call.deadline.min(minted_at + QUEUED_WITHIN);
+        match waiting.queue.put(&shard, &queued, deadline).await {
+            Ok(()) => {}
+            Err(Unqueued::Full(how)) => {
+                let message = format!("{}; and the queue is full: {how}", why.message);
+                return refused(Error::overloaded(message, FULL_RETRY_MS));
+            }
+            Err(Unqueued::Down(how)) => {
+                let message = format!("{}; and the queue is down: {how}", why.message);
+                return refused(Error::unavailable(message, DOWN_RETRY_MS));
+            }
+            Err(Unqueued::Unknown(how)) => return Error::indeterminate(how).into(),
+        }
+        let seen = waiting.queue.overlay().hold(&queued).await;
+        if minted_at.elapsed() > QUEUED_WITHIN {
+            return Error::indeterminate("the write is queued, but was not seen by others in time").into();
+        }
+        let id = Id::new(call.namespace.clone(), at.key);
+        self.cache.outdated(&[(id, Some(version))], &call.policy.terms).await;
+        WriteReply {
+            error: None,
+            outcome: Outcome::Queued,
+            version: Some(version),
+            durability: Durability::Queue,
+            duplicate: false,
+            read_your_write: seen.is_ok(),
+            record: None,
+            existed: None,
+        }
+    }
+}
+
+impl Waiting {
+    /// The shard whose lane the writes of a slot wait in.
+    pub(super) fn shard(&self, backend: &str, slot: u16) -> LaneShard {
+        let shard = self.backends.get(backend).map(|backend| backend.shard_name(slot).to_owned());
+        LaneShard { backend: backend.to_owned(), shard: shard.unwrap_or_default() }
+    }
+}
+
+/// The answer to an operation that is queued already.
+fn known(version: Version, pending: &Pending) -> WriteReply {
+    WriteReply {
+        error: None,
+        outcome: Outcome::Queued,
+        // One that was overwritten since has no version to go on from.
+        version: Some(version).filter(|version| *version == pending.version),
+        durability: Durability::Queue,
+        duplicate: true,
+        read_your_write: true,
+        record: None,
+        existed: None,
+    }
+}
+
+/// Whether an error says that the backend does not answer, and that nothing happened.
+pub(super) fn is_down(error: &Error) -> bool {
+    matches!(error.code, Code::Unavailable | Code::DeadlineExceeded)
+}
+
+fn lost() -> Result<Written> {
+    Err(Error::internal("the backend lost a write"))
+}

@@ -1,0 +1,198 @@
+//! Reads of namespaces whose writes may wait in the queue: a pending write outranks what is older.
+//!
+//! The overlay is asked before the backend: in the other order a write that is applied in between would be seen by neither. An
+//! answer out of the first tier does not ask it: its bound on age covers queued writes, too, because they are announced. A pending
+//! write that the backend has overtaken is taken away by whoever sees both.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::{join, join_all};
+use tokio::time::Instant;
+
+use crate::backend::{Aged, Found, Live, Page, Range};
+use crate::model::op::Get;
+use crate::model::reply::{GetReply, Source};
+use crate::model::{Key, Result};
+use crate::queue::{Away, Pending};
+
+use super::read::{Got, Read, lost};
+use super::{Call, Store, Waiting};
+
+/// How long the backend is asked whether it has overtaken a pending write.
+const OVERTAKEN_MAX: std::time::Duration = std::time::Duration::from_millis(300);
+/// Keys with pending writes that one page looks at.
+const KEYS_MAX: usize = 10_000;
+
+impl Store {
+    /// What is pending on a key. Where nobody knows, nothing is: the bound of the level holds for what was applied.
+    pub(super) async fn pending_on(&self, call: &Call, waiting: &Waiting, key: &Key) -> Option<Pending> {
+        waiting.queue.overlay().look(&call.namespace, &[key]).await.ok()?.pop()?
+    }
+
+    /// What stands in the backend, if it is as new as a pending write, which then is taken away.
+    pub(super) async fn overtaken(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        key: &Key,
+        pending: &Pending,
+    ) -> Option<Found> {
+        let deadline = call.deadline.min(Instant::now() + OVERTAKEN_MAX);
+        let read = call.policy.backend.read(vec![call.row_key(key)], deadline).await.pop()?;
+        let found = read.ok()??;
+        if found.version < pending.version {
+            return None;
+        }
+        waiting.queue.overlay().overtaken(&call.namespace, key, pending.version).await;
+        Some(found)
+    }
+
+    /// The answer to a get of a key on which a write is pending.
+    pub(super) async fn answer_pending(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        get: &Get,
+        pending: Pending,
+    ) -> Result<Got> {
+        self.saw(pending.version, call.now_ms);
+        if let Some(found) = self.overtaken(call, waiting, &get.key, &pending).await {
+            return self.answer(call, get, Read::Stored(Aged { found: Some(found), as_of: None }));
+        }
+        let found = found(&pending, call.now_ms);
+        let reply = self.answer_stored(call, get, Aged { found: Some(found), as_of: None })?;
+        Ok(Got::Reply(GetReply { source: Source::Pending, age_ms: 0, pending: true, ..reply }))
+    }
+
+    /// Gets of a batch: those with a pending write, and the others on their usual road.
+    pub(super) async fn find_beside_pending(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        gets: &[&Get],
+        newest: bool,
+    ) -> Vec<Result<Read>> {
+        let keys: Vec<&Key> = gets.iter().map(|get| &get.key).collect();
+        let pending = waiting.queue.overlay().look(&call.namespace, &keys).await;
+        let pending = pending.unwrap_or_else(|_| vec![None; gets.len()]);
+        let (mut waits, mut rest) = (Vec::new(), Vec::new());
+        for (at, pending) in pending.into_iter().enumerate() {
+            match pending {
+                Some(pending) => waits.push((at, pending)),
+                None => rest.push(at),
+            }
+        }
+        let others: Vec<&Get> = rest.iter().map(|at| gets[*at]).collect();
+        let answers = waits.into_iter().map(|(at, pending)| async move {
+            // A level that cannot be promised is refused, whatever is pending.
+            call.level(gets[at].consistency, gets[at].max_staleness_ms)?;
+            let answer = self.answer_pending(call, waiting, gets[at], pending).await;
+            Ok((at, answer.map(Read::Answered)))
+        });
+        let (answers, found) = join(join_all(answers), self.find_settled(call, &others, newest)).await;
+        let mut reads: Vec<Result<Read>> = gets.iter().map(|_| Err(lost())).collect();
+        for (at, found) in rest.into_iter().zip(found) {
+            reads[at] = found;
+        }
+        for answer in answers {
+            match answer {
+                Ok((at, answer)) => reads[at] = answer,
+                Err(error) => return gets.iter().map(|_| Err(crate::model::Error::clone(&error))).collect(),
+            }
+        }
+        reads
+    }
+
+    /// Keys of a range on which writes are pending: asked before the page is read.
+    pub(super) async fn pending_in(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        range: &Range,
+    ) -> Result<Vec<Key>, Away> {
+        let (start, end) = match (&range.after, range.reverse) {
+            (Some(after), false) => (after.as_str(), range.end.as_deref()),
+            (Some(after), true) => (range.start.as_str(), Some(after.as_str())),
+            (None, _) => (range.start.as_str(), range.end.as_deref()),
+        };
+        let overlay = waiting.queue.overlay();
+        let keys = overlay.keys(&call.namespace, start, end, range.reverse, KEYS_MAX).await?;
+        let behind = |key: &Key| range.after.as_deref() != Some(key.as_str());
+        Ok(keys.into_iter().filter(behind).collect())
+    }
+
+    /// A page with the pending writes of its part of the range; whether there were any.
+    pub(super) async fn merge_pending(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        range: &Range,
+        page: Page,
+        keys: Vec<Key>,
+    ) -> Result<(Page, bool)> {
+        let Page { rows, mut resume, as_of } = page;
+        if keys.len() == KEYS_MAX
+            && let Some(last) = keys.last()
+        {
+            // Behind the last key that is known, nobody knows.
+            let nearer = resume.as_ref().is_none_or(|resume| is_before(last, resume, range.reverse));
+            if nearer {
+                resume = Some(last.clone());
+            }
+        }
+        let covered = |key: &Key| resume.as_ref().is_none_or(|end| !is_before(end, key, range.reverse));
+        let keys: Vec<Key> = keys.into_iter().filter(|key| covered(key)).collect();
+        let asked: Vec<&Key> = keys.iter().collect();
+        let pending = match asked.is_empty() {
+            true => Vec::new(),
+            false => waiting.queue.overlay().look(&call.namespace, &asked).await.unwrap_or_default(),
+        };
+        let mut merged: BTreeMap<Key, Result<Found>> =
+            rows.into_iter().filter(|(key, _)| covered(key)).collect();
+        let pending: Vec<(Key, Pending)> =
+            keys.into_iter().zip(pending).filter_map(|(key, pending)| Some((key, pending?))).collect();
+        let unseen: Vec<&Key> =
+            pending.iter().map(|(key, _)| key).filter(|key| !merged.contains_key(*key)).collect();
+        let rows = unseen.iter().map(|key| call.row_key(key)).collect();
+        let stands = call.policy.backend.read(rows, call.deadline).await;
+        let stands: BTreeMap<&Key, Result<Option<Found>>> = unseen.into_iter().zip(stands).collect();
+        let mut any = false;
+        for (key, pending) in &pending {
+            let version = match (merged.get(key), stands.get(key)) {
+                (Some(Ok(found)), _) => Some(found.version),
+                (Some(Err(_)), _) | (None, None) => None,
+                (None, Some(Ok(found))) => found.as_ref().map(|found| found.version),
+                (None, Some(Err(error))) => return Err(error.clone()),
+            };
+            if version.is_some_and(|version| version >= pending.version) {
+                continue;
+            }
+            any = true;
+            let found = found(pending, call.now_ms);
+            match found.live {
+                Some(_) => drop(merged.insert(key.clone(), Ok(found))),
+                None => drop(merged.remove(key)),
+            }
+        }
+        let mut rows: Vec<(Key, Result<Found>)> = merged.into_iter().collect();
+        if range.reverse {
+            rows.reverse();
+        }
+        if rows.len() > range.limit {
+            rows.truncate(range.limit);
+            resume = rows.last().map(|(key, _)| key.clone());
+        }
+        Ok((Page { rows, resume, as_of }, any))
+    }
+}
+
+/// Whether a key comes before another in a direction.
+fn is_before(one: &Key, other: &Key, reverse: bool) -> bool {
+    if reverse { one.as_str() > other.as_str() } else { one.as_str() < other.as_str() }
+}
+
+/// A pending write as what a read finds.
+fn found(pending: &Pending, now_ms: i64) -> Found {
+    let live = |body: &bytes::Bytes| Live { body: body.clone(), expires_at_ms: pending.expires_at_ms };
+    Found { version: pending.version, live: pending.live(now_ms).map(live) }
+}
