@@ -3,7 +3,7 @@
 CONFIG ?=
 CARGO ?= cargo
 
-.PHONY: run test check soak bench sizes fuzz build deps-run deps-fuzz deps-test clean
+.PHONY: run test check soak bench sizes fuzz build deps-run deps-bench deps-fuzz deps-test clean
 
 ## run: a worker on this machine, with a private nats-server when none answers; CONFIG=file to use your own settings
 run: deps-run
@@ -31,7 +31,7 @@ soak: deps-test deps-fuzz
 
 ## bench: throughput beside the transport's own limit and its peers, measured in the same run; target/bench/report.md;
 ## BENCH_ROWS="1 2" some rows of it alone
-bench: deps-run
+bench: deps-bench
 	$(CARGO) build --release --locked
 	scripts/bench.sh
 
@@ -48,6 +48,9 @@ build:
 
 deps-run:
 	scripts/deps.sh run
+
+deps-bench:
+	scripts/deps.sh bench
 
 deps-fuzz:
 	scripts/deps.sh fuzz

@@ -50,7 +50,7 @@ export DATASTORE__NATS__URL="nats://127.0.0.1:$nats_port"
 
 start_postgres() {
     local port as=()
-    scripts/deps.sh postgres
+    scripts/deps.sh bench
     port="$(free_port)"
     for programs in /usr/lib/postgresql/*/bin; do :; done
     [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
@@ -162,11 +162,11 @@ fi
 if wants 5 6; then
     # A server that has just been made writes each file of its log for the first time, and the first tables grow: a round of both
     # sides is thrown away, and what they left is written out, as on a server that has run for a while.
-    bench warm-up 256 "${turns[@]}" --workload put --peer-postgres "$postgres" >/dev/null
+    bench warm-up 256 "${turns[@]}" --workload put --peer-postgres "$postgres" "${data[@]}" >/dev/null
     rm "$out/warm-up.json"
     "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
-    if wants 5; then bench 5-postgres-put 256 "${turns[@]}" --workload put --peer-postgres "$postgres"; fi
-    if wants 6; then bench 6-postgres-get 256 "${turns[@]}" --workload get --peer-postgres "$postgres"; fi
+    if wants 5; then bench 5-postgres-put 256 "${turns[@]}" --workload put --peer-postgres "$postgres" "${data[@]}"; fi
+    if wants 6; then bench 6-postgres-get 256 "${turns[@]}" --workload get --peer-postgres "$postgres" "${data[@]}"; fi
 fi
 if wants pages; then
     # Pages of a small and of a large namespace, five times in turn.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing: `deps.sh run` for a worker; `deps.sh postgres`, `redis`, `rabbitmq` for one with such a private server;
-# `deps.sh test` for all tests, `deps.sh fuzz` for fuzzing.
+# `deps.sh bench` for the comparison beside peers, `deps.sh test` for all tests, `deps.sh fuzz` for fuzzing.
 # Leaves no service running: nats-server and others are only ever started privately.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ has_postgres() {
     for program in /usr/lib/postgresql/*/bin/postgres; do [ -x "$program" ] && return; done
     command -v postgres >/dev/null 2>&1
 }
-if [ "$want" = test ] || [ "$want" = postgres ]; then
+if [ "$want" = test ] || [ "$want" = postgres ] || [ "$want" = bench ]; then
     has_postgres || missing+=(postgresql)
     need psql postgresql-client
     need setpriv util-linux
@@ -33,9 +33,11 @@ fi
 if [ "$want" = test ] || [ "$want" = rabbitmq ]; then
     need rabbitmq-server rabbitmq-server
 fi
+if [ "$want" = test ] || [ "$want" = bench ]; then
+    need python3 python3
+fi
 if [ "$want" = test ]; then
     need strace strace
-    need python3 python3
     need node nodejs
     need npm npm
     need gzip gzip

@@ -30,7 +30,7 @@ split() {
 }
 
 nats_pid=""
-postgres_pid=""
+postgres_pids=()
 redis_pid=""
 rabbit_pid=""
 epmd_pid=""
@@ -40,7 +40,8 @@ stop() {
     [ -n "$worker_pid" ] && kill -TERM "$worker_pid" 2>/dev/null && wait "$worker_pid" || true
     [ -n "$nats_pid" ] && kill -TERM "$nats_pid" 2>/dev/null && wait "$nats_pid" || true
     # "Fast": it ends its connections and its own work, and does not wait for clients.
-    [ -n "$postgres_pid" ] && kill -INT "$postgres_pid" 2>/dev/null && wait "$postgres_pid" || true
+    local pid
+    for pid in "${postgres_pids[@]}"; do kill -INT "$pid" 2>/dev/null && wait "$pid" || true; done
     [ -n "$redis_pid" ] && kill -TERM "$redis_pid" 2>/dev/null && wait "$redis_pid" || true
     [ -n "$rabbit_pid" ] && kill -TERM "$rabbit_pid" 2>/dev/null && wait "$rabbit_pid" || true
     [ -n "$epmd_pid" ] && kill -TERM "$epmd_pid" 2>/dev/null && wait "$epmd_pid" || true
@@ -73,9 +74,9 @@ else
     esac
 fi
 
-# A private PostgreSQL, for user `datastore` without a password, its data kept in run/postgres.
-private_postgres() { # host, port, database
-    local programs="" data="$PWD/run/postgres" as=()
+# A private PostgreSQL, for user `datastore` without a password.
+private_postgres() { # host, port, database, name of its folder in run/
+    local programs="" name="$4" as=() data="$PWD/run/$4"
     scripts/deps.sh postgres
     for programs in /usr/lib/postgresql/*/bin; do :; done
     [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
@@ -88,28 +89,42 @@ private_postgres() { # host, port, database
         chown postgres:postgres "$data"
     fi
     [ -e "$data/PG_VERSION" ] || "${as[@]}" "$programs/initdb" --auth=trust --username=datastore --encoding=UTF8 --no-locale \
-        -D "$data" >run/postgres.log
+        -D "$data" >"run/$name.log"
     chmod 700 "$data"
     setsid "${as[@]}" "$programs/postgres" -D "$data" -p "$2" -c "listen_addresses=$1" -c unix_socket_directories= \
-        >>run/postgres.log 2>&1 &
-    postgres_pid=$!
-    for _ in $(seq 200); do answers "$1" "$2" && break; sleep 0.05; done
+        >>"run/$name.log" 2>&1 &
+    postgres_pids+=($!)
+    # Its port is open before it answers: behind an unclean stop it first reads its log again.
+    for _ in $(seq 600); do
+        "$programs/pg_isready" -q -t 1 -h "$1" -p "$2" && break
+        kill -0 "${postgres_pids[-1]}" 2>/dev/null || break
+        sleep 0.1
+    done
     "$programs/psql" -XAtq -h "$1" -p "$2" -U datastore -d postgres -c "SELECT 1 FROM pg_database WHERE datname = '$3'" \
-        2>>run/postgres.log | grep -q 1 ||
+        2>>"run/$name.log" | grep -q 1 ||
         "$programs/psql" -Xq -h "$1" -p "$2" -U datastore -d postgres -c "CREATE DATABASE \"$3\"" ||
-        { echo "the private PostgreSQL did not start; see run/postgres.log" >&2; stop; exit 1; }
-    echo "started a private PostgreSQL at $1:$2 (data: ${data#"$PWD/"}, log: run/postgres.log)"
+        { echo "the private PostgreSQL did not start; see run/$name.log" >&2; stop; exit 1; }
+    echo "started a private PostgreSQL at $1:$2 (data: ${data#"$PWD/"}, log: run/$name.log)"
 }
-url="$(sed -n 's/^url = "\(postgres\(ql\)\?:\/\/.*\)"$/\1/p' <<<"$settings" | head -n 1)"
-if [ -n "$url" ]; then
+# One for each server of this machine that does not answer: several URLs may be databases of one. The data of the first is in
+# run/postgres, that of another in run/postgres-PORT, whichever of them are started.
+folder=postgres
+while read -r url <&9; do
     split "$url"
     [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=5432
     database="${url#*://*/}"
     database="${database%%\?*}"
     case "$host" in
-        127.*|localhost|::1) answers "$host" "$port" || private_postgres "$host" "$port" "$database" ;;
+        127.*|localhost|::1)
+            if ! answers "$host" "$port"; then
+                private_postgres "$host" "$port" "$database" "${folder:-postgres-$port}"
+            elif [ "${#postgres_pids[@]}" -gt 0 ]; then
+                psql -Xq -h "$host" -p "$port" -U datastore -d postgres -c "CREATE DATABASE \"$database\"" 2>/dev/null || true
+            fi
+            ;;
     esac
-fi
+    folder=""
+done 9< <(grep -o '\<url = "postgres\(ql\)\?://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
 
 # A private Redis for the shared cache and the pending writes, which it keeps on disk in run/redis.
 private_redis() { # host, port

@@ -24,7 +24,7 @@ use crate::control;
 use crate::http::{self, Readiness};
 use crate::layer::{self, Layered};
 use crate::model::clock::HybridClock;
-use crate::model::{Error, Result, Version};
+use crate::model::{Code, Error, Result, Version};
 use crate::queue::{LaneShard, Queue};
 use crate::server::presence::Claim;
 use crate::server::{self, Server, Serving};
@@ -33,6 +33,10 @@ use crate::telemetry;
 
 /// How long a stop waits for each store: a disk may hang for ever.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at whether this worker can serve, before it does.
+const FIT_PAUSE: Duration = Duration::from_millis(20);
+/// The same while it does.
+const HOLD_PAUSE: Duration = Duration::from_millis(500);
 /// How long a stop waits for health answers on their way.
 const LAST_TASKS_WAIT: Duration = Duration::from_millis(300);
 
@@ -76,6 +80,10 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     let erased =
         |(name, backend): (&String, &Arc<Layered>)| (name.clone(), backend.clone() as Arc<dyn DynBackend>);
     let backends: BTreeMap<String, Arc<dyn DynBackend>> = layered.iter().map(erased).collect();
+    tokio::select! {
+        fit = fit(&backends) => fit?,
+        name = signals.next() => { tracing::info!("{name} while starting"); return Ok(()) }
+    }
     let (clock, origin) = (Arc::new(HybridClock::default()), Version::draw_origin());
     let shared = backends.values().any(|backend| backend.capability().shared);
     let cache = Cache::open(&settings.cache, &settings.nats, shared, origin, clock.clone()).await?;
@@ -100,13 +108,15 @@ async fn run(settings: crate::config::Settings, stop: &CancellationToken) -> Res
     let url = redact_url(&settings.nats.url);
     let prefix = settings.nats.subject_prefix.clone();
     let nats = server::Settings { nats: settings.nats, max_in_flight: settings.max_in_flight };
-    let server = Server::start(nats, store, claims(&backends)).await?;
+    let server = Arc::new(Server::start(nats, store, claims(&backends)).await?);
     running.set_server(&server);
     let announced = tokio::spawn(announce(server.serving(), url, prefix));
+    let held = tokio::spawn(hold(server.clone(), backends.clone()));
 
     let name = signals.next().await;
     tracing::info!("{name}: taking no more requests");
     announced.abort();
+    held.abort();
     server.stop().await;
     if let Some(queue) = &queue {
         queue.stop().await;
@@ -151,6 +161,37 @@ async fn open(
         backends.insert(name.clone(), backend);
     }
     Ok(backends)
+}
+
+/// Waits until this worker can serve from each of its stores, or a store is merely not there: that it answers. An error where it
+/// never can, as it is configured.
+async fn fit(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Result<()> {
+    let mut told = None;
+    loop {
+        let Some((name, error)) = unfit(backends) else { return Ok(()) };
+        if error.code == Code::Internal {
+            return Err(error.at(&format!("backend {name:?}")));
+        }
+        // What is only not known yet is known in a moment.
+        if told.as_ref().is_some_and(|told| *told != error.message) {
+            tracing::warn!(backend = name, "taking no requests yet: {}", error.message);
+        }
+        told = Some(error.message);
+        tokio::time::sleep(FIT_PAUSE).await;
+    }
+}
+
+/// Leaves requests to other workers while this one cannot serve from one of its stores, which they may.
+async fn hold(server: Arc<Server>, backends: BTreeMap<String, Arc<dyn DynBackend>>) {
+    loop {
+        let reason = unfit(&backends).map(|(name, error)| format!("backend {name:?}: {}", error.message));
+        server.hold(reason);
+        tokio::time::sleep(HOLD_PAUSE).await;
+    }
+}
+
+fn unfit(backends: &BTreeMap<String, Arc<dyn DynBackend>>) -> Option<(&String, Error)> {
+    backends.iter().find_map(|(name, backend)| Some((name, backend.unfit()?)))
 }
 
 /// The shards that lanes belong to: all there are, so that no lane is left alone when a namespace's policy changes.
@@ -273,7 +314,7 @@ impl Running {
         let word = match &serving {
             Serving::Starting | Serving::Allowed => "starting".to_owned(),
             Serving::Yes => "taking requests".to_owned(),
-            Serving::Refused(reason) => reason.clone(),
+            Serving::Refused(reason) | Serving::Held(reason) => reason.clone(),
             Serving::Stopping => "stopping".to_owned(),
         };
         parts.insert("serving".to_owned(), (serving == Serving::Yes, word));

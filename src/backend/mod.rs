@@ -22,7 +22,6 @@ mod turns;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
-#[expect(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/postgres.rs"]
 mod private_postgres;
 #[cfg(test)]
@@ -405,6 +404,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Whether it can answer now, and why not.
     fn health(&self) -> Result<()>;
 
+    /// Why this worker must not take requests for it, though the store may be well and other workers serve from it: it is not
+    /// known yet, or the worker is too old for it, say. `internal`: nothing but other settings will change that.
+    fn unfit(&self) -> Option<crate::model::Error> {
+        None
+    }
+
     /// Its shards by name, always in this order: what fails each for itself.
     fn shards(&self) -> Vec<String> {
         vec![ONLY_SHARD.to_owned()]
@@ -462,6 +467,7 @@ pub trait DynBackend: Send + Sync + 'static {
         first: Option<String>,
     ) -> Boxed<'a, Result<Option<String>>>;
     fn health(&self) -> Result<()>;
+    fn unfit(&self) -> Option<crate::model::Error>;
     fn shards(&self) -> Vec<String>;
     fn shard_of(&self, slot: u16) -> usize;
     fn shard_health(&self, shard: usize) -> Result<()>;
@@ -525,6 +531,10 @@ impl<B: Backend> DynBackend for B {
     fn health(&self) -> Result<()> {
         Backend::health(self)
     }
+    fn unfit(&self) -> Option<crate::model::Error> {
+        Backend::unfit(self)
+    }
+
     fn shards(&self) -> Vec<String> {
         Backend::shards(self)
     }

@@ -390,7 +390,8 @@ fn one_value(holds: Holds, value: &Value) -> Result<(), String> {
         (Holds::Integer { min, max }, Value::Integer(number)) if (min..=max).contains(number) => Ok(()),
         (Holds::Integer { min, max }, _) => Err(format!("should be a whole number from {min} to {max}")),
         (Holds::Duration, Value::String(text)) => units::duration_ms(text).map(drop),
-        (Holds::Duration, _) => {
+        (Holds::Within { min, max }, Value::String(text)) => within(text, min, max),
+        (Holds::Duration | Holds::Within { .. }, _) => {
             Err("should be a duration with its unit, in quotes, such as \"60s\"".to_owned())
         }
         (Holds::Bytes { min }, value) => at_least(size(value)?, min),
@@ -426,6 +427,14 @@ pub(super) fn size(value: &Value) -> Result<u64, String> {
         Value::String(text) => units::bytes(text),
         Value::Integer(number) => u64::try_from(*number).map_err(|_| "must not be negative".to_owned()),
         _ => Err("should be a size such as \"8MiB\" or a number of bytes".to_owned()),
+    }
+}
+
+fn within(text: &str, min: &str, max: &str) -> Result<(), String> {
+    let (found, [min_ms, max_ms]) = (units::duration_ms(text)?, [min, max].map(units::duration_ms));
+    match min_ms.is_ok_and(|min| min <= found) && max_ms.is_ok_and(|max| found <= max) {
+        true => Ok(()),
+        false => Err(format!("should be a duration from {min:?} to {max:?}")),
     }
 }
 

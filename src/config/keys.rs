@@ -29,6 +29,8 @@ pub(super) enum Holds {
     Integer { min: i64, max: i64 },
     /// Text such as `60s`.
     Duration,
+    /// The same within bounds, each a text such as that.
+    Within { min: &'static str, max: &'static str },
     /// Text such as `8MiB`, or a number of bytes.
     Bytes { min: u64 },
     /// A list of texts.
@@ -77,6 +79,10 @@ const MAX_IN_FLIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const AT_ONCE: Holds = Holds::Integer { min: 1, max: 1_000_000 };
 const POOL_SIZE: Holds = Holds::Integer { min: 1, max: 10_000 };
 const WEIGHT: Holds = Holds::Integer { min: 1, max: 1_000_000 };
+const CONNECT_TIMEOUT: Holds = Holds::Within { min: "100ms", max: "60s" };
+const IDLE_TIMEOUT: Holds = Holds::Within { min: "1s", max: "24h" };
+/// A write is given up by its worker 60 s after it began at the latest, so a server that goes on for longer serves nobody.
+const STATEMENT_TIMEOUT: Holds = Holds::Within { min: "100ms", max: "60s" };
 const ANY: Holds = Holds::Text(units::any);
 const FILLED: Holds = Holds::Text(units::filled);
 const QUORUM: Holds = Holds::Text(units::quorum);
@@ -108,9 +114,9 @@ pub(super) const KEYS: &[Key] = &[
     key("backends.*.url", FILLED).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.replica_urls", Holds::Texts).hides(Hides::UrlLogin).of(&["postgres", "redis"]),
     key("backends.*.pool_size", POOL_SIZE).of(&["postgres", "redis", "riak"]),
-    key("backends.*.connect_timeout", Holds::Duration).of(&["postgres", "riak"]),
-    key("backends.*.idle_timeout", Holds::Duration).of(&["postgres"]),
-    key("backends.*.statement_timeout", Holds::Duration).of(&["postgres"]),
+    key("backends.*.connect_timeout", CONNECT_TIMEOUT).of(&["postgres", "riak"]),
+    key("backends.*.idle_timeout", IDLE_TIMEOUT).of(&["postgres"]),
+    key("backends.*.statement_timeout", STATEMENT_TIMEOUT).of(&["postgres"]),
     key("backends.*.shards", Holds::Tables).of(&["postgres", "redis"]),
     key("backends.*.shards.*.name", FILLED),
     key("backends.*.shards.*.url", FILLED).hides(Hides::UrlLogin),

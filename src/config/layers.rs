@@ -16,7 +16,7 @@ const OF_KIND: &[(&str, &str, &str)] = &[
     ("postgres", "pool_size", "16"),
     ("postgres", "connect_timeout", "5s"),
     ("postgres", "idle_timeout", "10m"),
-    ("postgres", "statement_timeout", "30s"),
+    ("postgres", "statement_timeout", "5s"),
     ("redis", "pool_size", "4"),
     ("riak", "bucket_type", "datastore"),
     ("riak", "pool_size", "16"),
@@ -124,7 +124,9 @@ fn typed(holds: Holds, text: String) -> Result<Value, String> {
             Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect())
         }
         Holds::Tables => return Err("is a list of tables, which only a file can set".to_owned()),
-        Holds::Text(_) | Holds::Word(_) | Holds::Duration | Holds::Bytes { .. } => Value::String(text),
+        Holds::Text(_) | Holds::Word(_) | Holds::Duration | Holds::Within { .. } | Holds::Bytes { .. } => {
+            Value::String(text)
+        }
     })
 }
 

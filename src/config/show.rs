@@ -10,7 +10,7 @@ use super::keys::{self, Hides, KeyPath};
 /// What stands in place of a secret.
 const HIDDEN: &str = "***";
 /// A URL's parameter whose name holds one of these is a secret.
-const SECRET_WORDS: [&str; 4] = ["pass", "token", "secret", "key"];
+const SECRET_WORDS: [&str; 5] = ["pas", "pwd", "token", "secret", "key"];
 
 /// A copy of a tree with the secrets hidden: keys in the order of their table, names in theirs.
 pub(super) fn masked(tree: &Table) -> Table {

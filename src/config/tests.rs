@@ -431,6 +431,12 @@ fn postgres_needs_to_know_where_its_servers_are() {
         panic!()
     };
     assert_eq!((settings.shards.len(), settings.limits.pool_size), (1, 16));
+    let seconds = |time: std::time::Duration| time.as_secs();
+    let limits = &settings.limits;
+    assert_eq!(
+        [limits.statement_timeout, limits.lock_timeout, limits.connect_timeout].map(seconds),
+        [5, 1, 5]
+    );
     let shards = "pool_size = 3\nidle_timeout = '1s'\nshards = [{ name = 'a', url = 'postgresql://h/a' }, { name = 'b', url = 'postgres://h/b', weight = 3 }]";
     let backend::Settings::Postgres(settings) = settings_of(&file(shards)) else { panic!() };
     let weights: Vec<_> = settings.shards.iter().map(|shard| (shard.name.as_str(), shard.weight)).collect();
@@ -451,6 +457,22 @@ fn postgres_needs_to_know_where_its_servers_are() {
     refused(&file(replicas), "backends.main.replica_urls[0]", &["postgres://user", "***@i"]);
     let many = format!("url = 'postgres://h'\nreplica_urls = [{}]", "'postgres://i',".repeat(17));
     refused(&file(&many), "backends.main.replica_urls", &["more than 16"]);
+    for (key, bad) in [
+        ("statement_timeout", "0s"),
+        ("statement_timeout", "61s"),
+        ("statement_timeout", "100 years"),
+        ("connect_timeout", "99ms"),
+        ("connect_timeout", "61s"),
+        ("idle_timeout", "999ms"),
+        ("idle_timeout", "25h"),
+    ] {
+        let file = file(&format!("url = 'postgres://h'\n{key} = '{bad}'"));
+        refused(&file, &format!("backends.main.{key}"), &["should be a duration from"]);
+    }
+    for good in ["statement_timeout = '100ms'", "statement_timeout = '60s'", "idle_timeout = '24h'"] {
+        settings_of(&file(&format!("url = 'postgres://h'\n{good}")));
+    }
+    refused(&file("url = 'postgres://h?sslmod=require'"), "backends.main.url", &["not known", "sslmode"]);
     let own = "shards = [{ name = 'a', url = 'postgres://h', replica_urls = ['postgres://i'] }]";
     let backend::Settings::Postgres(settings) = settings_of(&file(own)) else { panic!() };
     assert_eq!(settings.shards[0].replicas, ["postgres://i"]);

@@ -354,6 +354,10 @@ impl Backend for Layered {
         self.inner.partitioning(namespace, first).await
     }
 
+    fn unfit(&self) -> Option<Error> {
+        self.inner.unfit()
+    }
+
     fn health(&self) -> Result<()> {
         self.inner.health()
     }

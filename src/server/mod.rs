@@ -62,6 +62,8 @@ pub enum Serving {
     Yes,
     /// It refuses to: another worker has an embedded store under the same prefix.
     Refused(String),
+    /// It leaves them to other workers for the time being, because it would fail those that they answer.
+    Held(String),
     /// It has stopped taking them.
     Stopping,
 }
@@ -152,6 +154,20 @@ impl Server {
         self.shared.serving.subscribe()
     }
 
+    /// Takes no requests while there is a reason not to, and takes them again when there is none.
+    pub fn hold(&self, reason: Option<String>) {
+        self.shared.serving.send_if_modified(|serving| {
+            let next = match (&*serving, reason) {
+                (Serving::Allowed | Serving::Yes | Serving::Held(_), Some(reason)) => Serving::Held(reason),
+                (Serving::Held(_), None) => Serving::Allowed,
+                _ => return false,
+            };
+            let changed = *serving != next;
+            *serving = next;
+            changed
+        });
+    }
+
     /// Tells whether the connection to NATS stands.
     pub fn connection(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
         let client = self.shared.client.clone();
@@ -159,7 +175,7 @@ impl Server {
     }
 
     /// Stops: takes no new request, finishes those in hand and answers each, says goodbye. Bounded.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.shared.serving.send_replace(Serving::Stopping);
         self.stop.cancel();
         self.shared.handlers.close();

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{DynBackend, Live, RowKey};
 use crate::cache::{Cache, Flights, Level};
@@ -152,10 +152,10 @@ impl Store {
             return Ok(());
         }
         let configured = call.policy.partitioning.noted();
-        let noted =
-            call.policy.backend.partitioning(&call.namespace, writes.then(|| configured.clone())).await?;
-        match noted {
-            // Nothing was ever written there.
+        let noted = call.policy.backend.partitioning(&call.namespace, writes.then(|| configured.clone()));
+        let late = |_| Error::deadline("the deadline passed before any work was done");
+        match timeout_at(call.deadline, noted).await.map_err(late)?? {
+            // Nothing was ever written there, or not all who should know can be asked yet.
             None => Ok(()),
             Some(noted) if noted == configured => {
                 let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);

@@ -26,7 +26,8 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// What clients did, by key.
 type History = HashMap<String, Vec<Event>>;
 
-/// A client that reads, writes and swaps until told to stop.
+/// A client that reads, writes and swaps in every way there is, and repeats what it did under the same operation id, until
+/// told to stop.
 async fn client(
     nats: async_nats::Client,
     prefix: String,
@@ -43,16 +44,39 @@ async fn client(
         let kind = fastrand::u32(..10);
         let value = values.fetch_add(1, Ordering::Relaxed);
         let expected = last.get(&key).filter(|_| kind < 2).cloned();
+        let changes = json!([{"path": "", "set": value}]);
         let (op, body) = match (&expected, kind) {
-            (Some(version), _) => {
+            (Some(version), 0) => {
                 ("put", json!({"key": key, "value": value, "precondition": {"version": version}}))
             }
-            (None, ..5) => ("put", json!({"key": key, "value": value})),
+            (Some(version), _) => {
+                ("update", json!({"key": key, "changes": changes, "precondition": {"version": version}}))
+            }
+            (None, ..2) => ("put", json!({"key": key, "value": value, "op_id": format!("o{value}")})),
+            (None, 2) => ("update", json!({"key": key, "changes": changes, "create": true})),
+            (None, 3) => ("batch", json!({"ops": [{"put": {"key": key, "value": value}}]})),
+            (None, 4) => ("batch", json!({"ops": [{"put": {"key": key, "value": value}}], "atomic": true})),
             _ => ("get", json!({"key": key, "consistency": "strong"})),
         };
-        let begun = now();
-        let reply = ask(&nats, format!("{prefix}.v1.h.{op}"), body, ANSWERED_WITHIN).await;
+        let (begun, asked) = (now(), Instant::now());
+        let mut reply = ask(&nats, format!("{prefix}.v1.h.{op}"), body.clone(), ANSWERED_WITHIN).await;
         let ended = now();
+        if op == "batch" {
+            // An atomic one that failed says so for the whole.
+            reply = reply.map(|reply| match &reply["results"][0]["write"] {
+                Json::Null => json!({"outcome": if reply["error"]["retry"] == "unknown_outcome" { "indeterminate" } else { "refused" }}),
+                write => write.clone(),
+            });
+        }
+        if body.get("op_id").is_some() && reply.as_ref().is_some_and(|reply| reply["outcome"] == "applied") {
+            let mut again = body.clone();
+            again["op_age_ms"] = json!(asked.elapsed().as_millis() as u64 + 1);
+            let again =
+                ask(&nats, format!("{prefix}.v1.h.{op}"), again, ANSWERED_WITHIN).await.unwrap_or_default();
+            // Too many others may have come since; but it is never applied again.
+            let twice = again["outcome"] == "applied" && again["duplicate"] != true;
+            assert!(!twice, "{body} was applied twice: {again}");
+        }
         let did = match (op, reply) {
             ("get", Some(reply)) if reply.get("error").is_none() => Some(Did::Read(found(&reply))),
             ("get", _) => None,
@@ -161,10 +185,47 @@ async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() 
     let history = run(&mut server, &setup, TOGETHER, requests, kills).await;
     let events: Vec<&Event> = history.values().flatten().collect();
     let unknown = events.iter().filter(|event| matches!(event.did, Did::MayHaveWritten { .. })).count();
+    let swapped = events.iter().filter(|event| matches!(event.did, Did::Swapped { .. })).count();
     check(&history).unwrap();
-    let found = format!("{} told, {unknown} of unknown end: an order exists", events.len());
+    assert!(swapped > requests / 500, "{swapped} swaps found the version they named");
+    let found = format!("{} told, {swapped} swaps, {unknown} of unknown end: an order exists", events.len());
     row(&format!("history of {requests} operations, {kills} kills of PostgreSQL"), "linearizable", &found);
     assert!(events.len() >= requests, "{} of {requests}", events.len());
+}
+
+/// Changes of one record through several workers are computed from what stands there, each from another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn increments_through_three_workers_are_all_kept() {
+    let each = if soak() { 500 } else { 40 };
+    let setup = Setup::new(Nats::shared(), Backend::Postgres).on_database(&Postgres::shared().database());
+    let _workers = workers(&setup, TOGETHER);
+    let increment = async |client: async_nats::Client| {
+        let (mut applied, mut unknown) = (0, 0);
+        for _ in 0..each {
+            let body = json!({"key": "n", "changes": [{"path": "n", "increment": 1}], "create": true});
+            let reply =
+                ask(&client, format!("{}.v1.h.update", setup.prefix), body, ANSWERED_WITHIN).await.unwrap();
+            match reply["outcome"].as_str() {
+                Some("applied") => applied += 1,
+                Some("refused") => {}
+                _ => unknown += 1,
+            }
+        }
+        (applied, unknown)
+    };
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Nats::shared().client().await);
+    }
+    let done = futures_util::future::join_all(clients.into_iter().map(increment)).await;
+    let (applied, unknown) = done.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let client = Nats::shared().client().await;
+    let get = json!({"key": "n", "consistency": "strong"});
+    let reply = ask(&client, format!("{}.v1.h.get", setup.prefix), get, ANSWERED_WITHIN).await.unwrap();
+    let stands = reply["record"]["value"]["n"].as_u64().unwrap();
+    assert!((applied..=applied + unknown).contains(&stands), "{applied} and {unknown} perhaps: {stands}");
+    assert!(applied > 100, "{applied}");
+    row("increments by 16 clients through 3 workers", "all kept", &format!("{applied} told, {stands} stand"));
 }
 
 /// The checkers see what they are there to see: a server that now and then keeps the old document under the new version.

@@ -26,5 +26,6 @@ mod record;
 mod redis;
 mod replica;
 mod riak;
+mod shards;
 mod support;
 mod transfer;

@@ -1,15 +1,20 @@
 //! What an error of the driver or the server means: the one place that knows SQLSTATE.
 //!
 //! Two questions decide: can it have happened, and is it worth another try. A statement that the server answered with an
-//! error was rolled back, so nothing happened; where the connection broke behind it, or the server ended it while it was at
-//! work, nobody knows.
+//! `ERROR` was rolled back, so nothing happened, whatever its SQLSTATE. Behind a `FATAL` or `PANIC` the server ends the session,
+//! which it also does where it fails after a commit is on its disk (the next file of its log cannot be made, say): of a write
+//! that was sent nobody knows then, as where the connection broke.
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::model::{Code, Error};
 
+/// What is said of a server that takes no writes.
+pub(super) const READ_ONLY: &str = "read-only, as a standby is: is this the primary?";
 /// What a caller is told to wait while a server is only full, milliseconds.
 const BUSY_AFTER_MS: i64 = 100;
 
@@ -39,15 +44,19 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
     match error {
         sqlx::Error::Database(database) => {
             let state = database.code().unwrap_or(Cow::Borrowed(""));
-            let Verdict { code, hint, remedy, unknown } = verdict(&state);
+            let Verdict { code, hint, remedy } = verdict(&state);
+            let known = database.try_downcast_ref::<PgDatabaseError>();
+            let severity = known.map_or(PgSeverity::Fatal, PgDatabaseError::severity);
             let mut message = format!("{} (SQLSTATE {state})", database.message());
             if !hint.is_empty() {
                 message = format!("{hint}: {message}");
             }
-            if unknown && stage == Stage::Write {
+            if stage == Stage::Write && ends_unknown(&state, severity) {
                 return lost(message);
             }
             let error = match code {
+                // Of a write `internal` would say that it may have happened.
+                Code::Internal if stage == Stage::Write => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Unavailable => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Overloaded => Error::overloaded(at(message), BUSY_AFTER_MS),
                 code => Error::new(code, at(message)),
@@ -79,30 +88,32 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
     }
 }
 
+/// Whether a write that was answered so may have taken effect: the session ended with it, and not because it was idle, which it
+/// is before a statement reaches it.
+fn ends_unknown(state: &str, severity: PgSeverity) -> bool {
+    matches!(severity, PgSeverity::Fatal | PgSeverity::Panic) && !matches!(state, "57P05" | "25P03")
+}
+
 struct Verdict {
     code: Code,
     /// What an operator should look at.
     hint: &'static str,
     remedy: Remedy,
-    /// Whether a write may have taken effect all the same: the server ended it from outside.
-    unknown: bool,
 }
 
 /// What a SQLSTATE means (PostgreSQL 15, appendix A).
 fn verdict(state: &str) -> Verdict {
-    let says = |code, hint, remedy| Verdict { code, hint, remedy, unknown: false };
+    let says = |code, hint, remedy| Verdict { code, hint, remedy };
     match state {
         // Serialization failure, deadlock: one of several, and rolled back.
         "40001" | "40P01" => says(Code::Unavailable, "lost against another transaction", Remedy::Again),
-        "55P03" => says(Code::Overloaded, "a lock was not to be had in time", Remedy::None),
-        "57014" => says(Code::Overloaded, "statement_timeout", Remedy::None),
+        // One row of a statement may be held by somebody for long, and the others need not wait for it.
+        "55P03" => says(Code::Overloaded, "a lock was not to be had in time", Remedy::Apart),
+        "57014" => says(Code::Overloaded, "statement_timeout", Remedy::Apart),
         "25P03" | "57P05" => says(Code::Unavailable, "ended while idle", Remedy::Again),
-        // The server's end may come between the commit and its word.
-        "57P01" | "57P02" => {
-            Verdict { unknown: true, ..says(Code::Unavailable, "shutting down", Remedy::Again) }
-        }
+        "57P01" | "57P02" => says(Code::Unavailable, "shutting down", Remedy::Again),
         "57P03" => says(Code::Unavailable, "starting or stopping", Remedy::Again),
-        "25006" => says(Code::Unavailable, "read-only, as a standby is: is this the primary?", Remedy::None),
+        "25006" => says(Code::Unavailable, READ_ONLY, Remedy::None),
         "53300" => says(
             Code::Overloaded,
             "out of connections: lower pool_size or raise max_connections",
@@ -118,11 +129,13 @@ fn verdict(state: &str) -> Verdict {
             says(Code::Unavailable, "its schema is not the one this version needs", Remedy::None)
         }
         "54000" => says(Code::TooLarge, "", Remedy::Apart),
+        // A page that fails its checksum, a document that lacks a part, a broken index.
+        "XX001" | "XX002" => says(Code::Corrupt, "its files are damaged", Remedy::Apart),
         state => match &state[..state.len().min(2)] {
-            "08" => Verdict { unknown: true, ..says(Code::Unavailable, "connection", Remedy::Again) },
-            "22" | "23" => says(Code::Internal, "it refuses the row", Remedy::Apart),
+            "08" => says(Code::Unavailable, "connection", Remedy::Again),
+            "22" | "23" => says(Code::Unsupported, "it refuses the row", Remedy::Apart),
             "53" => says(Code::Overloaded, "out of resources", Remedy::None),
-            "57" | "58" | "XX" => Verdict { unknown: true, ..says(Code::Unavailable, "", Remedy::None) },
+            "57" | "58" | "XX" => says(Code::Unavailable, "", Remedy::None),
             _ => says(Code::Internal, "", Remedy::None),
         },
     }
@@ -136,34 +149,45 @@ mod tests {
     /// What a write and its caller are told for each code that an operator meets.
     #[test]
     fn sqlstates_are_told_apart() {
-        for (state, code, remedy, unknown, words) in [
-            ("40001", Code::Unavailable, Remedy::Again, false, "another transaction"),
-            ("40P01", Code::Unavailable, Remedy::Again, false, "another transaction"),
-            ("55P03", Code::Overloaded, Remedy::None, false, "lock"),
-            ("57014", Code::Overloaded, Remedy::None, false, "statement_timeout"),
-            ("57P01", Code::Unavailable, Remedy::Again, true, "shutting down"),
-            ("57P02", Code::Unavailable, Remedy::Again, true, "shutting down"),
-            ("57P03", Code::Unavailable, Remedy::Again, false, "starting"),
-            ("25006", Code::Unavailable, Remedy::None, false, "primary"),
-            ("53100", Code::Unavailable, Remedy::None, false, "disk is full"),
-            ("53200", Code::Unavailable, Remedy::None, false, "memory"),
-            ("53300", Code::Overloaded, Remedy::Again, false, "pool_size"),
-            ("53400", Code::Overloaded, Remedy::None, false, "resources"),
-            ("28P01", Code::Unavailable, Remedy::None, false, "password"),
-            ("28000", Code::Unavailable, Remedy::None, false, "pg_hba.conf"),
-            ("3D000", Code::Unavailable, Remedy::None, false, "no such database"),
-            ("42501", Code::Unavailable, Remedy::None, false, "right"),
-            ("42P01", Code::Unavailable, Remedy::None, false, "schema"),
-            ("54000", Code::TooLarge, Remedy::Apart, false, ""),
-            ("22021", Code::Internal, Remedy::Apart, false, "row"),
-            ("23514", Code::Internal, Remedy::Apart, false, "row"),
-            ("08006", Code::Unavailable, Remedy::Again, true, "connection"),
-            ("XX000", Code::Unavailable, Remedy::None, true, ""),
-            ("", Code::Internal, Remedy::None, false, ""),
+        for (state, code, remedy, words) in [
+            ("40001", Code::Unavailable, Remedy::Again, "another transaction"),
+            ("40P01", Code::Unavailable, Remedy::Again, "another transaction"),
+            ("55P03", Code::Overloaded, Remedy::Apart, "lock"),
+            ("57014", Code::Overloaded, Remedy::Apart, "statement_timeout"),
+            ("57P01", Code::Unavailable, Remedy::Again, "shutting down"),
+            ("57P02", Code::Unavailable, Remedy::Again, "shutting down"),
+            ("57P03", Code::Unavailable, Remedy::Again, "starting"),
+            ("25006", Code::Unavailable, Remedy::None, "primary"),
+            ("53100", Code::Unavailable, Remedy::None, "disk is full"),
+            ("53200", Code::Unavailable, Remedy::None, "memory"),
+            ("53300", Code::Overloaded, Remedy::Again, "pool_size"),
+            ("53400", Code::Overloaded, Remedy::None, "resources"),
+            ("28P01", Code::Unavailable, Remedy::None, "password"),
+            ("28000", Code::Unavailable, Remedy::None, "pg_hba.conf"),
+            ("3D000", Code::Unavailable, Remedy::None, "no such database"),
+            ("42501", Code::Unavailable, Remedy::None, "right"),
+            ("42P01", Code::Unavailable, Remedy::None, "schema"),
+            ("54000", Code::TooLarge, Remedy::Apart, ""),
+            ("22021", Code::Unsupported, Remedy::Apart, "row"),
+            ("23514", Code::Unsupported, Remedy::Apart, "row"),
+            ("08006", Code::Unavailable, Remedy::Again, "connection"),
+            ("58030", Code::Unavailable, Remedy::None, ""),
+            ("XX000", Code::Unavailable, Remedy::None, ""),
+            ("XX001", Code::Corrupt, Remedy::Apart, "damaged"),
+            ("XX002", Code::Corrupt, Remedy::Apart, "damaged"),
+            ("", Code::Internal, Remedy::None, ""),
         ] {
             let verdict = verdict(state);
-            assert_eq!((verdict.code, verdict.remedy, verdict.unknown), (code, remedy, unknown), "{state}");
+            assert_eq!((verdict.code, verdict.remedy), (code, remedy), "{state}");
             assert!(verdict.hint.contains(words), "{state}: {}", verdict.hint);
+            // What rolls back, and says so, did not happen; what ends the session may have.
+            assert!(!ends_unknown(state, PgSeverity::Error), "{state}");
+            assert!(ends_unknown(state, PgSeverity::Fatal), "{state}");
+            assert!(ends_unknown(state, PgSeverity::Panic), "{state}");
+        }
+        for idle in ["57P05", "25P03"] {
+            assert_eq!(verdict(idle).remedy, Remedy::Again);
+            assert!(!ends_unknown(idle, PgSeverity::Fatal), "{idle}: it ended before anything reached it");
         }
     }
 

@@ -1,50 +1,70 @@
 //! Connections to one server, lent to one statement after the other.
 //!
-//! The library's pool asks a connection for a sign of life each time it comes back, which costs as much as a read of a key.
-//! So what was lent and answered well waits here for the next statement, for a moment, and goes back to the pool only
-//! when nobody wants it or somebody waits for the pool.
+//! A pool of our own. The library's asks a connection for a sign of life each time it comes back, which costs as much as a read of
+//! a key, keeps its place for as long as no answer comes, and tries again in silence where it cannot connect. Here what was
+//! answered well rests until the next statement; what rested for a while, or beside one that broke, is asked before it is used,
+//! for a bounded time; and why there is no connection is told at once.
+//!
+//! Connections that rest and those on loan are never more than there are places: a new one is only made for a loan that finds
+//! none at rest.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
-use sqlx::{Error, PgPool, Postgres};
-use tokio::time::{Instant, timeout_at};
+use sqlx::{Connection as _, Error, Postgres};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Limits;
 
-/// A connection that was idle for longer is asked whether it still stands before it is used: what a restart of the server
+/// A connection that rested for longer is asked whether it still stands before it is used: what a restart of the server
 /// broke must not turn a write into one that may have happened.
-const ASK_AFTER_IDLE: Duration = Duration::from_millis(500);
+const ASK_AFTER_REST: Duration = Duration::from_millis(500);
+/// How long it may take to answer that.
+const ASK_MAX: Duration = Duration::from_millis(500);
 /// Connections live so long at most, so that memory a server holds for one is given back.
 const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
-/// Loans of a connection until the pool sees it again, which ends it when it has lived long enough.
-const LOANS_MAX: u32 = 1000;
+/// How long a farewell to a server may take.
+const FAREWELL_MAX: Duration = Duration::from_millis(500);
+/// Servers from this version on notice while a statement runs that nobody waits for it any more.
+const NOTICES_HANGUP_FROM: u32 = 140_000;
 
 /// See the module.
 pub(super) struct Connections {
-    pool: PgPool,
+    options: PgConnectOptions,
+    size: u32,
+    places: Arc<Semaphore>,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
     statement_timeout: Duration,
-    rest: Mutex<Vec<Resting>>,
-    /// Callers that wait for the pool.
-    waiting: AtomicUsize,
+    rest: Mutex<Rest>,
+}
+
+/// What nobody uses at the moment.
+#[derive(Default)]
+struct Rest {
+    /// Those that came last, last.
+    connections: Vec<Resting>,
+    /// What came to rest before is asked, however short it rested: another one broke then.
+    doubted: Option<Instant>,
 }
 
 /// A connection between two statements.
 struct Resting {
-    connection: PoolConnection<Postgres>,
+    connection: PgConnection,
+    born: Instant,
     since: Instant,
-    loans: u32,
 }
 
 /// A connection on loan. Given back when dropped; closed, where its last statement was not answered to its end.
 pub(super) struct Loan {
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<PgConnection>,
+    born: Instant,
     home: Arc<Connections>,
-    loans: u32,
+    /// Given back after the connection; one without is not kept.
+    place: Option<OwnedSemaphorePermit>,
     /// Its last statement was answered to the end, and no transaction is open.
     sound: bool,
     in_transaction: bool,
@@ -55,96 +75,151 @@ pub(super) struct Loan {
 impl Connections {
     /// A pool that connects when it is first needed.
     pub(super) fn new(options: PgConnectOptions, limits: &Limits) -> Arc<Self> {
-        let pool = PgPoolOptions::new()
-            .max_connections(limits.pool_size)
-            .acquire_timeout(limits.connect_timeout)
-            .idle_timeout(limits.idle_timeout)
-            .max_lifetime(LIFETIME_MAX)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > ASK_AFTER_IDLE {
-                        sqlx::Connection::ping(connection).await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options);
-        let statement_timeout = limits.statement_timeout;
-        Arc::new(Self { pool, statement_timeout, rest: Mutex::default(), waiting: AtomicUsize::new(0) })
+        Arc::new(Self {
+            options,
+            size: limits.pool_size,
+            places: Arc::new(Semaphore::new(limits.pool_size as usize)),
+            connect_timeout: limits.connect_timeout,
+            idle_timeout: limits.idle_timeout,
+            statement_timeout: limits.statement_timeout,
+            rest: Mutex::default(),
+        })
     }
 
-    /// How the pool connects.
-    pub(super) fn options(&self) -> Arc<PgConnectOptions> {
-        self.pool.connect_options()
+    /// How it connects.
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Whether there is a connection, in use or at rest.
+    pub(super) fn is_any(&self) -> bool {
+        self.places.available_permits() < self.size as usize || self.rests()
     }
 
     /// Whether there is a connection that nobody uses.
-    pub(super) fn has_idle(&self) -> bool {
-        self.pool.num_idle() > 0 || !self.rest.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    pub(super) fn rests(&self) -> bool {
+        !self.rest().connections.is_empty()
     }
 
-    /// Borrows a connection: one that rests, or the pool's.
+    fn rest(&self) -> std::sync::MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Borrows a connection, if that can be done without waiting.
+    pub(super) fn borrow_now(self: &Arc<Self>) -> Option<Loan> {
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let mut rest = self.rest();
+        let doubted = rest.doubted;
+        let resting = rest.connections.pop_if(|resting| !resting.is_doubtful(doubted))?;
+        drop(rest);
+        Some(self.loan(resting.connection, resting.born, place))
+    }
+
+    /// Borrows a connection: one that rests, or a new one.
     pub(super) async fn borrow(self: &Arc<Self>) -> Result<Loan, Error> {
-        let loan = |connection, loans| Loan {
-            connection: Some(connection),
-            home: self.clone(),
-            loans,
-            sound: true,
-            in_transaction: false,
+        let place = match self.places.clone().try_acquire_owned() {
+            Ok(place) => place,
+            Err(TryAcquireError::Closed) => return Err(Error::PoolClosed),
+            Err(TryAcquireError::NoPermits) => {
+                let place = timeout(self.connect_timeout, self.places.clone().acquire_owned()).await;
+                place.map_err(|_| Error::PoolTimedOut)?.map_err(|_| Error::PoolClosed)?
+            }
         };
-        if let Some(Resting { connection, loans, .. }) = self.rested() {
-            return Ok(loan(connection, loans + 1));
+        let (resting, doubted) = {
+            let mut rest = self.rest();
+            (rest.connections.pop(), rest.doubted)
+        };
+        if let Some(Resting { mut connection, born, since }) = resting {
+            let doubtful = Resting::doubtful(since, doubted);
+            if !doubtful || matches!(timeout(ASK_MAX, connection.ping()).await, Ok(Ok(()))) {
+                return Ok(self.loan(connection, born, place));
+            }
+            // Those that have rested for longer met the same; to ask each of them would take its time.
+            self.rest().connections.retain(|other| other.since > since);
         }
-        // Said before looking again: whoever gives one back from here on gives it to the pool.
-        let _waiting = Waiting::new(&self.waiting);
-        if let Some(Resting { connection, loans, .. }) = self.rested() {
-            return Ok(loan(connection, loans + 1));
-        }
-        Ok(loan(self.pool.acquire().await?, 0))
+        let connection = self.connect(&self.options).await?;
+        Ok(self.loan(connection, Instant::now(), place))
     }
 
-    /// The connection that rested least. One that rested too long goes back to the pool, which asks it.
-    fn rested(&self) -> Option<Resting> {
-        let resting = self.rest.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        (resting.since.elapsed() < ASK_AFTER_IDLE).then_some(resting)
+    /// A loan beside the places, which is closed when it ends.
+    pub(super) async fn apart(self: &Arc<Self>) -> Result<Loan, Error> {
+        let (connection, home) = (Some(self.connect(&self.options).await?), self.clone());
+        let born = Instant::now();
+        Ok(Loan { connection, born, home, place: None, sound: true, in_transaction: false })
     }
 
-    /// Gives back to the pool what nobody has asked for, or all that rest.
+    /// A connection of nobody's, made in bounded time.
+    pub(super) async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, Error> {
+        let connected = timeout(self.connect_timeout, PgConnection::connect_with(options)).await;
+        let slow = || {
+            let message = format!("no connection within {:?}", self.connect_timeout);
+            Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, message))
+        };
+        let mut connection = connected.map_err(|_| slow())??;
+        if connection.server_version_num().is_some_and(|version| version >= NOTICES_HANGUP_FROM) {
+            // A statement that waits for a lock must not go on when its connection was given up. Where the server's system
+            // cannot tell, that lasts until its own timeouts.
+            let notice = sqlx::raw_sql("SET client_connection_check_interval = '500ms'");
+            let noticed = timeout(self.connect_timeout, notice.execute(&mut connection)).await;
+            if let Err(error @ (Error::Io(_) | Error::Tls(_))) = noticed.map_err(|_| slow())? {
+                return Err(error);
+            }
+        }
+        Ok(connection)
+    }
+
+    fn loan(self: &Arc<Self>, connection: PgConnection, born: Instant, place: OwnedSemaphorePermit) -> Loan {
+        let home = self.clone();
+        let (connection, place) = (Some(connection), Some(place));
+        Loan { connection, born, home, place, sound: true, in_transaction: false }
+    }
+
+    /// Asks everything that rests now before it is used.
+    pub(super) fn doubt(&self) {
+        self.rest().doubted = Some(Instant::now());
+    }
+
+    /// Closes what nobody has asked for in a long time, or all that rests.
     pub(super) fn release(&self, all: bool) {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        rest.retain(|resting| !all && resting.since.elapsed() < ASK_AFTER_IDLE);
+        let mut rest = self.rest();
+        let kept = |resting: &Resting| {
+            resting.since.elapsed() < self.idle_timeout && resting.born.elapsed() < LIFETIME_MAX
+        };
+        let (keep, leave): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut rest.connections).into_iter().partition(|resting| !all && kept(resting));
+        rest.connections = keep;
+        drop(rest);
+        // A server that is not there is not told.
+        if !all && !leave.is_empty() {
+            tokio::spawn(farewell(leave));
+        }
     }
 
     /// Closes each connection once its statement is done.
     pub(super) async fn close(&self) {
-        // Those on loan go to the pool from here on.
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        self.release(true);
-        self.pool.close().await;
-    }
-
-    fn give_back(&self, connection: PoolConnection<Postgres>, loans: u32) {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        if loans < LOANS_MAX && self.waiting.load(Ordering::Acquire) == 0 {
-            rest.push(Resting { connection, since: Instant::now(), loans });
-        }
+        // Those who wait stand in front of this; whoever comes later waits behind it, and is told that it closes.
+        drop(self.places.acquire_many(self.size).await);
+        self.places.close();
+        let resting = std::mem::take(&mut self.rest().connections);
+        farewell(resting).await;
     }
 }
 
-/// Counts a caller that waits for the pool, as long as it does.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
-    }
+/// Ends connections in good order.
+async fn farewell(resting: Vec<Resting>) {
+    let ended = resting.into_iter().map(|resting| timeout(FAREWELL_MAX, resting.connection.close()));
+    futures_util::future::join_all(ended).await;
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+// === impl Resting ===
+
+impl Resting {
+    fn is_doubtful(&self, doubted: Option<Instant>) -> bool {
+        Self::doubtful(self.since, doubted)
+    }
+
+    fn doubtful(since: Instant, doubted: Option<Instant>) -> bool {
+        since.elapsed() > ASK_AFTER_REST || doubted.is_some_and(|doubted| since <= doubted)
     }
 }
 
@@ -160,8 +235,9 @@ impl Loan {
     ) -> Result<Vec<PgRow>, Error> {
         self.sound = false;
         let connection = self.connection.as_mut().expect("it is there until the loan is dropped");
-        let statement = query.fetch_all(&mut **connection);
+        let statement = query.fetch_all(connection);
         let Ok(rows) = timeout_at(until + super::HUNG_AFTER, statement).await else {
+            self.home.doubt();
             let hung = std::io::Error::new(std::io::ErrorKind::TimedOut, "the server does not answer");
             return Err(Error::Io(hung));
         };
@@ -172,9 +248,18 @@ impl Loan {
                 let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
                 error.is_some_and(|error| error.severity() == sqlx::postgres::PgSeverity::Error)
             }
-            Err(_) => false,
+            Err(_) => {
+                // What broke this one broke others.
+                self.home.doubt();
+                false
+            }
         };
         rows
+    }
+
+    /// Whether its last statement was answered to the end.
+    pub(super) fn is_sound(&self) -> bool {
+        self.sound
     }
 
     /// [`Self::rows`] of work that has no deadline: until the server would have ended it.
@@ -214,11 +299,16 @@ impl Loan {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        if self.sound && !self.in_transaction {
-            self.home.give_back(connection, self.loans);
-        } else {
-            connection.close_on_drop();
+        let Some(connection) = self.connection.take() else { return };
+        let young = self.born.elapsed() < LIFETIME_MAX;
+        if self.sound && !self.in_transaction && !self.home.places.is_closed() {
+            let resting = Resting { connection, born: self.born, since: Instant::now() };
+            if young && self.place.is_some() {
+                self.home.rest().connections.push(resting);
+            } else {
+                tokio::spawn(farewell(vec![resting]));
+            }
         }
+        drop(self.place.take());
     }
 }

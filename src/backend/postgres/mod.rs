@@ -5,11 +5,13 @@
 //! ([`sql::COND`]); a change is computed here and written under the version it was computed from. Nothing is cached here, so
 //! any number of workers may serve the same servers.
 
+mod atomic;
 mod bind;
 mod classify;
 mod connections;
 mod keeper;
 mod migrate;
+mod notes;
 mod replica;
 mod rows;
 mod scan;
@@ -28,22 +30,25 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::remote::lane::{self, Answer, Deadlines, Lane};
-use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
+use super::remote::sent::Sent;
+use super::remote::{ANSWER_GRACE, Fault, NOBODY, Pause, RETRY_AFTER_MS, not_owner};
 use super::turns::Turns;
 use super::{
     Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
 };
-use crate::model::{Error, Namespace, Result};
+use crate::model::{Code, Error, Namespace, Result};
 use crate::placement::SLOTS;
+use connections::Loan;
 use migrate::Step;
 use replica::Replicas;
 pub use settings::{Limits, PostgresSettings, ShardSettings, check_url};
-use shard::{Proposal, Put, Shard};
+use shard::{Each, Proposal, Put, Shard};
 
 pub use super::ONLY_SHARD;
 
@@ -55,8 +60,6 @@ const TOMBSTONE: i16 = 1;
 const LANE_STATEMENTS: usize = 2;
 /// How long beyond its deadline a statement may go on in silence before its connection is given up.
 const HUNG_AFTER: Duration = Duration::from_secs(1);
-/// Who is told of in errors.
-const WHO: &str = "PostgreSQL";
 
 /// See the module.
 pub struct PostgreSql {
@@ -72,10 +75,22 @@ struct Shared {
     shards: Vec<Server>,
     /// The index of the shard that owns each slot.
     owners: Box<[AtomicU16]>,
-    /// Why slots have no owner.
-    unplaced: Mutex<Option<String>>,
+    placement: Mutex<Placement>,
+    /// A server said that a slot is not its own.
+    moved: Notify,
     /// Changes of one key are made one after the other in this worker.
     turns: Turns<RowKey>,
+}
+
+/// What is known of the placement of slots.
+#[derive(Default)]
+struct Placement {
+    /// Why slots have no owner. `internal`: the list of shards is not that of those who own them.
+    fault: Option<Error>,
+    /// It was looked for.
+    tried: bool,
+    /// It was whole once: a slot without an owner is being moved since.
+    ever: bool,
 }
 
 /// A shard with its lanes.
@@ -83,10 +98,20 @@ struct Server {
     shard: Arc<Shard>,
     weight: u32,
     replicas: Option<Arc<Replicas>>,
-    reads: Lane<RowKey, Option<Option<Found>>>,
-    puts: Lane<Proposal, Option<Put>>,
-    offers: Lane<Proposal, Option<Put>>,
+    notes: notes::Notes,
+    reads: Lane<RowKey, Reads>,
+    puts: Lane<Proposal, Puts>,
+    offers: Lane<Proposal, Offers>,
 }
+
+/// The statement of reads that share it.
+struct Reads(Arc<Shard>);
+
+/// The statement of unconditional writes that share it.
+struct Puts(Arc<Shard>);
+
+/// The same of those that are written under exactly their versions, or not at all.
+struct Offers(Arc<Shard>);
 
 impl PostgreSql {
     /// A store over these servers. They need not be there yet: it connects by itself, and again when it was cut off.
@@ -110,11 +135,18 @@ impl PostgreSql {
             shards.push(Server::new(shard, *weight, replicas));
         }
         let owners = std::iter::repeat_with(|| AtomicU16::new(NOBODY)).take(usize::from(SLOTS)).collect();
-        let unplaced = Mutex::new(Some("the placement of its slots has not been read yet".to_owned()));
-        let shared = Arc::new(Shared { steps, shards, owners, unplaced, turns: Turns::default() });
+        let unread = "the placement of its slots has not been read yet";
+        let fault = Some(Error::unavailable(unread, RETRY_AFTER_MS));
+        let placement = Mutex::new(Placement { fault, ..Placement::default() });
+        let (moved, turns) = (Notify::new(), Turns::default());
+        let shared = Arc::new(Shared { steps, shards, owners, placement, moved, turns });
         let stop = CancellationToken::new();
         let mut keeper = JoinSet::new();
-        keeper.spawn(keeper::run(shared.clone(), stop.clone()));
+        for index in 0..shared.shards.len() {
+            keeper
+                .spawn(stop.clone().run_until_cancelled_owned(keeper::keep(shared.clone(), index)).map(drop));
+        }
+        keeper.spawn(stop.clone().run_until_cancelled_owned(keeper::place(shared.clone())).map(drop));
         for replicas in shared.shards.iter().filter_map(|server| server.replicas.as_ref()) {
             keeper.spawn(replicas.clone().watch(stop.clone()));
         }
@@ -162,14 +194,14 @@ impl Backend for PostgreSql {
         deadline: Instant,
     ) -> Result<Vec<Written>, (usize, Error)> {
         let shared = self.shared.clone();
-        let work = async move { shared.write_atomic(&writes, deadline).await };
-        to_its_end(WHO, deadline, work).await.unwrap_or_else(|error| Err((0, error)))
+        let work = async move |sent: Arc<Sent>| shared.write_atomic(&writes, deadline, &sent).await;
+        to_its_end(deadline, work).await.unwrap_or_else(|error| Err((0, error)))
     }
 
     async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
         let (shared, count) = (self.shared.clone(), entries.len());
-        let work = async move { shared.apply(entries, deadline).await };
-        to_its_end(WHO, deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
+        let work = async move |sent: Arc<Sent>| shared.apply(entries, deadline, &sent).await;
+        to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
@@ -195,13 +227,11 @@ impl Backend for PostgreSql {
     }
 
     fn health(&self) -> Result<()> {
-        for Server { shard, .. } in &self.shared.shards {
-            if let Some(fault) = shard.fault() {
-                return Err(Error::unavailable(fault, RETRY_AFTER_MS));
-            }
-        }
-        let unplaced = self.shared.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        unplaced.map_or(Ok(()), |why| Err(Error::unavailable(why, RETRY_AFTER_MS)))
+        self.shared.health()
+    }
+
+    fn unfit(&self) -> Option<Error> {
+        self.shared.unfit()
     }
 
     fn shards(&self) -> Vec<String> {
@@ -209,7 +239,7 @@ impl Backend for PostgreSql {
     }
 
     fn shard_of(&self, slot: u16) -> usize {
-        let owner = usize::from(self.shared.owners[usize::from(slot)].load(Ordering::Acquire));
+        let owner = usize::from(self.shared.owner_index(slot));
         if owner < self.shared.shards.len() { owner } else { usize::from(slot) % self.shared.shards.len() }
     }
 
@@ -246,31 +276,52 @@ impl Backend for PostgreSql {
 
 impl Server {
     fn new(shard: Arc<Shard>, weight: u32, replicas: Option<Arc<Replicas>>) -> Self {
-        let reader = shard.clone();
-        let reads = Lane::new(
-            LANE_STATEMENTS,
-            Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
-                let shard = reader.clone();
-                async move { shard.read(&keys, deadlines.last).await }.boxed()
-            }),
-        );
-        let writer = shard.clone();
-        let puts = Lane::new(
-            LANE_STATEMENTS,
-            Arc::new(move |puts: Vec<Proposal>, deadlines| {
-                let shard = writer.clone();
-                async move { shard.put(&puts, deadlines).await }.boxed()
-            }),
-        );
-        let writer = shard.clone();
-        let offers = Lane::new(
-            LANE_STATEMENTS,
-            Arc::new(move |puts: Vec<Proposal>, deadlines| {
-                let shard = writer.clone();
-                async move { shard.offer(&puts, deadlines).await }.boxed()
-            }),
-        );
-        Self { shard, weight, replicas, reads, puts, offers }
+        let reads = Lane::new(LANE_STATEMENTS, Reads(shard.clone()));
+        let puts = Lane::new(LANE_STATEMENTS, Puts(shard.clone()));
+        let offers = Lane::new(LANE_STATEMENTS, Offers(shard.clone()));
+        Self { shard, weight, replicas, notes: notes::Notes::default(), reads, puts, offers }
+    }
+}
+
+impl lane::Statement<RowKey> for Reads {
+    type Way = Loan;
+    type Outcome = Option<Option<Found>>;
+    const WRITES: bool = false;
+
+    async fn way(&self, until: Instant) -> Result<Loan, Fault> {
+        self.0.connection_by(until).await
+    }
+
+    async fn run(&self, mut way: Loan, keys: &[RowKey], deadlines: Deadlines) -> Each<Option<Found>> {
+        self.0.read(keys, deadlines.last, &mut way).await
+    }
+}
+
+impl lane::Statement<Proposal> for Puts {
+    type Way = Loan;
+    type Outcome = Option<Put>;
+    const WRITES: bool = true;
+
+    async fn way(&self, until: Instant) -> Result<Loan, Fault> {
+        self.0.connection_by(until).await
+    }
+
+    async fn run(&self, mut way: Loan, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+        self.0.put(puts, deadlines, &mut way).await
+    }
+}
+
+impl lane::Statement<Proposal> for Offers {
+    type Way = Loan;
+    type Outcome = Option<Put>;
+    const WRITES: bool = true;
+
+    async fn way(&self, until: Instant) -> Result<Loan, Fault> {
+        self.0.connection_by(until).await
+    }
+
+    async fn run(&self, mut way: Loan, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+        self.0.offer(puts, deadlines, &mut way).await
     }
 }
 
@@ -308,13 +359,68 @@ impl Shared {
 
     /// The server that owns a slot.
     fn owner(&self, slot: u16) -> Result<&Server> {
-        let owner = self.owners[usize::from(slot)].load(Ordering::Acquire);
-        let Some(server) = self.shards.get(usize::from(owner)) else {
-            let why = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let why = why.unwrap_or_else(|| format!("slot {slot} is on no server that answers"));
-            return Err(Error::unavailable(why, RETRY_AFTER_MS));
-        };
-        Ok(server)
+        self.shards.get(usize::from(self.owner_index(slot))).ok_or_else(|| self.unplaced(slot))
+    }
+
+    /// The place in the list of the server that owns a slot.
+    fn owner_index(&self, slot: u16) -> u16 {
+        self.owners[usize::from(slot)].load(Ordering::Acquire)
+    }
+
+    /// The error of a slot whose owner is not known.
+    fn unplaced(&self, slot: u16) -> Error {
+        let fault = self.placement.lock().unwrap_or_else(PoisonError::into_inner).fault.clone();
+        let message =
+            fault.map_or_else(|| format!("slot {slot} is on no server that answers"), |fault| fault.message);
+        Error::unavailable(message, RETRY_AFTER_MS)
+    }
+
+    /// The fault of a slot that its server says it does not own; who does is looked for.
+    fn not_owner(&self, at: &RowKey) -> Fault {
+        self.moved.notify_one();
+        not_owner(at)
+    }
+
+    /// One that goes fails its own keys alone, so it is well while any server can answer for its own.
+    fn health(&self) -> Result<()> {
+        if let Some(error) = self.unfit() {
+            return Err(Error::unavailable(error.message, RETRY_AFTER_MS));
+        }
+        let mut fault = None;
+        for (index, Server { shard, .. }) in self.shards.iter().enumerate() {
+            match shard.fault() {
+                Some(why) => fault = fault.or(Some(why)),
+                None if self
+                    .owners
+                    .iter()
+                    .any(|owner| usize::from(owner.load(Ordering::Acquire)) == index) =>
+                {
+                    return Ok(());
+                }
+                None => {}
+            }
+        }
+        let fault = fault.map(|why| Error::unavailable(why, RETRY_AFTER_MS));
+        Err(fault.unwrap_or_else(|| self.unplaced(0)))
+    }
+
+    /// Why this worker cannot serve, though its servers may be well: it does not have the schema, or the list of shards, that
+    /// they have. `internal`: it never will.
+    fn unfit(&self) -> Option<Error> {
+        let unavailable = |why| Error::unavailable(why, RETRY_AFTER_MS);
+        let shards = || self.shards.iter().map(|server| &server.shard);
+        if let Some(why) = shards().find_map(|shard| shard.schema_fault()) {
+            return Some(unavailable(why));
+        }
+        let placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+        match &placement.fault {
+            Some(fault) if fault.code == Code::Internal => Some(fault.clone()),
+            Some(fault) if !placement.tried => {
+                let unseen = shards().find(|shard| !shard.is_seen()).and_then(|shard| shard.fault());
+                Some(unseen.map_or_else(|| fault.clone(), unavailable))
+            }
+            _ => None,
+        }
     }
 
     /// Reads a key that may be as old as `oldest`: from a replica that is new enough, or from its owner.
@@ -331,12 +437,15 @@ impl Shared {
         let mut pause = Pause::new(deadline);
         loop {
             let server = self.server(key.slot)?;
+            let late = || Error::deadline("PostgreSQL did not answer the read in time");
             let fault = match server.reads.ask(key.clone(), deadline, deadline).await {
-                Answer::Unsent | Answer::Unknown => {
-                    return Err(Error::deadline("PostgreSQL did not answer the read in time"));
+                Answer::Unsent | Answer::Unknown => return Err(late()),
+                Answer::Done(Err(fault)) if fault.error.code == Code::DeadlineExceeded => return Err(late()),
+                Answer::Done(Ok(Some(found))) => {
+                    server.shard.budget.succeeded();
+                    return Ok(found);
                 }
-                Answer::Done(Ok(Some(found))) => return Ok(found),
-                Answer::Done(Ok(None)) => not_owner(&key),
+                Answer::Done(Ok(None)) => self.not_owner(&key),
                 Answer::Done(Err(fault)) => fault,
             };
             if !pause.repeats(&fault, &server.shard.budget).await {
@@ -344,10 +453,19 @@ impl Shared {
             }
         }
     }
+}
 
-    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
-        // One server keeps the notes of all: that of the namespace's own slot.
-        let server = self.server(crate::placement::namespace_slot(namespace.as_str()))?;
-        server.shard.partitioning(namespace, first.as_deref()).await.map_err(|fault| fault.error)
+/// Runs work that must not be cut off in the middle, because a statement of it may be under way. Where none was, it did not
+/// happen, and will not.
+async fn to_its_end<T: Send + 'static, W: Future<Output = T> + Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce(Arc<Sent>) -> W,
+) -> Result<T> {
+    let sent = Arc::new(Sent::default());
+    match timeout_at(deadline + ANSWER_GRACE, tokio::spawn(work(sent.clone()))).await {
+        Ok(Ok(done)) => Ok(done),
+        Err(_) if sent.give_up() => Err(Error::indeterminate("PostgreSQL did not confirm the write in time")),
+        Err(_) => Err(super::late()),
+        Ok(Err(panic)) => Err(Error::indeterminate(format!("a write failed: {panic}"))),
     }
 }

@@ -10,31 +10,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::classify::Stage;
 use super::connections::Loan;
+use super::scan::Part;
 use super::shard::{Each, Shard};
 use super::{LANE_STATEMENTS, Limits, sql};
 use crate::backend::remote::history::{self, NOTE_EVERY};
-use crate::backend::remote::lane::{Answer, Deadlines, Lane};
+use crate::backend::remote::lane::{self, Answer, Deadlines, Lane};
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{Aged, Found, RowKey};
+use crate::backend::{Aged, Found, Range, RowKey};
 use crate::model::Error;
-
-/// One note or look takes no longer.
-const LOOK_MAX: Duration = Duration::from_secs(1);
-/// How long a read waits for a replica before it goes to the primary.
-const WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// How far the log of a cluster's primary had come, when: the cluster's own number, and the timeline, which grows by one when a
 /// replica becomes the primary.
 type History = history::History<(i64, i64)>;
 type Position = history::Position<(i64, i64)>;
+
+/// One note or look takes no longer.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long a read waits for replicas, all together, before it goes to the primary.
+const WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// The replicas of one primary.
 pub(super) struct Replicas {
@@ -45,7 +45,7 @@ pub(super) struct Replicas {
 
 struct Replica {
     shard: Arc<Shard>,
-    reads: Lane<RowKey, Shown>,
+    reads: Lane<RowKey, Shows>,
     /// How far it was behind when last looked at.
     behind: Mutex<Option<Duration>>,
     /// It has kept a read waiting for too long since.
@@ -59,6 +59,31 @@ struct Shown {
     as_of: Instant,
 }
 
+/// The statement of reads that share it: keys of a replica, behind its position.
+struct Shows {
+    shard: Arc<Shard>,
+    history: Arc<Mutex<History>>,
+}
+
+// === impl Shows ===
+
+impl lane::Statement<RowKey> for Shows {
+    type Way = Loan;
+    type Outcome = Shown;
+    const WRITES: bool = false;
+
+    async fn way(&self, until: Instant) -> Result<Loan, Fault> {
+        self.shard.connection_by(until).await
+    }
+
+    async fn run(&self, mut way: Loan, keys: &[RowKey], deadlines: Deadlines) -> Result<Vec<Shown>, Fault> {
+        let until = deadlines.last;
+        let (as_of, now_ms) = ask(&self.shard, &self.history, &mut way, until).await?;
+        let found: Each<Option<Found>> = self.shard.read_at(keys, now_ms, until, &mut way).await;
+        Ok(found?.into_iter().map(|found| Shown { found, as_of }).collect())
+    }
+}
+
 // === impl Replicas ===
 
 impl Replicas {
@@ -68,14 +93,8 @@ impl Replicas {
         let each = places.into_iter().enumerate().map(|(index, options)| {
             let name = format!("{} (replica {})", primary.name, index + 1);
             let shard = Arc::new(Shard::new(name, options, limits));
-            let (reader, noted) = (shard.clone(), history.clone());
-            let reads = Lane::new(
-                LANE_STATEMENTS,
-                Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
-                    let (shard, history) = (reader.clone(), noted.clone());
-                    async move { read(&shard, &history, &keys, deadlines.last).await }.boxed()
-                }),
-            );
+            let shows = Shows { shard: shard.clone(), history: history.clone() };
+            let reads = Lane::new(LANE_STATEMENTS, shows);
             Replica { shard, reads, behind: Mutex::new(None), slow: AtomicBool::new(false) }
         });
         let each = each.collect();
@@ -116,7 +135,8 @@ impl Replicas {
             .await;
     }
 
-    async fn note(&self) -> Result<(), Fault> {
+    /// Notes how far the primary has come.
+    pub(super) async fn note(&self) -> Result<(), Fault> {
         let judge = |error: sqlx::Error| self.primary.judge(Stage::Read, &error);
         let mut connection = self.primary.connection().await?;
         let asked = Instant::now();
@@ -138,8 +158,8 @@ impl Replicas {
 
     /// What a replica shows that is not older than that, where one does.
     pub(super) async fn read(&self, key: &RowKey, oldest: Instant, deadline: Instant) -> Option<Aged> {
+        let until = wait_until(deadline);
         for replica in self.fitting(oldest) {
-            let until = deadline.min(Instant::now() + WAIT_MAX);
             match replica.reads.ask(key.clone(), until, until).await {
                 Answer::Done(Ok(Shown { found: Some(found), as_of })) if as_of >= oldest => {
                     return Some(Aged { found, as_of: Some(as_of) });
@@ -151,29 +171,40 @@ impl Replicas {
         None
     }
 
-    /// A connection to one that is not older than that, with its `as_of` and the primary's time.
-    pub(super) async fn borrow(
+    /// The part of a page that a replica shows which is not older than that, and its age, where one does.
+    pub(super) async fn page(
         &self,
+        range: &Range,
         oldest: Instant,
         deadline: Instant,
-    ) -> Option<(&Shard, Loan, Instant, i64)> {
+    ) -> Option<(Part, Instant)> {
+        let until = wait_until(deadline);
         for replica in self.fitting(oldest) {
-            let until = deadline.min(Instant::now() + WAIT_MAX);
-            let asked = timeout(WAIT_MAX, async {
+            let asked = timeout_at(until, async {
                 let mut connection = replica.shard.connection_by(until).await?;
                 let (as_of, now_ms) = ask(&replica.shard, &self.history, &mut connection, until).await?;
-                Ok::<_, Fault>((connection, as_of, now_ms))
+                let part = replica.shard.page(range, Some(now_ms), until, &mut connection).await?;
+                Ok::<_, Fault>((part, as_of))
             });
             match asked.await {
-                Ok(Ok((connection, as_of, now_ms))) if as_of >= oldest => {
-                    return Some((&replica.shard, connection, as_of, now_ms));
-                }
+                Ok(Ok((part, as_of))) if as_of >= oldest => return Some((part, as_of)),
                 Ok(_) => {}
                 Err(_) => replica.slow.store(true, Ordering::Relaxed),
             }
         }
         None
     }
+
+    /// Those that are there, to be asked what does not depend on how old they are.
+    pub(super) fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.each.iter().map(|replica| &*replica.shard).filter(|shard| shard.fault().is_none())
+    }
+}
+
+/// How long replicas are waited for: the primary needs as much of the time that is left.
+fn wait_until(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + WAIT_MAX.min(deadline.saturating_duration_since(now) / 2)
 }
 
 // === impl Replica ===
@@ -233,17 +264,4 @@ async fn ask(
 
 fn position(row: &PgRow) -> Result<Position, sqlx::Error> {
     Ok(Position { line: (row.try_get(0)?, row.try_get(1)?), at: row.try_get(2)? })
-}
-
-/// The statement of a lane: keys of a replica, behind its position.
-async fn read(
-    shard: &Shard,
-    history: &Mutex<History>,
-    keys: &[RowKey],
-    deadline: Instant,
-) -> Result<Vec<Shown>, Fault> {
-    let mut connection = shard.connection_by(deadline).await?;
-    let (as_of, now_ms) = ask(shard, history, &mut connection, deadline).await?;
-    let found: Each<Option<Found>> = shard.read_at(keys, now_ms, deadline, &mut connection).await;
-    Ok(found?.into_iter().map(|found| Shown { found, as_of }).collect())
 }

@@ -1,4 +1,9 @@
-//! Pages, sweeps and what a namespace notes.
+//! Pages and sweeps.
+//!
+//! A page reads each server once, in one statement that also tells which slots the server owned in the same snapshot. It stands only
+//! if they are all of them together: one that moved between two servers while they were asked would be missing, or there twice.
+
+use std::collections::BTreeMap;
 
 use sqlx::Row as _;
 use tokio::time::Instant;
@@ -7,44 +12,87 @@ use super::classify::Stage;
 use super::connections::Loan;
 use super::shard::Shard;
 use super::{Server, Shared, rows, sql};
-use crate::backend::remote::merge::{LOAD_BYTES_MAX, Walked, merge};
-use crate::backend::remote::{Fault, NOBODY, RETRY_AFTER_MS};
+use crate::backend::remote::merge::{self, LOAD_BYTES_MAX, Walked};
+use crate::backend::remote::{Fault, NOBODY, Pause, RETRY_AFTER_MS, Remedy};
 use crate::backend::{EXAMINED_PER_ROW_MAX, Page, Range, SWEEP_ROWS_MAX, Swept};
 use crate::model::clock::hlc_at;
-use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::{Error, Namespace, Result};
+use crate::model::limits::{CLOCK_EPSILON_MS, KEY_BYTES_MAX};
+use crate::model::{Error, Result};
+use crate::placement::SLOTS;
+
+/// What one server gives to a page.
+pub(super) struct Part {
+    walked: merge::Part,
+    /// The slots it owned, a bit for each, the first one highest in its byte.
+    slots: Vec<u8>,
+}
+
+/// Bytes of a set of slots.
+const SLOTS_BYTES: usize = SLOTS as usize / 8;
 
 impl Shared {
     /// A page over all shards: each gives its own, and the smallest keys of all make the page.
     pub(super) async fn scan(&self, range: &Range, deadline: Instant) -> Result<Page> {
+        let mut pause = Pause::new(deadline);
+        let mut aged = !range.staleness.is_zero();
+        loop {
+            if let Some(slot) = (0..SLOTS).find(|slot| self.owner_index(*slot) == NOBODY) {
+                return Err(self.unplaced(slot));
+            }
+            let (fault, budget) = match self.parts(range, aged, deadline).await {
+                Ok((parts, as_of)) if is_whole(&parts) => {
+                    let parts = parts.into_iter().map(|part| part.walked).collect();
+                    let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
+                    return Ok(Page { as_of, ..merge::merge(parts, range, examined)? });
+                }
+                Ok(_) => {
+                    self.moved.notify_one();
+                    let message = "slots are being moved from one server to another";
+                    let error = Error::unavailable(message, RETRY_AFTER_MS);
+                    (Fault { error, remedy: Remedy::Again }, &self.shards[0].shard.budget)
+                }
+                Err((fault, shard)) => (fault, &shard.budget),
+            };
+            // What a replica shows of a move may be long over.
+            aged = false;
+            if Instant::now() >= deadline {
+                return Err(Error::deadline("PostgreSQL did not answer the scan in time"));
+            }
+            if !pause.repeats(&fault, budget).await {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    /// What each server has of a page, and how old that may be.
+    async fn parts(
+        &self,
+        range: &Range,
+        aged: bool,
+        deadline: Instant,
+    ) -> Result<(Vec<Part>, Option<Instant>), (Fault, &Shard)> {
         let (mut parts, mut as_of) = (Vec::new(), None);
-        let examined = range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
-        let oldest = Instant::now().checked_sub(range.staleness);
+        let oldest = Instant::now().checked_sub(range.staleness).filter(|_| aged);
         for Server { shard, replicas, .. } in &self.shards {
             if let (Some(replicas), Some(oldest)) = (replicas, oldest)
-                && !range.staleness.is_zero()
-                && let Some((replica, mut connection, shown_as_of, now_ms)) =
-                    replicas.borrow(oldest, deadline).await
-                && let Ok(part) = replica.page(range, examined, Some(now_ms), &mut connection).await
+                && let Some((part, shown)) = replicas.page(range, oldest, deadline).await
             {
-                as_of = Some(as_of.map_or(shown_as_of, |as_of: Instant| as_of.min(shown_as_of)));
+                as_of = Some(as_of.map_or(shown, |as_of: Instant| as_of.min(shown)));
                 parts.push(part);
                 continue;
             }
             if let Some(fault) = shard.fault() {
-                return Err(Error::unavailable(fault, RETRY_AFTER_MS));
+                let error = Error::unavailable(fault, RETRY_AFTER_MS);
+                return Err((Fault { error, remedy: Remedy::None }, shard));
             }
-            let mut connection = shard.connection().await.map_err(|fault| fault.error)?;
-            let part = shard.page(range, examined, None, &mut connection).await;
-            parts.push(part.map_err(|fault| fault.error)?);
+            let part = async {
+                let mut connection = shard.connection_by(deadline).await?;
+                shard.page(range, None, deadline, &mut connection).await
+            };
+            parts.push(part.await.map_err(|fault| (fault, &**shard))?);
+            shard.budget.succeeded();
         }
-        if let Some(slot) =
-            self.owners.iter().position(|owner| owner.load(std::sync::atomic::Ordering::Acquire) == NOBODY)
-        {
-            let message = format!("slot {slot} is on no server that answers");
-            return Err(Error::unavailable(message, RETRY_AFTER_MS));
-        }
-        Ok(Page { as_of, ..merge(parts, range, examined)? })
+        Ok((parts, as_of))
     }
 
     /// One step over one shard; the first two bytes of `resume` say which.
@@ -57,10 +105,11 @@ impl Shared {
         let Some(Server { shard, .. }) = self.shards.get(index) else {
             return Ok(Swept::default());
         };
-        if let Some(fault) = shard.fault() {
-            return Err(Error::unavailable(fault, RETRY_AFTER_MS));
-        }
-        let mut swept = shard.sweep(after, grace_ms).await.map_err(|fault| fault.error)?;
+        // One that is not there has its turn at the next walk; the others need not wait for it.
+        let mut swept = match shard.fault() {
+            Some(_) => Swept::default(),
+            None => shard.sweep(after, grace_ms).await.map_err(|fault| fault.error)?,
+        };
         let next = match swept.resume.take() {
             Some(after) => Some((index, after)),
             None if index + 1 < self.shards.len() => Some((index + 1, Vec::new())),
@@ -74,15 +123,21 @@ impl Shared {
     }
 }
 
+/// Whether the servers owned all slots together.
+fn is_whole(parts: &[Part]) -> bool {
+    let owned = |byte: usize| parts.iter().fold(0, |bits, part| bits | part.slots.get(byte).unwrap_or(&0));
+    (0..SLOTS_BYTES).all(|byte| owned(byte) == u8::MAX)
+}
+
 impl Shard {
     /// Its part of a page; a replica's by the primary's time.
-    async fn page(
+    pub(super) async fn page(
         &self,
         range: &Range,
-        examined: usize,
         now_ms: Option<i64>,
+        until: Instant,
         connection: &mut Loan,
-    ) -> Result<Vec<Walked>, Fault> {
+    ) -> Result<Part, Fault> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let statement = match (now_ms, range.reverse) {
             (None, false) => sql::SCAN,
@@ -90,25 +145,34 @@ impl Shard {
             (Some(_), false) => sql::SCAN_REPLICA,
             (Some(_), true) => sql::SCAN_REVERSE_REPLICA,
         };
+        // Every key lies behind "" and in front of one that is longer than any and of the greatest letters.
+        let mut above = "";
+        let mut end = range.end.clone().unwrap_or_else(|| "\u{10ffff}".repeat(KEY_BYTES_MAX / 4 + 1));
+        match &range.after {
+            Some(after) if range.reverse => end = end.min(after.clone()),
+            Some(after) => above = after,
+            None => {}
+        }
         let query = sqlx::query(statement)
             .bind(range.namespace.as_str())
             .bind(&range.start)
-            .bind(&range.end)
-            .bind(&range.after)
-            .bind(count(examined))
+            .bind(end)
+            .bind(above)
+            .bind(count(range.limit))
             .bind(count(range.max_bytes))
             .bind(range.keys_only)
             .bind(count(LOAD_BYTES_MAX))
-            .bind(count(range.limit));
+            .bind(count(range.limit))
+            .bind(count(EXAMINED_PER_ROW_MAX - 1));
         let query = if let Some(now_ms) = now_ms { query.bind(now_ms) } else { query };
-        let rows = connection.rows_in_time(query).await.map_err(|error| self.judge(Stage::Read, &error))?;
-        let walked = |row: &sqlx::postgres::PgRow| -> Result<Walked, sqlx::Error> {
-            let found = rows::found(row)?.filter(|found| found.live.is_some()).map(Ok);
-            let count =
-                |column| Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0));
-            Ok(Walked { key: row.try_get("key")?, found, bytes: count("size")?, load: count("load")? })
-        };
-        rows.iter().map(walked).collect::<Result<_, _>>().map_err(|error| self.judge(Stage::Read, &error))
+        let judged = |error| self.judge(Stage::Read, &error);
+        let rows = connection.rows(query, until).await.map_err(judged)?;
+        let mut part = part(&rows).map_err(judged)?;
+        part.walked.rows.sort_unstable_by(|one, other| match range.reverse {
+            false => one.key.cmp(&other.key),
+            true => other.key.cmp(&one.key),
+        });
+        Ok(part)
     }
 
     async fn sweep(&self, after: &[u8], grace_ms: i64) -> Result<Swept, Fault> {
@@ -124,7 +188,7 @@ impl Shard {
             .bind(CLOCK_EPSILON_MS);
         let rows = connection.rows_in_time(walk).await.map_err(judge)?;
         let mut swept = Swept { examined: rows.len(), ..Swept::default() };
-        let (mut expired, mut old, mut slots) = (Dead::default(), Dead::default(), Vec::<i32>::new());
+        let (mut expired, mut old) = (Dead::default(), BTreeMap::<i32, Dead>::new());
         let mut floor = 0;
         for row in &rows {
             let now: i64 = row.try_get("now").map_err(judge)?;
@@ -133,8 +197,8 @@ impl Shard {
             match due.as_str() {
                 "expired" => expired.push(row).map_err(judge)?,
                 "tombstone" if row.try_get::<i64, _>("hlc").map_err(judge)? <= floor => {
-                    old.push(row).map_err(judge)?;
-                    slots.push(row.try_get("slot").map_err(judge)?);
+                    let slot = row.try_get("slot").map_err(judge)?;
+                    old.entry(slot).or_default().push(row).map_err(judge)?;
                 }
                 _ => {}
             }
@@ -143,14 +207,10 @@ impl Shard {
             let done = connection.rows_in_time(expired.bind(sqlx::query(sql::BURY))).await.map_err(judge)?;
             swept.expired = done.len();
         }
-        if !old.keys.is_empty() {
-            connection.begin(connection.in_time()).await.map_err(judge)?;
-            connection.rows_in_time(sqlx::query(sql::CLOSE_SLOTS).bind(&slots)).await.map_err(judge)?;
-            let raise = sqlx::query(sql::RAISE_FLOORS).bind(&slots).bind(floor);
-            connection.rows_in_time(raise).await.map_err(judge)?;
-            let done = connection.rows_in_time(old.bind(sqlx::query(sql::REMOVE))).await.map_err(judge)?;
-            connection.commit(connection.in_time()).await.map_err(judge)?;
-            swept.removed = done.len();
+        // One slot at a time: nobody writes into it meanwhile.
+        for (slot, dead) in old {
+            let remove = dead.bind(sqlx::query(sql::REMOVE)).bind(slot).bind(floor);
+            swept.removed += connection.rows_in_time(remove).await.map_err(judge)?.len();
         }
         if let Some(last) = rows.last().filter(|_| rows.len() == SWEEP_ROWS_MAX) {
             let (namespace, key): (String, String) =
@@ -159,23 +219,27 @@ impl Shard {
         }
         Ok(swept)
     }
+}
 
-    /// Notes how a namespace is partitioned where nothing is noted yet; gives what stands.
-    pub(super) async fn partitioning(
-        &self,
-        namespace: &Namespace,
-        first: Option<&str>,
-    ) -> Result<Option<String>, Fault> {
-        let judge = |error: sqlx::Error| self.judge(Stage::Read, &error);
-        let mut connection = self.connection().await?;
-        if let Some(first) = first {
-            // Nothing is lost by noting it twice, so this is no write that may have happened.
-            let note = sqlx::query(sql::NOTE_PARTITIONING).bind(namespace.as_str()).bind(first);
-            connection.rows_in_time(note).await.map_err(judge)?;
+/// What a page's statement gives, in no order.
+fn part(rows: &[sqlx::postgres::PgRow]) -> Result<Part, sqlx::Error> {
+    let walked = merge::Part { rows: Vec::with_capacity(rows.len()), stopped: false };
+    let mut part = Part { walked, slots: Vec::new() };
+    let count = |row: &sqlx::postgres::PgRow, column| {
+        Ok::<_, sqlx::Error>(usize::try_from(row.try_get::<i32, _>(column)?).unwrap_or(0))
+    };
+    for row in rows {
+        if let Some(slots) = row.try_get::<Option<&[u8]>, _>("slots")? {
+            // Four bytes in front tell how many bits there are.
+            part.slots = slots.get(4..).unwrap_or_default().to_vec();
+            part.walked.stopped = row.try_get("live")?;
+            continue;
         }
-        let rows = connection.rows_in_time(sqlx::query(sql::PARTITIONING).bind(namespace.as_str())).await;
-        rows.map_err(judge)?.first().map(|row| row.try_get(0)).transpose().map_err(judge)
+        let found = rows::found(row)?.filter(|found| found.live.is_some()).map(Ok);
+        let (bytes, load) = (count(row, "size")?, count(row, "load")?);
+        part.walked.rows.push(Walked { key: row.try_get("key")?, found, bytes, load });
     }
+    Ok(part)
 }
 
 /// Rows that a sweep saw dead.

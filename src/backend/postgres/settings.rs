@@ -47,8 +47,8 @@ impl Default for Limits {
             pool_size: 16,
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(600),
-            statement_timeout: Duration::from_secs(30),
-            lock_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
+            lock_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -63,10 +63,69 @@ impl std::fmt::Debug for ShardSettings {
     }
 }
 
-/// Whether a URL can be read, and what it should be. The message holds nothing of it.
+/// Parameters that a URL may have. The driver ignores any other, and logs it with its value: a slip in `sslmode` would leave the
+/// connection unchecked, one in `password` would show it.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// Whether a URL can be read, and what it should be. The message holds nothing of it: a name
+/// that is none may be a part of a password.
 pub fn check_url(url: &str) -> Result<(), String> {
+    let parameters = url.split('#').next().and_then(|url| url.split_once('?')).map_or("", |(_, rest)| rest);
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        let name = parameter.split_once('=').map_or(parameter, |(name, _)| name);
+        if !PARAMETERS.contains(&name) && !name.starts_with("options[") && !name.starts_with("options%5B") {
+            return Err("has a parameter that is not known; known are those of libpq: sslmode, sslrootcert, sslcert, \
+                 sslkey, host, hostaddr, port, dbname, user, password, application_name, options"
+                .to_owned());
+        }
+    }
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     let read = matches!(scheme, "postgres" | "postgresql") && url.parse::<PgConnectOptions>().is_ok();
     let expected = "should be a URL such as \"postgres://user:password@host:5432/database?sslmode=prefer\"";
     if read { Ok(()) } else { Err(expected.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_that_the_driver_would_ignore_is_refused() {
+        let url = |rest: &str| check_url(&format!("postgres://u:p@h:1/d{rest}"));
+        for good in [
+            "",
+            "?",
+            "?sslmode=verify-full&sslrootcert=/a%20b",
+            "?options=-c%20a%3Db",
+            "?options[a]=b",
+            "?options%5Ba%5D=b",
+            "?host=/run&user=x#?",
+        ] {
+            assert_eq!(url(good), Ok(()), "{good}");
+        }
+        for bad in ["?sslmod=verify-full", "?passwrod=hunter2", "?sslmode=prefer&hunter2", "?SSLMODE=require"]
+        {
+            let refused = url(bad).unwrap_err();
+            assert!(refused.contains("sslmode") && !refused.contains("hunter2"), "{bad}: {refused}");
+        }
+    }
 }

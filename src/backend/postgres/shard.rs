@@ -1,16 +1,18 @@
 //! One PostgreSQL server: its connections, and each statement as a function.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres, Row as _};
+use sqlx::{Postgres, Row as _};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
-use super::classify::{Stage, classify};
+use super::classify::{READ_ONLY, Stage, classify};
 use super::connections::{Connections, Loan};
 use super::{Limits, rows, sql};
 use crate::backend::decide::Now;
@@ -21,15 +23,22 @@ use crate::backend::{Entry, Found, Row, RowKey};
 use crate::model::budget::Budget;
 use crate::model::{Error, Version};
 
+/// A transaction whose worker says nothing for longer is ended by the server.
+const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(2);
+
 /// See the module.
 pub(super) struct Shard {
     pub(super) name: String,
     pub(super) connections: Arc<Connections>,
-    /// Statements that may be repeated here.
+    /// Requests that may be repeated here; one that is answered counts for it.
     pub(super) budget: Budget,
     clock: ServerClock,
     /// Why it is not there, as it was last seen.
-    fault: Mutex<Option<String>>,
+    fault: watch::Sender<Option<String>>,
+    /// Somebody has looked.
+    seen: AtomicBool,
+    /// Why its schema is of no use to this worker, though it is there.
+    schema_fault: Mutex<Option<String>>,
 }
 
 /// A row as a write wants it to be.
@@ -99,35 +108,66 @@ impl Shard {
         let options = options.application_name("datastore").options([
             ("statement_timeout", millis(limits.statement_timeout)),
             ("lock_timeout", millis(limits.lock_timeout)),
-            ("idle_in_transaction_session_timeout", millis(limits.statement_timeout)),
+            // What a batch has locked is locked for everybody; its worker may have gone.
+            ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_MAX)),
             // Whatever the server's default is: an answered write is on its disk.
             ("synchronous_commit", "on".to_owned()),
         ]);
         let connections = Connections::new(options, limits);
-        let fault = Mutex::new(Some("not connected yet".to_owned()));
-        Self { name, connections, budget: Budget::default(), clock: ServerClock::default(), fault }
+        Self {
+            fault: watch::Sender::new(Some(format!("PostgreSQL {name:?}: not connected yet"))),
+            name,
+            connections,
+            budget: Budget::default(),
+            clock: ServerClock::default(),
+            seen: AtomicBool::new(false),
+            schema_fault: Mutex::default(),
+        }
     }
 
     /// Why it is not there, if so.
     pub(super) fn fault(&self) -> Option<String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fault.borrow().clone()
+    }
+
+    /// Whether somebody has looked yet.
+    pub(super) fn is_seen(&self) -> bool {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Why its schema is of no use, if so.
+    pub(super) fn schema_fault(&self) -> Option<String> {
+        self.schema_fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes why its schema is of no use, or that it is.
+    pub(super) fn note_schema(&self, fault: Option<String>) {
+        self.schema_fault.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&fault);
+        if fault.is_some() {
+            self.note(fault);
+        }
     }
 
     /// Notes whether it is there; tells the log when that changes.
     pub(super) fn note(&self, fault: Option<String>) {
-        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*noted, &fault) {
-            (Some(_), None) => tracing::info!(shard = self.name, "PostgreSQL is there"),
-            (was, Some(fault)) if was.as_ref() != Some(fault) => {
-                tracing::warn!(shard = self.name, "PostgreSQL is not there: {fault}");
-            }
-            _ => {}
-        }
-        if fault.is_some() {
+        let there = fault.is_none();
+        if !there {
             self.clock.forget();
         }
-        self.connections.release(fault.is_some());
-        *noted = fault;
+        self.connections.release(!there);
+        self.fault.send_if_modified(|noted| {
+            let changed = *noted != fault;
+            match (&*noted, &fault) {
+                (Some(_), None) => tracing::info!(shard = self.name, "PostgreSQL is there"),
+                (_, Some(fault)) if changed => {
+                    tracing::warn!(shard = self.name, "PostgreSQL is not there: {fault}");
+                }
+                _ => {}
+            }
+            *noted = fault;
+            changed
+        });
+        self.seen.store(true, Ordering::Release);
     }
 
     /// A failure of this shard, judged.
@@ -135,12 +175,18 @@ impl Shard {
         classify(&self.name, stage, error)
     }
 
-    /// Asks for the server's time, which also tells whether it is there.
-    pub(super) async fn sample_clock(&self, connection: &mut PgConnection) -> Result<(), Fault> {
+    /// Asks for the server's time, which also tells whether it is there and takes writes.
+    pub(super) async fn look(&self, connection: &mut Loan, until: Instant) -> Result<(), Fault> {
+        let judged = |error| self.judge(Stage::Read, &error);
         let begun = Instant::now();
-        let row = sqlx::query(sql::NOW).fetch_one(connection).await;
-        let row = row.map_err(|error| self.judge(Stage::Read, &error))?;
-        let server_ms = sqlx::Row::try_get(&row, 0).map_err(|error| self.judge(Stage::Read, &error))?;
+        let rows = connection.rows(sqlx::query(sql::LOOK), until).await.map_err(judged)?;
+        let row = rows.first().ok_or_else(|| judged(sqlx::Error::RowNotFound))?;
+        let server_ms = row.try_get(0).map_err(judged)?;
+        if row.try_get(1).map_err(judged)? {
+            let error =
+                Error::unavailable(format!("PostgreSQL {:?}: {READ_ONLY}", self.name), RETRY_AFTER_MS);
+            return Err(Fault { error, remedy: Remedy::None });
+        }
         self.clock.sample(begun, server_ms);
         Ok(())
     }
@@ -153,13 +199,21 @@ impl Shard {
         })
     }
 
-    /// A connection of the pool; at once an error where the server is known not to be there.
+    /// A connection of the pool; an error as soon as the server is known not to be there.
     pub(super) async fn connection(&self) -> Result<Loan, Fault> {
-        if let Some(fault) = self.fault().filter(|_| !self.connections.has_idle()) {
-            let error = Error::unavailable(fault, RETRY_AFTER_MS);
-            return Err(Fault { error, remedy: Remedy::Again });
+        if let Some(loan) = self.connections.borrow_now() {
+            return Ok(loan);
         }
-        self.connections.borrow().await.map_err(|error| self.judge(Stage::Before, &error))
+        let mut noted = self.fault.subscribe();
+        let gone = async { noted.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone()) };
+        tokio::select! {
+            biased;
+            Some(fault) = gone => {
+                let error = Error::unavailable(fault, RETRY_AFTER_MS);
+                Err(Fault { error, remedy: Remedy::Again })
+            }
+            loan = self.connections.borrow() => loan.map_err(|error| self.judge(Stage::Before, &error)),
+        }
     }
 
     /// The same, not waiting beyond a deadline.
@@ -175,16 +229,18 @@ impl Shard {
         connection: &mut Loan,
         until: Instant,
     ) -> Result<Vec<PgRow>, Fault> {
-        let rows = connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))?;
-        self.budget.succeeded();
-        Ok(rows)
+        connection.rows(query, until).await.map_err(|error| self.judge(stage, &error))
     }
 
     /// Reads keys.
-    pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Each<Option<Found>> {
-        let mut connection = self.connection_by(deadline).await?;
+    pub(super) async fn read(
+        &self,
+        keys: &[RowKey],
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<Option<Found>> {
         let query = bind_keys(sqlx::query(sql::READ), keys);
-        let rows = self.run(Stage::Read, query, &mut connection, deadline).await?;
+        let rows = self.run(Stage::Read, query, connection, deadline).await?;
         self.each(Stage::Read, keys.len(), &rows, rows::found)
     }
 
@@ -216,20 +272,28 @@ impl Shard {
     /// Writes distinct keys, in their order.
     ///
     /// One that was to be written and was not says what stood there before.
-    pub(super) async fn put(&self, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+    pub(super) async fn put(
+        &self,
+        puts: &[Proposal],
+        deadlines: Deadlines,
+        connection: &mut Loan,
+    ) -> Each<Put> {
         let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
-        let mut connection = self.connection_by(deadline).await?;
         if let [put] = puts {
-            return self.put_one(put, deadline_ms, deadline, &mut connection).await;
+            return self.put_one(put, deadline_ms, deadline, connection).await;
         }
-        self.put_many(sql::PUT, puts, deadline_ms, deadline, &mut connection).await
+        self.put_many(sql::PUT, puts, deadline_ms, deadline, connection).await
     }
 
     /// The same under exactly the versions proposed, or not at all.
-    pub(super) async fn offer(&self, puts: &[Proposal], deadlines: Deadlines) -> Each<Put> {
+    pub(super) async fn offer(
+        &self,
+        puts: &[Proposal],
+        deadlines: Deadlines,
+        connection: &mut Loan,
+    ) -> Each<Put> {
         let (deadline_ms, deadline) = (self.deadline_ms(deadlines.first)?, deadlines.last);
-        let mut connection = self.connection_by(deadline).await?;
-        self.put_many(sql::OFFER, puts, deadline_ms, deadline, &mut connection).await
+        self.put_many(sql::OFFER, puts, deadline_ms, deadline, connection).await
     }
 
     async fn put_many(
@@ -353,9 +417,16 @@ impl Shard {
     }
 
     /// Merges rows; the words of [`sql::APPLY`].
-    pub(super) async fn apply(&self, entries: &[&Entry], deadline: Instant) -> Each<String> {
-        let mut connection = self.connection_by(deadline).await?;
-        self.apply_over(entries, deadline, &mut connection).await
+    pub(super) async fn apply(
+        &self,
+        entries: &[&Entry],
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<String> {
+        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
+        let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
+        self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
     }
 
     /// What merging one row would come to: it is merged, and that is rolled back.
@@ -363,16 +434,9 @@ impl Shard {
         let mut connection = self.connection_by(deadline).await?;
         let judged = |error| self.judge(Stage::Read, &error);
         connection.begin(deadline).await.map_err(judged)?;
-        let mut words = self.apply_over(&[entry], deadline, &mut connection).await?;
+        let mut words = self.apply(&[entry], deadline, &mut connection).await?;
         connection.rollback(deadline).await.map_err(judged)?;
         Ok(words.pop().flatten())
-    }
-
-    async fn apply_over(&self, entries: &[&Entry], deadline: Instant, connection: &mut Loan) -> Each<String> {
-        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
-        let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
-        let rows = self.run(Stage::Write, query, connection, deadline).await?;
-        self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
     }
 
     /// [`Self::read_rows`], locking them.

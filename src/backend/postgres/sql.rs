@@ -4,6 +4,8 @@
 //! because the driver does not infer arrays. Times are milliseconds of the server's clock, read when a row is looked
 //! at: a statement may have waited for a lock before.
 //!
+//! Rows are locked in one order, that of bytes. What is asked for has the database's order of letters unless told otherwise.
+//!
 //! `ops` is `[op, fingerprint, ...]`, newest first. An op has its sign bit set and a fingerprint has not, so `&&` and
 //! `@>` never take one for the other.
 
@@ -68,7 +70,7 @@ pub(super) const PUT: &str = concat!(
      $4::bigint[], $5::bigint[], $6::smallint[], $7::bigint[], $8::bigint[], $9::bytea[]) \
      AS i(slot, ns, key, hlc, origin, kind, expires, op, val) JOIN o USING (slot)) s) v WHERE ",
     now!(),
-    " < $10::bigint ORDER BY ns, key ",
+    " < $10::bigint ORDER BY ns COLLATE \"C\", key COLLATE \"C\" ",
     bump!("$10::bigint"),
     " RETURNING t.ns, t.key, t.slot, t.hlc, t.origin, t.was), \
      l AS (INSERT INTO move_log SELECT w.slot, w.ns, w.key FROM w JOIN o USING (slot) WHERE o.moving) \
@@ -87,7 +89,7 @@ pub(super) const OFFER: &str = concat!(
      $9::bytea[]) AS i(slot, ns, key, hlc, origin, kind, expires, op, val) JOIN o USING (slot) \
      WHERE i.hlc BETWEEN o.gc_floor + 1 AND o.cap AND ",
     now!(),
-    " < $10::bigint ORDER BY i.ns, i.key \
+    " < $10::bigint ORDER BY i.ns COLLATE \"C\", i.key COLLATE \"C\" \
      ON CONFLICT (ns, key) DO UPDATE SET hlc = EXCLUDED.hlc, origin = EXCLUDED.origin, slot = EXCLUDED.slot, \
      kind = EXCLUDED.kind, val = EXCLUDED.val, expires = EXCLUDED.expires, \
      was = (t.kind = 0 AND (t.expires = 0 OR t.expires > ",
@@ -142,7 +144,7 @@ pub(super) const COND: &str = concat!(
      i.op <> 0 AND i.lookback >= 0 AND t.ops_floor <> 0 AND t.ops_floor >= ",
     now!(),
     " - i.lookback AS lost \
-     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t), \
+     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY t.ns, t.key FOR NO KEY UPDATE OF t), \
      j AS MATERIALIZED (SELECT i.*, o.moving, k.hlc AS c_hlc, k.origin AS c_origin, k.ops AS c_ops, k.was AS c_was, \
      k.expires AS c_expires, coalesce(k.live, false) AS live, coalesce(k.dup, false) AS dup, \
      coalesce(k.lost, i.op <> 0 AND i.lookback >= 0 AND o.gc_floor <> 0 AND o.gc_floor >> 16 >= ",
@@ -164,7 +166,7 @@ pub(super) const COND: &str = concat!(
      RETURNING v.ord, t.hlc, t.origin, t.expires), \
      n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, expires, ops, val) \
      SELECT ns, key, slot, h, g, kind, e, CASE WHEN op = 0 THEN '{}' ELSE ARRAY[op, h # g] END, val \
-     FROM v WHERE c_hlc IS NULL ORDER BY ns, key ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key, hlc, origin, expires), \
+     FROM v WHERE c_hlc IS NULL ORDER BY ns COLLATE \"C\", key COLLATE \"C\" ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key, hlc, origin, expires), \
      l AS (INSERT INTO move_log SELECT v.slot, v.ns, v.key FROM v LEFT JOIN u USING (ord) \
      LEFT JOIN n ON n.ns = v.ns AND n.key = v.key WHERE v.moving AND (u.ord IS NOT NULL OR n.key IS NOT NULL)) \
      SELECT j.ord, coalesce(u.hlc, n.hlc) AS hlc, coalesce(u.origin, n.origin) AS origin, \
@@ -188,13 +190,14 @@ pub(super) const APPLY: &str = concat!(
      WITH ORDINALITY AS t(slot, ns, key, hlc, origin, kind, expires, was, val, ops_floor, ring, ord)), ",
     owned!(),
     ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.ops_floor FROM i JOIN o USING (slot) \
-     JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t), \
+     JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY t.ns, t.key FOR NO KEY UPDATE OF t), \
      j AS MATERIALIZED (SELECT i.*, o.moving, o.gc_floor, k.ord IS NOT NULL AS stands, k.ops AS c_ops, \
-     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
+     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer, \
+     coalesce((k.hlc, k.origin) <= (i.hlc, i.origin), false) AS leads FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
      m AS MATERIALIZED (SELECT j.ord, (SELECT coalesce(array_agg(x.v ORDER BY x.p, x.half), '{}') FROM ( \
      SELECT p.p, half, CASE half WHEN 0 THEN p.op ELSE p.fp END AS v FROM (SELECT DISTINCT ON (q.op) q.op, q.fp, q.p FROM ( \
      SELECT a[2 * g - 1] AS op, a[2 * g] AS fp, CASE WHEN first THEN g ELSE g + 8 END AS p \
-     FROM (VALUES (j.ops, j.newer), (j.c_ops, NOT j.newer)) AS r(a, first), generate_series(1, cardinality(r.a) / 2) AS g) q \
+     FROM (VALUES (j.ops, j.leads), (j.c_ops, NOT j.leads)) AS r(a, first), generate_series(1, cardinality(r.a) / 2) AS g) q \
      ORDER BY q.op, q.p) p, (VALUES (0), (1)) AS h(half)) x) AS ops FROM j WHERE j.stands), \
      u AS (UPDATE rec t SET hlc = CASE WHEN j.newer THEN j.hlc ELSE t.hlc END, \
      origin = CASE WHEN j.newer THEN j.origin ELSE t.origin END, slot = CASE WHEN j.newer THEN j.slot ELSE t.slot END, \
@@ -203,11 +206,12 @@ pub(super) const APPLY: &str = concat!(
      ops = m.ops[1:8], ops_floor = CASE WHEN cardinality(m.ops) > 8 THEN ",
     now!(),
     " ELSE GREATEST(t.ops_floor, j.ops_floor) END \
-     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8]) \
+     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8] \
+     OR cardinality(m.ops) > 8 OR j.ops_floor > t.ops_floor) \
      RETURNING j.ord), \
      n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
      SELECT ns, key, slot, hlc, origin, kind, was, expires, ops[1:8], ops_floor, val FROM j \
-     WHERE NOT stands AND hlc > gc_floor ORDER BY ns, key ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key), \
+     WHERE NOT stands AND hlc > gc_floor ORDER BY ns COLLATE \"C\", key COLLATE \"C\" ON CONFLICT (ns, key) DO NOTHING RETURNING ns, key), \
      l AS (INSERT INTO move_log SELECT j.slot, j.ns, j.key FROM j LEFT JOIN u USING (ord) \
      LEFT JOIN n ON n.ns = j.ns AND n.key = j.key WHERE j.moving AND (u.ord IS NOT NULL OR n.key IS NOT NULL)) \
      SELECT j.ord, CASE WHEN n.key IS NOT NULL OR (u.ord IS NOT NULL AND j.newer) THEN 'applied' \
@@ -215,15 +219,25 @@ pub(super) const APPLY: &str = concat!(
      FROM j LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
 );
 
+/// The slots of the primary alone: one that has become a standby since may lag behind the one that took over. As a table of
+/// its own, so that it is asked once for a statement and not for each row.
+macro_rules! primarys {
+    () => {
+        "(SELECT bits FROM slots_owned WHERE NOT pg_is_in_recovery())"
+    };
+}
+
 /// The statement of [`READ`], by a time. An expired document is given, too: looking twice at the time costs more.
 macro_rules! read {
-    ($now:expr) => {
+    ($now:expr, $slots:expr) => {
         concat!(
             "SELECT i.ord, t.hlc, t.origin, t.kind = 0 AND (t.expires = 0 OR t.expires > ",
             $now,
             ") AS live, t.expires, t.val \
              FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
-             JOIN slots_owned o ON get_bit(o.bits, i.slot) = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key"
+             JOIN ",
+            $slots,
+            " o ON get_bit(o.bits, i.slot) = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key"
         )
     };
 }
@@ -231,17 +245,19 @@ macro_rules! read {
 /// Reads of any keys. `$1` slot, `$2` namespace, `$3` key: arrays.
 ///
 /// A row for each key of a slot that is owned: place, version (nothing where there is no row), whether it is live, end of
-/// life, and the document.
-pub(super) const READ: &str = read!(now!());
+/// life, and the document. No row on a standby.
+pub(super) const READ: &str = read!(now!(), primarys!());
 
 /// The same on a replica, whose clock is another one: `$4` is the primary's time.
-pub(super) const READ_REPLICA: &str = read!("$4::bigint");
+pub(super) const READ_REPLICA: &str = read!("$4::bigint", "slots_owned");
 
-/// A primary's position: the cluster's number, timeline, bytes of log, and its time. It fails on a replica.
+/// A primary's position: the cluster's number, timeline, bytes of log that are on its disk, and its time. It fails on a replica.
+/// What is acknowledged, or seen by anybody, is on its disk; the position that is written next may be one that no replica
+/// comes to before something is.
 pub(super) const WRITTEN: &str = concat!(
     "SELECT (SELECT system_identifier FROM pg_control_system()), \
      ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint, \
-     (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, ",
+     (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint, ",
     now!()
 );
 
@@ -261,61 +277,99 @@ pub(super) const READ_ROWS: &str = concat!(
     "SELECT i.ord, t.hlc, t.origin, t.kind, t.was, t.expires, t.ops, t.ops_floor, t.val, o.gc_floor, ",
     now!(),
     " AS now FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS i(slot, ns, key, ord) \
-     JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key"
+     JOIN (SELECT slot, gc_floor FROM slot_own WHERE mode = 1 AND NOT pg_is_in_recovery()) o ON o.slot = i.slot \
+     LEFT JOIN rec t ON t.ns = i.ns AND t.key = i.key"
 );
 
-/// The server's time.
-pub(super) const NOW: &str = concat!("SELECT ", now!());
+/// The server's time, and whether it is a standby, which follows another and takes no writes.
+pub(super) const LOOK: &str = concat!("SELECT ", now!(), ", pg_is_in_recovery()");
 
-/// A page of a namespace, in one direction: behind which side of `$4` it goes on, and in which order.
-macro_rules! page {
-    ($behind:literal, $order:literal, $now:expr) => {
+/// The rows that a page looks at, in one direction, as many as `$limit`. A row of a slot that this server does not own is a dead
+/// one: what a move left behind is another server's by now.
+macro_rules! walk {
+    ($order:literal, $now:expr, $more:literal, $limit:literal) => {
         concat!(
-            "SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load FROM ( \
-             SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded, \
-             sum(live::int) OVER w - live::int AS lives FROM ( \
-             SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, \
+            "SELECT t.key, t.hlc, t.origin, x.live, t.expires, t.val, \
              CASE WHEN x.live THEN octet_length(t.val) ELSE 0 END AS load, CASE WHEN x.live THEN octet_length(t.key) \
              + CASE WHEN $7::boolean THEN 0 ELSE octet_length(t.val) END ELSE 0 END AS size \
-             FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND (t.expires = 0 OR t.expires > ",
+             FROM rec t CROSS JOIN LATERAL (SELECT t.kind = 0 AND coalesce(get_bit((SELECT bits FROM o), t.slot) = 1, false) \
+             AND (t.expires = 0 OR t.expires > ",
             $now,
-            ") AS live OFFSET 0) x \
-             WHERE t.ns = $1::text AND t.key >= $2::text AND ($3::text IS NULL OR t.key < $3::text) \
-             AND ($4::text IS NULL OR t.key ",
-            $behind,
-            " $4::text) ORDER BY t.key ",
+            ") AS live OFFSET 0) x WHERE t.ns = $1::text AND t.key >= $2::text AND t.key < $3::text AND t.key > $4::text ",
+            $more,
+            " ORDER BY t.key ",
             $order,
-            " LIMIT $5::bigint) p WINDOW w AS (ORDER BY key ",
-            $order,
-            ")) q WHERE before < $6::bigint AND loaded < $8::bigint AND lives < $9::bigint ORDER BY key ",
-            $order
+            " LIMIT ",
+            $limit
         )
     };
 }
 
-/// A page of a namespace going up. `$1` namespace, `$2` first key, `$3` last key, exclusive (null = none), `$4` the key to go
-/// on behind (null = none), `$5` rows to look at, `$6` bytes after which the page is full, `$7` whether documents do not count
-/// towards them, `$8` bytes of documents after which the page ends in any case, `$9` live rows after which it is full.
+/// A page of a namespace, in one direction. It looks at no more rows than it may give, and at some behind them for each of those
+/// that is dead.
+macro_rules! page {
+    ($order:literal, $behind:literal, $last:literal, $now:expr, $slots:expr) => {
+        concat!(
+            "WITH o AS MATERIALIZED (SELECT bits FROM ",
+            $slots,
+            " s), a AS MATERIALIZED (",
+            walk!($order, $now, "", "$5::bigint"),
+            "), n AS MATERIALIZED (SELECT count(*) = $5::bigint AND count(*) FILTER (WHERE live) < $9::bigint AS short, \
+             $10::bigint * count(*) FILTER (WHERE NOT live) AS more, ",
+            $last,
+            "(key) AS last FROM a), b AS MATERIALIZED (",
+            walk!($order, $now, $behind, "(SELECT more FROM n)"),
+            "), p AS (SELECT * FROM a UNION ALL SELECT * FROM b) \
+             SELECT key, hlc, origin, live, expires, CASE WHEN live THEN val END AS val, size, load, NULL::bytea AS slots FROM ( \
+             SELECT *, sum(size) OVER w - size AS before, sum(load) OVER w - load AS loaded, \
+             sum(live::int) OVER w - live::int AS lives FROM p WINDOW w AS (ORDER BY key ",
+            $order,
+            ")) q WHERE before < $6::bigint AND loaded < $8::bigint AND lives < $9::bigint \
+             UNION ALL SELECT NULL, NULL, NULL, (SELECT short AND (SELECT count(*) FROM b) >= more FROM n), \
+             NULL, NULL, NULL, NULL, varbit_send(bits) FROM o"
+        )
+    };
+}
+
+macro_rules! page_up {
+    ($now:expr, $slots:expr) => {
+        page!("ASC", "AND (SELECT short FROM n) AND t.key > (SELECT last FROM n)", "max", $now, $slots)
+    };
+}
+
+macro_rules! page_down {
+    ($now:expr, $slots:expr) => {
+        page!("DESC", "AND (SELECT short FROM n) AND t.key < (SELECT last FROM n)", "min", $now, $slots)
+    };
+}
+
+/// A page of a namespace going up. `$1` namespace, `$2` first key, `$3` last key, exclusive, `$4` a key behind which it begins, too:
+/// bounds that a statement has once and for all can be looked up, whatever its plan. `$5` rows to look at, `$6` bytes after which
+/// the page is full, `$7` whether documents do not count towards them, `$8` bytes of documents after which the page ends in any
+/// case, `$9` live rows after which it is full, `$10` rows behind them to look at for each dead one where it is not.
 ///
-/// Every row looked at, dead ones without a document: key, version, whether it is live, end of life, document, bytes that
-/// count, bytes of the document. The documents of what stands behind the page's end are neither read nor given.
-pub(super) const SCAN: &str = page!(">", "ASC", now!());
+/// Every row looked at, in any order, dead ones without a document: key, version, whether it is live, end of life, document,
+/// bytes that count, bytes of the document. The documents of what stands behind the page's end are neither read nor given.
+/// Besides, one row without a key: the slots that this server owned in the same snapshot, as `varbit_send` writes them, and in
+/// the place of `live` whether it stopped looking before the range ended though the page is not full. No such row on a
+/// standby.
+pub(super) const SCAN: &str = page_up!(now!(), primarys!());
 
-/// The same going down: `$4` is the key to go on in front of.
-pub(super) const SCAN_REVERSE: &str = page!("<", "DESC", now!());
+/// The same going down.
+pub(super) const SCAN_REVERSE: &str = page_down!(now!(), primarys!());
 
-/// [`SCAN`] on a replica: `$10` is the primary's time.
-pub(super) const SCAN_REPLICA: &str = page!(">", "ASC", "$10::bigint");
+/// [`SCAN`] on a replica: `$11` is the primary's time.
+pub(super) const SCAN_REPLICA: &str = page_up!("$11::bigint", "slots_owned");
 
-/// [`SCAN_REVERSE`] on a replica: `$10` is the primary's time.
-pub(super) const SCAN_REVERSE_REPLICA: &str = page!("<", "DESC", "$10::bigint");
+/// [`SCAN_REVERSE`] on a replica: `$11` is the primary's time.
+pub(super) const SCAN_REVERSE_REPLICA: &str = page_down!("$11::bigint", "slots_owned");
 
 /// [`READ_ROWS`] whose rows nobody else may write until the transaction ends, nor take the slots away.
 pub(super) const LOCK_ROWS: &str = concat!(
     "WITH i AS (SELECT * FROM unnest($1::int[], $2::text[], $3::text[]) WITH ORDINALITY AS t(slot, ns, key, ord)), ",
     owned!(),
     ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.kind, t.was, t.expires, t.ops, t.ops_floor, t.val \
-     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY i.ns, i.key FOR NO KEY UPDATE OF t) \
+     FROM i JOIN o USING (slot) JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY t.ns, t.key FOR NO KEY UPDATE OF t) \
      SELECT i.ord, k.hlc, k.origin, k.kind, k.was, k.expires, k.ops, k.ops_floor, k.val, o.gc_floor, ",
     now!(),
     " AS now FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)"
@@ -336,7 +390,7 @@ pub(super) const STORE: &str = concat!(
      expires = i.expires, ops = i.ops, ops_floor = i.ops_floor FROM i \
      WHERE i.stands AND t.ns = i.ns AND t.key = i.key RETURNING t.slot, t.ns, t.key), \
      n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
-     SELECT ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val FROM i WHERE NOT stands ORDER BY ns, key \
+     SELECT ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val FROM i WHERE NOT stands ORDER BY ns COLLATE \"C\", key COLLATE \"C\" \
      ON CONFLICT (ns, key) DO NOTHING RETURNING slot, ns, key), \
      w AS (SELECT * FROM u UNION ALL SELECT * FROM n), \
      l AS (INSERT INTO move_log SELECT w.slot, w.ns, w.key FROM w JOIN slot_own o USING (slot) WHERE o.moving) \
@@ -354,23 +408,22 @@ pub(super) const WALK: &str = concat!(
 );
 
 /// Turns expired records into tombstones, each only if it is the one that was seen: `$1` namespace, `$2` key, `$3` hlc,
-/// `$4` origin. They keep their versions. A row for each that was.
-pub(super) const BURY: &str = "UPDATE rec t SET kind = 1, val = NULL, expires = 0 \
+/// `$4` origin. They keep their versions. A row for each that was. It waits for nobody: a record that is being written is another
+/// one in a moment.
+pub(super) const BURY: &str = "WITH k AS MATERIALIZED (SELECT t.ns, t.key \
      FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
-     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 0 RETURNING 1";
+     JOIN rec t ON t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 0 \
+     ORDER BY t.ns, t.key FOR NO KEY UPDATE OF t SKIP LOCKED) \
+     UPDATE rec t SET kind = 1, val = NULL, expires = 0 FROM k WHERE t.ns = k.ns AND t.key = k.key RETURNING 1";
 
-/// Waits until nobody writes into the slots `$1`, and keeps them out until the transaction ends.
-pub(super) const CLOSE_SLOTS: &str =
-    "SELECT slot FROM slot_own WHERE slot = ANY($1::int[]) AND mode = 1 ORDER BY slot FOR UPDATE";
-
-/// Raises the floors of slots `$1` to `$2`.
-pub(super) const RAISE_FLOORS: &str =
-    "UPDATE slot_own SET gc_floor = GREATEST(gc_floor, $2::bigint) WHERE slot = ANY($1::int[])";
-
-/// Removes tombstones, as [`BURY`].
-pub(super) const REMOVE: &str = "DELETE FROM rec t \
-     USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
-     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 1 RETURNING 1";
+/// Removes tombstones of slot `$5`, as [`BURY`], and raises its floor to `$6`. It waits until nobody writes into the slot, and
+/// keeps them out for as long as it takes: one statement.
+pub(super) const REMOVE: &str = "WITH c AS MATERIALIZED ( \
+     SELECT slot FROM slot_own WHERE slot = $5::int AND mode = 1 FOR UPDATE), \
+     f AS (UPDATE slot_own o SET gc_floor = GREATEST(o.gc_floor, $6::bigint) FROM c WHERE o.slot = c.slot) \
+     DELETE FROM rec t USING c, unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS i(ns, key, hlc, origin) \
+     WHERE t.ns = i.ns AND t.key = i.key AND t.hlc = i.hlc AND t.origin = i.origin AND t.kind = 1 AND t.slot = c.slot \
+     RETURNING 1";
 
 /// Notes how namespace `$1` is partitioned, unless it is noted.
 pub(super) const NOTE_PARTITIONING: &str =
@@ -389,7 +442,8 @@ pub(super) const SLOTS_OWNED: &str = "SELECT slot FROM slot_own WHERE mode = 1";
 pub(super) const NAME: &str = "SELECT name FROM shard_name";
 
 /// Gives this server a name, once.
-pub(super) const SET_NAME: &str = "INSERT INTO shard_name (name) VALUES ($1::text)";
+pub(super) const SET_NAME: &str =
+    "INSERT INTO shard_name (name) VALUES ($1::text) ON CONFLICT (one) DO NOTHING";
 
 /// Gives this server the slots from `$1` to before `$2`.
 pub(super) const OWN: &str = "INSERT INTO slot_own (slot, mode, epoch) SELECT slot, 1, 1 FROM generate_series($1::int, $2::int - 1) AS t(slot)";

@@ -1,6 +1,10 @@
 //! What only servers can show: several of them, and their end.
 
+mod deadlines;
 mod faults;
+mod placing;
+mod replicas;
+mod rows;
 
 use std::time::Duration;
 
@@ -10,7 +14,7 @@ use crate::backend::remote::ANSWER_GRACE;
 use crate::backend::{Action, DynBackend};
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::{Expiry, Lifetime};
-use crate::model::{Code, Key, Version};
+use crate::model::{Code, Key, Outcome, Version};
 use crate::placement::{PartitionBy, Partitioning};
 
 fn deadline() -> Instant {
@@ -27,14 +31,25 @@ fn settings(shards: &[(&str, &str, u32)]) -> PostgresSettings {
     PostgresSettings { shards: shards.iter().map(shard).collect(), limits: Limits::default() }
 }
 
-/// Opens and waits until it answers.
+/// Opens and waits until all of it answers.
 async fn open(shards: &[(&str, &str, u32)]) -> PostgreSql {
     let store = PostgreSql::open(&settings(shards)).unwrap();
-    while let Err(error) = Backend::health(&store) {
-        assert!(!error.message.contains("keeps its name"), "{error:?}");
+    healed(&store).await;
+    store
+}
+
+/// Waits until all of its servers answer.
+async fn healed(store: &PostgreSql) {
+    let begun = Instant::now();
+    loop {
+        let faults: Vec<_> = store.shared.shards.iter().filter_map(|server| server.shard.fault()).collect();
+        let placement = store.shared.placement.lock().unwrap().fault.clone();
+        if faults.is_empty() && placement.is_none() {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{faults:?} {placement:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    store
 }
 
 fn at(key: &str) -> RowKey {
@@ -57,19 +72,24 @@ fn put(key: &str) -> Write {
     }
 }
 
-/// The keys of all pages of so many rows.
-async fn scan(store: &PostgreSql, limit: usize, reverse: bool) -> Result<Vec<String>> {
-    let mut range = Range {
+/// All of the namespace.
+fn namespace() -> Range {
+    Range {
         namespace: Namespace::parse("n").unwrap(),
         start: String::new(),
         end: None,
         after: None,
-        reverse,
+        reverse: false,
         keys_only: false,
-        limit,
+        limit: 100,
         max_bytes: 1 << 20,
         staleness: Duration::ZERO,
-    };
+    }
+}
+
+/// The keys of all pages of so many rows.
+async fn scan(store: &PostgreSql, limit: usize, reverse: bool) -> Result<Vec<String>> {
+    let mut range = Range { reverse, limit, ..namespace() };
     let mut keys = Vec::new();
     loop {
         let page = Backend::scan(store, range.clone(), deadline()).await?;
@@ -121,6 +141,8 @@ async fn slots_are_spread_by_weight_and_scans_merge_the_shards() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(said.contains(words), "{said}");
+        // Nothing but another list will change that.
+        assert_eq!(Backend::unfit(&store).unwrap().code, Code::Internal);
         let refused = Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap_err();
         assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
         Backend::close(&store).await;
@@ -138,9 +160,13 @@ async fn a_server_that_goes_fails_its_own_keys_at_once_and_heals_by_itself() {
         written.unwrap();
     }
     mortal.kill9();
-    while Backend::health(&store).is_ok() {
+    while store.shared.shards[1].shard.fault().is_none() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    assert!(
+        Backend::health(&store).is_ok() && Backend::unfit(&store).is_none(),
+        "it serves the other's keys"
+    );
     let begun = Instant::now();
     for key in &keys {
         let read = Backend::read(&store, vec![at(key)], deadline()).await.remove(0);
@@ -154,10 +180,19 @@ async fn a_server_that_goes_fails_its_own_keys_at_once_and_heals_by_itself() {
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "it fails at once: {:?}", begun.elapsed());
     assert_eq!(scan(&store, 10, false).await.unwrap_err().code, Code::Unavailable);
-    mortal.restart();
-    while Backend::health(&store).is_err() {
+    // So does one that is started now.
+    let second =
+        PostgreSql::open(&settings(&[("kept", kept.as_str(), 1), ("lost", lost.as_str(), 1)])).unwrap();
+    while Backend::health(&second).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    let kept_key = keys.iter().find(|key| !of_lost(key)).unwrap();
+    assert!(Backend::read(&second, vec![at(kept_key)], deadline()).await.remove(0).unwrap().is_some());
+    let swept = Backend::sweep(&second, None, 0).await.unwrap();
+    assert!(swept.examined > 0 && swept.resume.is_some(), "the one that is there is swept: {swept:?}");
+    Backend::close(&second).await;
+    mortal.restart();
+    healed(&store).await;
     for key in &keys {
         assert!(Backend::read(&store, vec![at(key)], deadline()).await.remove(0).unwrap().is_some());
         Backend::write(&store, vec![put(key)], deadline()).await.remove(0).unwrap();
@@ -184,7 +219,11 @@ async fn one_bad_row_does_not_fail_its_neighbours_and_one_key_is_written_in_turn
     for done in join_all(writes).await {
         let (n, written) = done.unwrap();
         match n % 10 {
-            0 => assert_eq!(written.unwrap_err().code, Code::Internal),
+            0 => {
+                let refused = written.unwrap_err();
+                // It was rolled back: nothing is unknown about it.
+                assert_eq!((refused.code, refused.code.outcome()), (Code::Unsupported, Outcome::Refused));
+            }
             _ => drop(written.unwrap()),
         }
     }
@@ -275,6 +314,9 @@ static NEWER: &[Step] = &[
     migrate::STEPS[2],
     (4, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
 ];
+/// One that takes longer than a look, and than a statement may.
+static SLOW: &[Step] =
+    &[migrate::STEPS[0], migrate::STEPS[1], migrate::STEPS[2], (4, "slow", "SELECT pg_sleep(6)")];
 static BROKEN: &[Step] = &[
     migrate::STEPS[0],
     migrate::STEPS[1],
@@ -318,6 +360,13 @@ async fn workers_of_two_schema_versions_serve_together_and_a_step_that_fails_cha
     assert_eq!(server.sql(database, columns), "0", "all or nothing");
     Backend::close(&broken).await;
 
+    let slow = PostgreSql::with_schema(&PostgresSettings { ..settings.clone() }, SLOW).unwrap();
+    says(&slow, "is being brought up to date").await;
+    assert!(Backend::unfit(&slow).is_some(), "others serve meanwhile");
+    healed(&slow).await;
+    Backend::close(&slow).await;
+    server.sql(database, "DELETE FROM datastore_schema WHERE version = 4");
+
     let newer = Arc::new(PostgreSql::with_schema(&settings, NEWER).unwrap());
     while Backend::health(&*newer).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -342,41 +391,6 @@ async fn workers_of_two_schema_versions_serve_together_and_a_step_that_fails_cha
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_placement_that_was_cut_off_in_the_middle_is_gone_on_with() {
-    let server = Postgres::shared();
-    let urls = [server.database(), server.database(), server.database()];
-    let names = ["a", "b", "c"];
-    let shards: Vec<_> = names.iter().zip(&urls).map(|(name, url)| (*name, url.as_str(), 1)).collect();
-    let store = open(&shards).await;
-    let owners = |store: &PostgreSql| -> Vec<u16> {
-        store.shared.owners.iter().map(|owner| owner.load(Ordering::Acquire)).collect()
-    };
-    let whole = owners(&store);
-    Backend::close(&store).await;
-    // As it stands once the plan and the part of "b" are written.
-    for url in [&urls[0], &urls[2]] {
-        let database = url.rsplit('/').next().unwrap();
-        server.sql(database, "DELETE FROM slot_own; DELETE FROM shard_name");
-    }
-    let plan = names.iter().enumerate().map(|(index, name)| {
-        let of = |place: Option<usize>| place.unwrap_or(whole.len());
-        let first = of(whole.iter().position(|owner| usize::from(*owner) == index));
-        let end = of(whole.iter().rposition(|owner| usize::from(*owner) == index).map(|last| last + 1));
-        format!("('{name}', {first}, {end})")
-    });
-    let plan = format!("INSERT INTO placement_plan VALUES {}", plan.collect::<Vec<_>>().join(","));
-    server.sql(urls[0].rsplit('/').next().unwrap(), &plan);
-    // Other weights, and another server before them, change nothing of what was begun.
-    let fourth = server.database();
-    let mut more = vec![("0", fourth.as_str(), 9)];
-    more.extend(shards.iter().map(|(name, url, _)| (*name, *url, 2)));
-    let store = open(&more).await;
-    let shifted: Vec<u16> = whole.iter().map(|owner| owner + 1).collect();
-    assert_eq!(owners(&store), shifted);
-    Backend::close(&store).await;
-}
-
 /// A way to the server on which connections fall silent when `cut` changes, as when a firewall forgets them: those that
 /// are made later work.
 async fn silent_proxy(to: String, cut: tokio::sync::watch::Receiver<u32>) -> u16 {
@@ -399,43 +413,56 @@ async fn silent_proxy(to: String, cut: tokio::sync::watch::Receiver<u32>) -> u16
     port
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fall_silent_are_given_up_and_made_anew() {
-    let url = Postgres::shared().database();
+/// A store behind such a way, which falls silent with the sender.
+async fn behind_a_way(url: &str, limits: Limits) -> (PostgreSql, tokio::sync::watch::Sender<u32>) {
     let (cut, heard) = tokio::sync::watch::channel(0);
     let to = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
     let port = silent_proxy(to.clone(), heard).await;
     let url = url.replace(&to, &format!("127.0.0.1:{port}"));
-    let store: Arc<dyn DynBackend> = Arc::new(open(&[("main", url.as_str(), 1)]).await);
-    let wait = Duration::from_millis(300);
-    let all = async |store: &Arc<dyn DynBackend>| {
-        let writes = (0..40).map(|n| {
-            let store = store.clone();
-            tokio::spawn(async move {
-                let begun = Instant::now();
-                let written = store.write(vec![put(&format!("k{n}"))], begun + wait).await.remove(0);
-                let read = store.read(vec![at(&format!("k{n}"))], Instant::now() + wait).await.remove(0);
-                (written.is_ok() && read.is_ok(), begun.elapsed())
-            })
-        });
-        join_all(writes).await.into_iter().map(|done| done.unwrap()).collect::<Vec<_>>()
-    };
-    assert!(all(&store).await.iter().all(|(well, _)| *well));
-    cut.send(1).unwrap();
-    let (begun, mut rounds) = (Instant::now(), 0);
-    loop {
-        let done = all(&store).await;
-        // Whatever becomes of the statement, nobody waits for longer than was asked for.
-        let longest = done.iter().map(|(_, took)| *took).max().unwrap();
-        assert!(longest < 2 * (wait + ANSWER_GRACE) + Duration::from_millis(500), "{longest:?}");
-        if done.iter().all(|(well, _)| *well) {
-            break;
+    let settings = PostgresSettings { limits, ..settings(&[("main", url.as_str(), 1)]) };
+    let store = PostgreSql::open(&settings).unwrap();
+    healed(&store).await;
+    (store, cut)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_given_up_and_made_anew() {
+    // All of them fall silent while they are in use, or after they have rested for a while.
+    for rested in [Duration::ZERO, Duration::from_millis(800)] {
+        let limits = Limits { pool_size: 4, ..Limits::default() };
+        let (store, cut) = behind_a_way(&Postgres::shared().database(), limits).await;
+        let store: Arc<dyn DynBackend> = Arc::new(store);
+        let wait = Duration::from_millis(300);
+        let all = async |store: &Arc<dyn DynBackend>| {
+            let writes = (0..40).map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let begun = Instant::now();
+                    let written = store.write(vec![put(&format!("k{n}"))], begun + wait).await.remove(0);
+                    let read = store.read(vec![at(&format!("k{n}"))], Instant::now() + wait).await.remove(0);
+                    (written.is_ok() && read.is_ok(), begun.elapsed())
+                })
+            });
+            join_all(writes).await.into_iter().map(|done| done.unwrap()).collect::<Vec<_>>()
+        };
+        while !all(&store).await.iter().all(|(well, _)| *well) {}
+        tokio::time::sleep(rested).await;
+        cut.send(1).unwrap();
+        let (begun, mut rounds) = (Instant::now(), 0);
+        loop {
+            let done = all(&store).await;
+            // Whatever becomes of the statement, nobody waits for longer than was asked for.
+            let longest = done.iter().map(|(_, took)| *took).max().unwrap();
+            assert!(longest < 2 * (wait + ANSWER_GRACE) + Duration::from_millis(500), "{longest:?}");
+            if done.iter().all(|(well, _)| *well) {
+                break;
+            }
+            rounds += 1;
+            assert!(begun.elapsed() < Duration::from_secs(10), "after {rounds} rounds: {done:?}");
         }
-        rounds += 1;
-        assert!(begun.elapsed() < Duration::from_secs(10), "after {rounds} rounds: {done:?}");
+        assert!(rounds > 0, "the cut was noticed");
+        store.close().await;
     }
-    assert!(rounds > 0, "the cut was noticed");
-    store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -450,6 +477,12 @@ async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
     server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
     let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
     assert!(refused.message.contains("being moved"), "{refused:?}");
+    // A page without its keys would be one with a hole.
+    let mut range = namespace();
+    let refused = Backend::scan(&store, range.clone(), soon()).await.unwrap_err();
+    assert!(matches!(refused.code, Code::Unavailable | Code::DeadlineExceeded), "{refused:?}");
+    range.reverse = true;
+    assert!(Backend::scan(&store, range, soon()).await.is_err());
     server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
     assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
     // Several that take and give at once leave in one row what stands in the other table.

@@ -2,25 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::classify::Stage;
 use super::connections::Loan;
-use super::shard::{Before, Cond, Condition, Proposal, Put, Shard, Wants};
-use super::{Shared, WHO, rows};
+use super::shard::{Before, Cond, Condition, Each, Proposal, Put, Shard, Wants};
+use super::{Shared, rows, to_its_end};
 use crate::backend::offer::not_offered;
 use crate::backend::remote::lane::Answer;
-use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order, not_owner, to_its_end};
-use crate::backend::{
-    Action, Applied, Entry, Live, Offered, Row, RowKey, Write, Written, decide, group, late,
-};
+use crate::backend::remote::sent::Sent;
+use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order};
+use crate::backend::{Action, Applied, Entry, Live, Offered, Row, RowKey, Write, Written, decide, late};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result, Version};
 
-/// Rows of one statement of an atomic batch.
-const STATEMENT_ROWS_MAX: usize = 256;
 /// Rows of one statement of a merge.
 const MERGED_ROWS_MAX: usize = 256;
 /// Bytes of documents of one statement of a merge; one that has more goes alone.
@@ -46,11 +41,13 @@ impl Shared {
             }
             Action::Put { .. } | Action::Delete => {
                 let shared = self.clone();
-                to_its_end(WHO, deadline, async move { shared.conditional(&write, deadline).await }).await?
+                let work = async move |sent: Arc<Sent>| shared.conditional(&write, deadline, &sent).await;
+                to_its_end(deadline, work).await?
             }
             Action::Change(_) => {
                 let shared = self.clone();
-                to_its_end(WHO, deadline, async move { shared.change(&write, deadline).await }).await?
+                let work = async move |sent: Arc<Sent>| shared.change(&write, deadline, &sent).await;
+                to_its_end(deadline, work).await?
             }
         }
     }
@@ -68,6 +65,7 @@ impl Shared {
                     return Err(Error::indeterminate("PostgreSQL did not confirm the write in time"));
                 }
                 Answer::Done(Ok(Some(Put { written: Some((version, existed)), .. }))) => {
+                    budget.succeeded();
                     return Ok(applied(&proposal, version, existed, proposal.expires_at_ms));
                 }
                 Answer::Done(Ok(Some(Put { before, .. }))) => {
@@ -80,7 +78,7 @@ impl Shared {
                     }
                     continue;
                 }
-                Answer::Done(Ok(None)) => not_owner(&write.at),
+                Answer::Done(Ok(None)) => self.not_owner(&write.at),
                 Answer::Done(Err(fault)) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -90,25 +88,26 @@ impl Shared {
     }
 
     /// A write that must hold something, keeps a lifetime, or may be a retry.
-    async fn conditional(&self, write: &Write, deadline: Instant) -> Result<Written> {
+    async fn conditional(&self, write: &Write, deadline: Instant, sent: &Sent) -> Result<Written> {
         let proposed = (proposal(write), condition(write));
         let mut pause = Pause::new(deadline);
         loop {
             let shard = &self.server(write.at.slot)?.shard;
             let budget = &shard.budget;
             let outcome = match shard.connection_by(deadline).await {
-                Ok(mut connection) => {
-                    shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await
-                }
+                Ok(mut connection) => cond(shard, &proposed, deadline, sent, &mut connection).await,
                 Err(fault) => Err(fault),
             };
-            let fault = match outcome.map(|mut outcomes| outcomes.pop().flatten()) {
+            let fault = match outcome {
                 Ok(Some(cond)) => match judged(&proposed.0, &cond)? {
-                    Some(written) => return Ok(written),
+                    Some(written) => {
+                        budget.succeeded();
+                        return Ok(written);
+                    }
                     None if pause.again().await => continue,
                     None => return Err(late()),
                 },
-                Ok(None) => not_owner(&write.at),
+                Ok(None) => self.not_owner(&write.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -118,7 +117,7 @@ impl Shared {
     }
 
     /// A change: computed from what is read, and written if that still stands.
-    async fn change(&self, write: &Write, deadline: Instant) -> Result<Written> {
+    async fn change(&self, write: &Write, deadline: Instant, sent: &Sent) -> Result<Written> {
         let turn = self.turns.of(&write.at);
         let Ok(_turn) = timeout_at(deadline, turn.lock()).await else {
             return Err(late());
@@ -127,35 +126,20 @@ impl Shared {
         loop {
             let shard = &self.server(write.at.slot)?.shard;
             let budget = &shard.budget;
-            let fault = match attempt(shard, write, deadline).await {
+            let fault = match attempt(shard, write, deadline, sent).await {
                 Ok(Some(outcome)) => match outcome? {
-                    Some(written) => return Ok(written),
+                    Some(written) => {
+                        budget.succeeded();
+                        return Ok(written);
+                    }
                     None if pause.again().await => continue,
                     None => return Err(late()),
                 },
-                Ok(None) => not_owner(&write.at),
+                Ok(None) => self.not_owner(&write.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
-            }
-        }
-    }
-
-    /// Writes all or nothing, in one transaction on one server.
-    pub(super) async fn write_atomic(
-        &self,
-        writes: &[Write],
-        deadline: Instant,
-    ) -> Result<Vec<Written>, (usize, Error)> {
-        let Some(first) = writes.first() else { return Ok(Vec::new()) };
-        let mut pause = Pause::new(deadline);
-        loop {
-            let shard = &self.server(first.at.slot).map_err(|error| (0, error))?.shard;
-            match transaction(shard, writes, deadline).await {
-                Ok(done) => return done,
-                Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
-                Err(fault) => return Err((0, fault.error)),
             }
         }
     }
@@ -183,7 +167,7 @@ impl Shared {
                     let known = duplicate(&before, proposal.op);
                     return Ok(known.map_or(Offered::Superseded, Offered::Written));
                 }
-                Answer::Done(Ok(None)) => not_owner(&write.at),
+                Answer::Done(Ok(None)) => self.not_owner(&write.at),
                 Answer::Done(Err(fault)) => fault,
             };
             if !pause.repeats(&fault, budget).await {
@@ -193,16 +177,20 @@ impl Shared {
     }
 
     /// Merges rows that carry their versions: rounds of distinct keys, each a statement for each server.
-    pub(super) async fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
+    pub(super) async fn apply(
+        &self,
+        entries: Vec<Entry>,
+        deadline: Instant,
+        sent: &Sent,
+    ) -> Vec<Result<Applied>> {
         let mut done: Vec<Option<Result<Applied>>> = vec![None; entries.len()];
         for round in distinct(&entries) {
             let mut of_owner: HashMap<u16, Vec<usize>> = HashMap::new();
             for at in round {
-                let owner = &self.owners[usize::from(entries[at].at.slot)];
-                of_owner.entry(owner.load(Ordering::Acquire)).or_default().push(at);
+                of_owner.entry(self.owner_index(entries[at].at.slot)).or_default().push(at);
             }
             for part in of_owner.into_values().flat_map(|owned| parts(&entries, owned)) {
-                let merged = self.merge_together(&entries, &part, deadline).await;
+                let merged = self.merge_together(&entries, &part, deadline, sent).await;
                 for (at, merged) in part.into_iter().zip(merged) {
                     done[at] = Some(merged);
                 }
@@ -217,6 +205,7 @@ impl Shared {
         entries: &[Entry],
         part: &[usize],
         deadline: Instant,
+        sent: &Sent,
     ) -> Vec<Result<Applied>> {
         let together: Vec<&Entry> = part.iter().map(|at| &entries[*at]).collect();
         let mut pause = Pause::new(deadline);
@@ -225,7 +214,7 @@ impl Shared {
                 Ok(server) => &server.shard,
                 Err(error) => return vec![Err(error); part.len()],
             };
-            match shard.apply(&together, deadline).await {
+            match merge(shard, &together, deadline, sent).await {
                 Ok(words) => break words,
                 Err(Fault { remedy: Remedy::Apart, .. }) if part.len() > 1 => break vec![None; part.len()],
                 Err(fault) if pause.repeats(&fault, &shard.budget).await => {}
@@ -236,24 +225,24 @@ impl Shared {
         for (entry, word) in together.into_iter().zip(words) {
             merged.push(match word.as_deref().and_then(word_of) {
                 Some(applied) => Ok(applied),
-                None => self.merge(entry, deadline).await,
+                None => self.merge(entry, deadline, sent).await,
             });
         }
         merged
     }
 
-    async fn merge(&self, entry: &Entry, deadline: Instant) -> Result<Applied> {
+    async fn merge(&self, entry: &Entry, deadline: Instant, sent: &Sent) -> Result<Applied> {
         let mut pause = Pause::new(deadline);
         loop {
             let shard = &self.server(entry.at.slot)?.shard;
-            let merged = shard.apply(&[entry], deadline).await;
+            let merged = merge(shard, &[entry], deadline, sent).await;
             let fault = match merged.map(|mut words| words.pop().flatten()) {
                 Ok(Some(word)) => match word_of(&word) {
                     Some(applied) => return Ok(applied),
                     None if pause.again().await => continue,
                     None => return Err(late()),
                 },
-                Ok(None) => not_owner(&entry.at),
+                Ok(None) => self.not_owner(&entry.at),
                 Err(fault) => fault,
             };
             if !pause.repeats(&fault, &shard.budget).await {
@@ -270,7 +259,7 @@ impl Shared {
                 Err(error) => Err(error),
                 Ok(server) => match server.shard.foresee(entry, deadline).await {
                     Ok(Some(word)) => word_of(&word).ok_or_else(late),
-                    Ok(None) => Err(not_owner(&entry.at).error),
+                    Ok(None) => Err(self.not_owner(&entry.at).error),
                     Err(fault) => Err(fault.error),
                 },
             });
@@ -324,7 +313,38 @@ fn parts(entries: &[Entry], places: Vec<usize>) -> Vec<Vec<usize>> {
     parts
 }
 
-type Attempt<T> = Result<T, Fault>;
+pub(super) type Attempt<T> = Result<T, Fault>;
+
+/// A conditional statement for one write: `None` where the slot is not this server's.
+async fn cond(
+    shard: &Shard,
+    proposed: &(Proposal, Condition),
+    deadline: Instant,
+    sent: &Sent,
+    connection: &mut Loan,
+) -> Attempt<Option<Cond>> {
+    if !sent.begin() {
+        return Err(too_late());
+    }
+    let outcome = shard.cond(std::slice::from_ref(proposed), deadline, connection).await;
+    sent.ended(&outcome);
+    Ok(outcome?.pop().flatten())
+}
+
+/// A merge of rows of distinct keys, in their words.
+async fn merge(shard: &Shard, entries: &[&Entry], deadline: Instant, sent: &Sent) -> Each<String> {
+    let mut connection = shard.connection_by(deadline).await?;
+    if !sent.begin() {
+        return Err(too_late());
+    }
+    // Others may have been merged before, which does not become undone by what comes of these.
+    shard.apply(entries, deadline, &mut connection).await
+}
+
+/// Nobody waits any more.
+pub(super) fn too_late() -> Fault {
+    Fault { error: late(), remedy: Remedy::None }
+}
 
 /// One attempt at a change: `None` where the slot is not this server's; inside, `None` where something else was written
 /// in between.
@@ -332,6 +352,7 @@ async fn attempt(
     shard: &Shard,
     write: &Write,
     deadline: Instant,
+    sent: &Sent,
 ) -> Attempt<Option<Result<Option<Written>>>> {
     let mut connection = shard.connection_by(deadline).await?;
     let read = shard.read_rows(std::slice::from_ref(&write.at), deadline, &mut connection).await?;
@@ -352,8 +373,7 @@ async fn attempt(
     };
     let lookback_ms = write.op.and_then(|op| op.lookback_ms);
     let proposed = (proposal, Condition { wants: expected, keep: false, lookback_ms });
-    let outcome = shard.cond(std::slice::from_ref(&proposed), deadline, &mut connection).await?;
-    let Some(cond) = outcome.into_iter().next().flatten() else {
+    let Some(cond) = cond(shard, &proposed, deadline, sent, &mut connection).await? else {
         return Ok(None);
     };
     Ok(Some(match judged(&proposed.0, &cond) {
@@ -367,93 +387,6 @@ fn wants_the_same(present: Option<&Row>, now: decide::Now) -> Wants {
     match present.filter(|row| row.live(now.wall_ms).is_some()) {
         Some(row) => Wants::Version(row.version),
         None => Wants::Absent,
-    }
-}
-
-/// One attempt at an atomic batch.
-async fn transaction(
-    shard: &Shard,
-    writes: &[Write],
-    deadline: Instant,
-) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
-    let mut connection = shard.connection_by(deadline).await?;
-    connection.begin(deadline).await.map_err(|error| shard.judge(Stage::Read, &error))?;
-    let decided = decide_all(shard, writes, deadline, &mut connection).await?;
-    let end = match decided {
-        Ok(_) => connection.commit(deadline).await,
-        Err(_) => connection.rollback(deadline).await,
-    };
-    match (decided, end) {
-        (Ok(written), Ok(())) => Ok(Ok(written)),
-        (Ok(_), Err(error)) => Err(shard.judge(Stage::Write, &error)),
-        (Err(failed), _) => Ok(Err(failed)),
-    }
-}
-
-async fn decide_all(
-    shard: &Shard,
-    writes: &[Write],
-    deadline: Instant,
-    connection: &mut Loan,
-) -> Attempt<Result<Vec<Written>, (usize, Error)>> {
-    // In the order of keys for the locks; what is answered is in the order asked.
-    let mut keys: Vec<RowKey> = writes.iter().map(|write| write.at.clone()).collect();
-    keys.sort_by(|one, other| (one.key.as_str()).cmp(other.key.as_str()));
-    keys.dedup();
-    let mut table = Locked::default();
-    let mut now = None;
-    for part in keys.chunks(STATEMENT_ROWS_MAX) {
-        let read = shard.lock_rows(part, deadline, connection).await?;
-        for (at, row) in part.iter().zip(read) {
-            let Some((row, seen)) = row else { return Err(not_owner(at)) };
-            now = Some(seen);
-            table.rows.insert(group::stored_key(at), row.map(Arc::new));
-        }
-    }
-    let Some(now) = now else { return Ok(Ok(Vec::new())) };
-    // All writes are of one partition, so of one slot.
-    table.gc_floor = now.gc_floor;
-    let mut group = group::Group::new(&table, now.wall_ms);
-    let written = match group.write_atomic(writes) {
-        Ok(written) => written,
-        Err(failed) => return Ok(Err(failed)),
-    };
-    let mut changes = group.into_changes().rows;
-    let mut stores: Vec<(RowKey, Row, bool)> = Vec::new();
-    for at in keys {
-        let stored_key = group::stored_key(&at);
-        if let Some(Some(row)) = changes.remove(&stored_key) {
-            let stands = table.rows.get(&stored_key).is_some_and(Option::is_some);
-            stores.push((at, Arc::unwrap_or_clone(row), stands));
-        }
-    }
-    for part in stores.chunks(STATEMENT_ROWS_MAX) {
-        if shard.store(part, deadline, connection).await? < part.len() {
-            if Instant::now() >= deadline {
-                return Ok(Err((0, late())));
-            }
-            // A row that was not there is there now.
-            let error = Error::overloaded("the batch met other writes of its keys each time", 10);
-            return Err(Fault { error, remedy: Remedy::Again });
-        }
-    }
-    Ok(Ok(written))
-}
-
-/// Rows that this transaction holds the locks of, by their stored keys.
-#[derive(Default)]
-struct Locked {
-    rows: HashMap<Vec<u8>, Option<Arc<Row>>>,
-    gc_floor: u64,
-}
-
-impl group::Table for Locked {
-    fn row(&self, stored_key: &[u8]) -> Result<Option<Arc<Row>>> {
-        Ok(self.rows.get(stored_key).cloned().flatten())
-    }
-
-    fn gc_floor(&self, _slot: u16) -> u64 {
-        self.gc_floor
     }
 }
 

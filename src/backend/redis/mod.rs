@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::remote::lane::{self, Answer, Deadlines, Lane};
+use super::remote::lane::{self, Answer, Deadlines, Lane, Plain};
 use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
 use super::turns::Turns;
 use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
@@ -78,8 +78,8 @@ struct Server {
     shard: Arc<Shard>,
     weight: u32,
     replicas: Option<Arc<Replicas>>,
-    reads: Lane<RowKey, Option<Seen>>,
-    writes: Lane<Proposal, Word>,
+    reads: Lane<RowKey, Plain<RowKey, Option<Seen>>>,
+    writes: Lane<Proposal, Plain<Proposal, Word>>,
 }
 
 impl RedisStore {
@@ -226,18 +226,18 @@ impl Server {
         let reader = shard.clone();
         let reads = Lane::new(
             LANE_SCRIPTS,
-            Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
+            Plain(Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
                 let shard = reader.clone();
                 async move { shard.read(&keys, deadlines.last).await }.boxed()
-            }),
+            })),
         );
         let writer = shard.clone();
         let writes = Lane::new(
             LANE_SCRIPTS,
-            Arc::new(move |proposals: Vec<Proposal>, deadlines| {
+            Plain(Arc::new(move |proposals: Vec<Proposal>, deadlines: Deadlines| {
                 let shard = writer.clone();
                 async move { shard.write(&proposals, deadlines).await }.boxed()
-            }),
+            })),
         );
         Self { shard, weight, replicas, reads, writes }
     }

@@ -20,7 +20,7 @@ use super::keeper::{field, millis};
 use super::shard::{self, Seen, Shard};
 use super::{scan, scripts};
 use crate::backend::remote::history::{self, NOTE_EVERY};
-use crate::backend::remote::lane::{Answer, Deadlines, Lane};
+use crate::backend::remote::lane::{Answer, Deadlines, Lane, Plain};
 use crate::backend::remote::merge::Walked;
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{Aged, Found, Range, RowKey};
@@ -44,7 +44,7 @@ pub(super) struct Replicas {
 
 struct Replica {
     shard: Arc<Shard>,
-    reads: Lane<RowKey, Shown>,
+    reads: Lane<RowKey, Plain<RowKey, Shown>>,
     /// How far it was behind when last looked at.
     behind: Mutex<Option<Duration>>,
     /// It has kept a read waiting for too long since.
@@ -70,10 +70,10 @@ impl Replicas {
             let (reader, noted) = (shard.clone(), history.clone());
             let reads = Lane::new(
                 LANE_SCRIPTS,
-                Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
+                Plain(Arc::new(move |keys: Vec<RowKey>, deadlines: Deadlines| {
                     let (shard, history) = (reader.clone(), noted.clone());
                     async move { read(&shard, &history, &keys, deadlines.last).await }.boxed()
-                }),
+                })),
             );
             Ok(Replica { shard, reads, behind: Mutex::new(None), slow: AtomicBool::new(false) })
         });

@@ -9,7 +9,7 @@ use super::classify::Stage;
 use super::scripts::{self, PARTITIONING_KEY, RECORDS_PATTERN, SCRIPTS, SHARD_KEY, SLOTS_KEY};
 use super::shard::Shard;
 use super::{CALL_MAX, Server, Shared};
-use crate::backend::remote::merge::{LOAD_BYTES_MAX, Walked, merge};
+use crate::backend::remote::merge::{LOAD_BYTES_MAX, Part, Walked, merge};
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::backend::{EXAMINED_PER_ROW_MAX, Page, Range, Swept};
 use crate::model::limits::CLOCK_EPSILON_MS;
@@ -48,7 +48,7 @@ impl Shared {
         let (mut pages, mut as_of) = (Vec::new(), None);
         for part in join_all(parts).await {
             let (page, shown_as_of) = part?;
-            pages.push(page);
+            pages.push(Part::of(page, examined));
             as_of = as_of.into_iter().chain(shown_as_of).min();
         }
         Ok(Page { as_of, ..merge(pages, range, examined)? })

@@ -2,15 +2,23 @@
 //!
 //! A lane never waits for company. A request that finds a statement free leaves at once, alone; while all are taken
 //! the others gather, and the next that comes free takes up to [`BATCH_ROWS_MAX`] of them.
+//!
+//! Who shares a statement must not suffer from it. One that is in a hurry goes in another, because a statement writes nothing
+//! behind the first of its deadlines; one that was at fault when each was run by itself goes alone from then on, beside the
+//! lane. And a request counts as sent only when its statement has a connection.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, join};
+use futures_util::stream::iter;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::sent::Sent;
 use super::{Fault, Remedy};
 use crate::backend::RowKey;
 use crate::model::{Error, Result};
@@ -21,6 +29,16 @@ pub(in crate::backend) const BATCH_ROWS_MAX: usize = 128;
 pub(in crate::backend) const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Requests that wait for a statement; beyond it a caller waits inside its deadline.
 const QUEUE_MAX: usize = 8192;
+/// Who has less time left is in a hurry.
+const HURRIED: Duration = Duration::from_millis(50);
+/// Rows of a statement that failed which are run by themselves at a time.
+const APART_AT_ONCE: usize = 4;
+/// Rows that were at fault before and are run beside the lane at a time; more are told that they cannot be now.
+const ASIDE_MAX: usize = 4;
+/// Keys at fault that are remembered; beyond it they are forgotten together, and found again.
+const SUSPECTS_MAX: usize = 256;
+/// When one that found no place beside the lane should come again.
+const ASIDE_AFTER_MS: i64 = 200;
 
 /// A request of one key.
 pub(in crate::backend) trait Item: Clone + Send + Sync + 'static {
@@ -32,9 +50,47 @@ pub(in crate::backend) trait Item: Clone + Send + Sync + 'static {
     const DISTINCT: bool;
 }
 
-/// Runs a statement for several items.
+/// What a lane runs.
+pub(in crate::backend) trait Statement<I>: Send + Sync + 'static {
+    /// What it goes over.
+    type Way: Send;
+    /// What is told of each item.
+    type Outcome: Send + 'static;
+    /// Whether it writes, and so nothing behind the first of its deadlines.
+    const WRITES: bool;
+
+    /// Waits until there is a way. Nothing was sent where there is none.
+    fn way(&self, until: Instant) -> impl Future<Output = Result<Self::Way, Fault>> + Send;
+
+    /// Runs it for several items, in their order.
+    fn run(
+        &self,
+        way: Self::Way,
+        items: &[I],
+        deadlines: Deadlines,
+    ) -> impl Future<Output = Result<Vec<Self::Outcome>, Fault>> + Send;
+}
+
+/// What a function runs as a statement, where the way to the server is its own affair.
 pub(in crate::backend) type Run<I, O> =
     Arc<dyn Fn(Vec<I>, Deadlines) -> BoxFuture<'static, Result<Vec<O>, Fault>> + Send + Sync>;
+
+/// A function as a statement.
+pub(in crate::backend) struct Plain<I, O>(pub(in crate::backend) Run<I, O>);
+
+impl<I: Item, O: Send + 'static> Statement<I> for Plain<I, O> {
+    type Way = ();
+    type Outcome = O;
+    const WRITES: bool = I::DISTINCT;
+
+    async fn way(&self, _: Instant) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    async fn run(&self, (): (), items: &[I], deadlines: Deadlines) -> Result<Vec<O>, Fault> {
+        (self.0)(items.to_vec(), deadlines).await
+    }
+}
 
 /// Those of the items that share a statement.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +104,7 @@ pub(in crate::backend) struct Deadlines {
 struct Job<I, O> {
     item: I,
     deadline: Instant,
-    /// Set by who comes first: the lane that sends it, or the caller who gives it up.
-    taken: Arc<AtomicBool>,
+    sent: Arc<Sent>,
     answer: oneshot::Sender<Result<O, Fault>>,
 }
 
@@ -64,23 +119,46 @@ pub(in crate::backend) enum Answer<O> {
 }
 
 /// See the module.
-pub(in crate::backend) struct Lane<I, O> {
-    jobs: mpsc::Sender<Job<I, O>>,
+pub(in crate::backend) struct Lane<I, S: Statement<I>> {
+    jobs: mpsc::Sender<Job<I, S::Outcome>>,
 }
 
-impl<I: Item, O: Send + 'static> Lane<I, O> {
+/// What the statements of a lane share.
+struct Road<S> {
+    statement: S,
+    suspects: Suspects,
+    aside: Arc<Semaphore>,
+}
+
+/// Keys that were at fault when run by themselves, until they are run well.
+#[derive(Default)]
+struct Suspects {
+    count: AtomicUsize,
+    keys: Mutex<HashSet<RowKey>>,
+}
+
+// === impl Lane ===
+
+impl<I: Item, S: Statement<I>> Lane<I, S> {
     /// A lane with so many statements at once.
-    pub(in crate::backend) fn new(statements: usize, run: Run<I, O>) -> Self {
+    pub(in crate::backend) fn new(statements: usize, statement: S) -> Self {
         let (jobs, received) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(dispatch(received, statements, run));
+        let aside = Arc::new(Semaphore::new(ASIDE_MAX));
+        let road = Arc::new(Road { statement, suspects: Suspects::default(), aside });
+        tokio::spawn(dispatch(received, statements, road));
         Self { jobs }
     }
 
     /// Hands an item over that is to be in a statement before the deadline, and waits so long for what that says.
-    pub(in crate::backend) async fn ask(&self, item: I, deadline: Instant, wait_until: Instant) -> Answer<O> {
+    pub(in crate::backend) async fn ask(
+        &self,
+        item: I,
+        deadline: Instant,
+        wait_until: Instant,
+    ) -> Answer<S::Outcome> {
         let (answer, answered) = oneshot::channel();
-        let taken = Arc::new(AtomicBool::new(false));
-        let job = Job { item, deadline, taken: taken.clone(), answer };
+        let sent = Arc::new(Sent::default());
+        let job = Job { item, deadline, sent: sent.clone(), answer };
         // Nearly always there is room, and then no timer has to be set for it.
         if let Err(refused) = self.jobs.try_send(job) {
             let job = refused.into_inner();
@@ -90,20 +168,20 @@ impl<I: Item, O: Send + 'static> Lane<I, O> {
         }
         match timeout_at(wait_until, answered).await {
             Ok(Ok(done)) => Answer::Done(done),
-            _ if !taken.swap(true, Ordering::AcqRel) => Answer::Unsent,
-            _ => Answer::Unknown,
+            _ if sent.give_up() => Answer::Unknown,
+            _ => Answer::Unsent,
         }
     }
 }
 
-async fn dispatch<I: Item, O: Send + 'static>(
-    mut received: mpsc::Receiver<Job<I, O>>,
+async fn dispatch<I: Item, S: Statement<I>>(
+    mut received: mpsc::Receiver<Job<I, S::Outcome>>,
     statements: usize,
-    run: Run<I, O>,
+    road: Arc<Road<S>>,
 ) {
     let free = Arc::new(Semaphore::new(statements));
     // Jobs whose key is in the batch before them: at most one batch of them.
-    let mut held: VecDeque<Job<I, O>> = VecDeque::new();
+    let mut held: VecDeque<Job<I, S::Outcome>> = VecDeque::new();
     loop {
         if held.is_empty() {
             let Some(job) = received.recv().await else { return };
@@ -112,10 +190,15 @@ async fn dispatch<I: Item, O: Send + 'static>(
         let Ok(permit) = free.clone().acquire_owned().await else { return };
         // Whoever is about to ask comes along: on a busy machine many are, on an idle one nobody is waited for.
         tokio::task::yield_now().await;
-        let batch = gather(&mut held, &mut received);
-        let run = run.clone();
+        let mut batch = gather(&mut held, &mut received);
+        if road.suspects.any() {
+            for job in batch.extract_if(.., |job| road.suspects.holds(job.item.at())) {
+                go_aside(job, &road);
+            }
+        }
+        let road = road.clone();
         tokio::spawn(async move {
-            send(batch, &run).await;
+            send(batch, &road).await;
             drop(permit);
         });
     }
@@ -139,12 +222,12 @@ fn gather<I: Item, O>(
             }
             continue;
         }
+        // Its caller has given it up: nothing was sent, and nobody asks.
+        if job.answer.is_closed() {
+            continue;
+        }
         if I::DISTINCT {
             keys.insert(job.item.at().clone());
-        }
-        // Its caller has given it up: nothing was sent, and nobody asks.
-        if job.answer.is_closed() || job.taken.swap(true, Ordering::AcqRel) {
-            continue;
         }
         bytes += job.item.bytes();
         batch.push(job);
@@ -154,45 +237,92 @@ fn gather<I: Item, O>(
     batch
 }
 
-/// Runs a batch and answers each of its callers. Where one row is at fault, each is run alone.
-async fn send<I: Item, O: Send + 'static>(mut batch: Vec<Job<I, O>>, run: &Run<I, O>) {
+/// Sends a batch on its way, those in a hurry in a statement of their own.
+async fn send<I: Item, S: Statement<I>>(batch: Vec<Job<I, S::Outcome>>, road: &Road<S>) {
     let now = Instant::now();
-    let (late, mut batch_now): (Vec<_>, Vec<_>) = batch.drain(..).partition(|job| job.deadline <= now);
-    for job in late {
-        answer(job, Err(Fault { error: crate::backend::late(), remedy: Remedy::None }));
+    let hurried = |job: &Job<I, S::Outcome>| job.deadline.saturating_duration_since(now) < HURRIED;
+    if S::WRITES && batch.iter().any(hurried) {
+        let (first, others) = batch.into_iter().partition(hurried);
+        join(share(first, road), share(others, road)).await;
+    } else {
+        share(batch, road).await;
+    }
+}
+
+/// Runs one that was at fault before by itself, beside the lane.
+fn go_aside<I: Item, S: Statement<I>>(job: Job<I, S::Outcome>, road: &Arc<Road<S>>) {
+    let Ok(permit) = road.aside.clone().try_acquire_owned() else {
+        let message = "too many writes wait for keys that the server cannot write now";
+        let error = Error::overloaded(message, ASIDE_AFTER_MS);
+        return answer(job, Err(Fault { error, remedy: Remedy::None }));
+    };
+    let road = road.clone();
+    tokio::spawn(async move {
+        alone(job, &road).await;
+        drop(permit);
+    });
+}
+
+/// Runs a batch and answers each of its callers. Where one row is at fault, each is run alone.
+async fn share<I: Item, S: Statement<I>>(mut batch: Vec<Job<I, S::Outcome>>, road: &Road<S>) {
+    let Some(last) = batch.iter().map(|job| job.deadline).max() else { return };
+    let way = match road.statement.way(last).await {
+        Ok(way) => way,
+        Err(fault) => return batch.into_iter().for_each(|job| answer(job, Err(fault.clone()))),
+    };
+    // From here on a caller who gives up is told that nobody knows; one that did before is in no statement.
+    batch.retain(|job| job.sent.begin());
+    let now = Instant::now();
+    for job in batch.extract_if(.., |job| job.deadline <= now) {
+        answer(job, Err(late()));
     }
     // One order for all, so that statements wait for each other and never in a ring.
-    batch_now.sort_unstable_by(|one, other| {
+    batch.sort_unstable_by(|one, other| {
         let (one, other) = (one.item.at(), other.item.at());
         one.namespace.cmp(&other.namespace).then_with(|| one.key.cmp(&other.key))
     });
-    let deadlines = batch_now.iter().map(|job| job.deadline);
+    let deadlines = batch.iter().map(|job| job.deadline);
     let Some((first, last)) = deadlines.clone().min().zip(deadlines.max()) else { return };
-    let items: Vec<I> = batch_now.iter().map(|job| job.item.clone()).collect();
-    match run(items, Deadlines { first, last }).await {
+    let items: Vec<I> = batch.iter().map(|job| job.item.clone()).collect();
+    match road.statement.run(way, &items, Deadlines { first, last }).await {
         Ok(outcomes) => {
-            for (job, outcome) in batch_now.into_iter().zip(outcomes) {
+            for (job, outcome) in batch.into_iter().zip(outcomes) {
                 answer(job, Ok(outcome));
             }
         }
-        Err(Fault { remedy: Remedy::Apart, .. }) if batch_now.len() > 1 => {
-            for job in batch_now {
-                let alone = Deadlines { first: job.deadline, last: job.deadline };
-                let outcome = run(vec![job.item.clone()], alone).await;
-                let outcome = outcome.and_then(|outcomes| {
-                    let none =
-                        || Fault { error: Error::internal("a statement lost a row"), remedy: Remedy::None };
-                    outcomes.into_iter().next().ok_or_else(none)
-                });
-                answer(job, outcome);
-            }
+        Err(Fault { remedy: Remedy::Apart, .. }) if batch.len() > 1 => {
+            // It was rolled back, so until its own statement leaves each is one that did not happen.
+            batch.iter().for_each(|job| job.sent.ended(&Ok(())));
+            iter(batch).for_each_concurrent(APART_AT_ONCE, |job| alone(job, road)).await;
         }
-        Err(fault) => {
-            for job in batch_now {
-                answer(job, Err(fault.clone()));
-            }
-        }
+        Err(fault) => batch.into_iter().for_each(|job| answer(job, Err(fault.clone()))),
     }
+}
+
+/// Runs one row by itself and remembers whether it is at fault.
+async fn alone<I: Item, S: Statement<I>>(job: Job<I, S::Outcome>, road: &Road<S>) {
+    let Job { item, deadline, sent, .. } = &job;
+    let run = async {
+        let way = road.statement.way(*deadline).await?;
+        if *deadline <= Instant::now() || !sent.begin() {
+            return Err(late());
+        }
+        let alone = Deadlines { first: *deadline, last: *deadline };
+        let outcomes = road.statement.run(way, std::slice::from_ref(item), alone).await?;
+        let none = || Fault { error: Error::internal("a statement lost a row"), remedy: Remedy::None };
+        outcomes.into_iter().next().ok_or_else(none)
+    };
+    let outcome = run.await;
+    match &outcome {
+        Err(Fault { remedy: Remedy::Apart, .. }) => road.suspects.add(item.at()),
+        Ok(_) => road.suspects.clear(item.at()),
+        Err(_) => {}
+    }
+    answer(job, outcome);
+}
+
+fn late() -> Fault {
+    Fault { error: crate::backend::late(), remedy: Remedy::None }
 }
 
 fn answer<I, O>(job: Job<I, O>, outcome: Result<O, Fault>) {
@@ -200,12 +330,42 @@ fn answer<I, O>(job: Job<I, O>, outcome: Result<O, Fault>) {
     drop(job.answer.send(outcome));
 }
 
+// === impl Suspects ===
+
+impl Suspects {
+    /// Whether there are any: nearly always there are none, and then nothing is locked.
+    fn any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
+    fn holds(&self, at: &RowKey) -> bool {
+        self.keys().contains(at)
+    }
+
+    fn add(&self, at: &RowKey) {
+        let mut keys = self.keys();
+        if keys.len() >= SUSPECTS_MAX {
+            keys.clear();
+        }
+        keys.insert(at.clone());
+        self.count.store(keys.len(), Ordering::Relaxed);
+    }
+
+    fn clear(&self, at: &RowKey) {
+        if self.any() {
+            let mut keys = self.keys();
+            keys.remove(at);
+            self.count.store(keys.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn keys(&self) -> std::sync::MutexGuard<'_, HashSet<RowKey>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
-
-    use futures_util::FutureExt as _;
     use futures_util::future::join_all;
 
     use super::*;
@@ -218,25 +378,45 @@ mod tests {
     /// The statements a lane made: their keys and deadlines.
     type Made = Arc<Mutex<Vec<(Vec<String>, Deadlines)>>>;
 
-    /// A lane of one statement, which takes so long.
-    fn lane(takes: Duration) -> (Lane<RowKey, String>, Made) {
-        let made = Made::default();
-        let noted = made.clone();
-        let run: Run<RowKey, String> = Arc::new(move |keys: Vec<RowKey>, deadlines| {
-            let names: Vec<String> = keys.iter().map(|at| at.key.as_str().to_owned()).collect();
-            noted.lock().unwrap().push((names.clone(), deadlines));
-            async move {
-                tokio::time::sleep(takes).await;
-                Ok(names)
+    /// A statement that takes so long, over a way that is had after so long; a row called "stuck" takes a second and fails it.
+    struct Slow {
+        takes: Duration,
+        way_after: Duration,
+        made: Made,
+    }
+
+    impl Statement<RowKey> for Slow {
+        type Way = ();
+        type Outcome = String;
+        const WRITES: bool = true;
+
+        async fn way(&self, until: Instant) -> Result<(), Fault> {
+            let waited = tokio::time::sleep(self.way_after);
+            timeout_at(until, waited).await.map_err(|_| late())
+        }
+
+        async fn run(&self, (): (), items: &[RowKey], deadlines: Deadlines) -> Result<Vec<String>, Fault> {
+            let names: Vec<String> = items.iter().map(|at| at.key.as_str().to_owned()).collect();
+            self.made.lock().unwrap().push((names.clone(), deadlines));
+            if names.iter().any(|name| name == "stuck") {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Err(Fault { error: Error::overloaded("a lock", 1), remedy: Remedy::Apart });
             }
-            .boxed()
-        });
-        (Lane::new(1, run), made)
+            tokio::time::sleep(self.takes).await;
+            Ok(names)
+        }
+    }
+
+    /// A lane of one statement.
+    fn lane(takes_ms: u64, way_after_ms: u64) -> (Lane<RowKey, Slow>, Made) {
+        let made = Made::default();
+        let (takes, way_after) = (Duration::from_millis(takes_ms), Duration::from_millis(way_after_ms));
+        (Lane::new(1, Slow { takes, way_after, made: made.clone() }), made)
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_share_the_next_statement_each_with_its_own_time_and_answer() {
-        let (lane, made) = lane(Duration::from_millis(100));
+        let (lane, made) = lane(100, 0);
         let begun = Instant::now();
         let ask = |key: &str, seconds: u64| {
             let (key, until) = (at(key), begun + Duration::from_secs(seconds));
@@ -266,16 +446,72 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_given_up_before_it_left_is_in_no_statement() {
-        let (lane, made) = lane(Duration::from_secs(2));
+        // Given up while another statement is under way, and while there is no connection.
+        for (takes, way_after) in [(2000, 0), (0, 2000)] {
+            let (lane, made) = lane(takes, way_after);
+            let begun = Instant::now();
+            let (long, short) = (begun + Duration::from_secs(5), begun + Duration::from_secs(1));
+            let late = async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                lane.ask(at("late"), short, short).await
+            };
+            let (first, late) = futures_util::join!(lane.ask(at("a"), long, long), late);
+            assert!(matches!(first, Answer::Done(Ok(_))));
+            assert!(matches!(late, Answer::Unsent | Answer::Done(Err(_))));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(made.lock().unwrap().len(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_waits_for_a_connection_with_others_was_not_sent_when_it_gives_up() {
+        let (lane, made) = lane(0, 2000);
         let begun = Instant::now();
         let (long, short) = (begun + Duration::from_secs(5), begun + Duration::from_secs(1));
-        let late = async {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            lane.ask(at("late"), short, short).await
+        let ask = |key, until| lane.ask(at(key), until, until);
+        let (kept, left) = futures_util::join!(ask("a", long), ask("b", short));
+        assert!(matches!(kept, Answer::Done(Ok(_))));
+        assert!(matches!(left, Answer::Unsent));
+        assert_eq!(made.lock().unwrap().iter().map(|(names, _)| names.join("+")).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_in_a_hurry_does_not_hurry_the_others() {
+        let (lane, made) = lane(100, 0);
+        let begun = Instant::now();
+        let ask = |key, ms| {
+            let until = begun + Duration::from_millis(ms);
+            lane.ask(at(key), until, until)
         };
-        let (first, late) = futures_util::join!(lane.ask(at("a"), long, long), late);
-        assert!(matches!(first, Answer::Done(Ok(_))) && matches!(late, Answer::Unsent));
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(made.lock().unwrap().len(), 1);
+        futures_util::join!(ask("a", 5000), async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            futures_util::join!(ask("b", 5000), ask("hurried", 103), ask("c", 6000));
+        });
+        let made = made.lock().unwrap();
+        let with_b = made.iter().find(|(names, _)| names.contains(&"b".to_owned())).unwrap();
+        assert_eq!(with_b.0, ["b", "c"]);
+        assert_eq!(with_b.1.first - begun, Duration::from_secs(5));
+        assert!(made.iter().any(|(names, _)| names == &["hurried"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_stuck_keeps_its_neighbours_waiting_once() {
+        let (lane, made) = lane(1, 0);
+        let ask = async |key: &str| {
+            let (begun, until) = (Instant::now(), Instant::now() + Duration::from_secs(10));
+            (matches!(lane.ask(at(key), until, until).await, Answer::Done(Ok(_))), begun.elapsed())
+        };
+        let (first, stuck, b, c) = futures_util::join!(ask("a"), ask("stuck"), ask("b"), ask("c"));
+        assert!(first.0 && !stuck.0 && b.0 && c.0);
+        assert!(b.1 < Duration::from_secs(2), "{b:?}");
+        // From now on it waits beside the others.
+        let (stuck, b, c) = futures_util::join!(ask("stuck"), ask("b"), ask("c"));
+        assert!(!stuck.0 && b.0 && c.0);
+        assert!(b.1 < Duration::from_millis(10) && c.1 < Duration::from_millis(10), "{b:?} {c:?}");
+        assert_eq!(made.lock().unwrap().iter().filter(|(names, _)| names == &["stuck"]).count(), 2);
+        // Only so many wait there.
+        let many = join_all((0..ASIDE_MAX + 3).map(|_| ask("stuck"))).await;
+        let at_once = many.iter().filter(|(_, took)| *took < Duration::from_millis(100)).count();
+        assert_eq!(at_once, 3, "{many:?}");
     }
 }

@@ -14,22 +14,34 @@ pub(in crate::backend) struct Walked {
     pub(in crate::backend) load: usize,
 }
 
+/// What one server gives to a page.
+pub(in crate::backend) struct Part {
+    /// In the order of the scan.
+    pub(in crate::backend) rows: Vec<Walked>,
+    /// It stopped behind so many dead ones that it did not come to the end of the range.
+    pub(in crate::backend) stopped: bool,
+}
+
+impl Part {
+    /// Of a server that looks at so many rows at most.
+    pub(in crate::backend) fn of(rows: Vec<Walked>, examined: usize) -> Self {
+        Self { stopped: rows.len() >= examined, rows }
+    }
+}
+
 /// Bytes of documents of one page, also where they do not count.
 pub(in crate::backend) const LOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The page of the whole out of the pages of the parts. A part that is full may have more behind its last row, so
 /// nothing behind that is taken.
-pub(in crate::backend) fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined: usize) -> Result<Page> {
+pub(in crate::backend) fn merge(parts: Vec<Part>, range: &Range, examined: usize) -> Result<Page> {
     let mut parts: Vec<_> = parts
         .into_iter()
-        .map(|part| {
+        .map(|Part { rows: part, stopped }| {
             let bytes: usize = part.iter().map(|row| row.bytes).sum();
             let load: usize = part.iter().map(|row| row.load).sum();
             let lives = part.iter().filter(|row| row.found.is_some()).count();
-            let full = part.len() >= examined
-                || lives >= range.limit
-                || bytes >= range.max_bytes
-                || load >= LOAD_BYTES_MAX;
+            let full = stopped || lives >= range.limit || bytes >= range.max_bytes || load >= LOAD_BYTES_MAX;
             (full, part.into_iter().peekable())
         })
         .collect();
@@ -54,7 +66,15 @@ pub(in crate::backend) fn merge(parts: Vec<Vec<Walked>>, range: &Range, examined
         bytes += row.bytes;
         last = Some(key.clone()).or(last);
         if let Some(found) = row.found {
-            page.rows.push((key, found));
+            match (page.rows.last_mut(), found) {
+                // A key that two servers had while its slot moved: the newer record is the one.
+                (Some((same, Ok(other))), Ok(found)) if *same == key => {
+                    if other.version < found.version {
+                        *other = found;
+                    }
+                }
+                (_, found) => page.rows.push((key, found)),
+            }
         }
         let done = page.rows.len() >= range.limit || bytes >= range.max_bytes || looked >= examined;
         // What stands behind the last row of a full part is not known, so the page ends there.

@@ -1,10 +1,12 @@
 //! What the stores on servers have in common: a failure and what may be done about it, pauses between tries, turns of one key,
-//! shared statements ([`lane`]), a server's clock ([`clock`]), how old a replica is ([`history`]), a page out of the pages of several servers ([`merge`]).
+//! shared statements ([`lane`]), a server's clock ([`clock`]), how old a replica is ([`history`]), a page out of the pages of several servers ([`merge`]),
+//! whether something may be under way ([`sent`]).
 
 pub(super) mod clock;
 pub(super) mod history;
 pub(super) mod lane;
 pub(super) mod merge;
+pub(super) mod sent;
 
 use std::collections::HashMap;
 use std::time::Duration;

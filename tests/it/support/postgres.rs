@@ -89,12 +89,21 @@ impl Postgres {
         String::from_utf8_lossy(&done.stdout).trim_end().to_owned()
     }
 
-    /// SIGKILL, as when the machine goes.
+    /// SIGKILL, as when the machine goes: gives back once all its processes are gone. The first is killed, and the others end when
+    /// they notice; one that is in the middle of a statement does at its end.
     pub(crate) fn kill9(&mut self) {
+        let children = children(self.process.pid());
         self.process.kill9();
+        for pid in &children {
+            // Each is one that the server had a moment ago.
+            let _ = Command::new("kill").args(["-9", pid]).stderr(std::process::Stdio::null()).status();
+        }
+        until("all processes of PostgreSQL are gone", Duration::from_secs(20), || {
+            children.iter().all(|pid| !runs(pid)).then_some(())
+        });
     }
 
-    /// Sends a signal by name to the whole server: its first process alone would leave the others at work.
+    /// Where it listens.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -124,6 +133,28 @@ fn run(port: u16, settings: &[String], scratch: &TempDir) -> Process {
         asked.is_ok_and(|status| status.success()).then_some(())
     });
     process
+}
+
+/// The processes that a process started.
+fn children(parent: u32) -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let of_parent = |pid: &String| state(pid).is_some_and(|(_, of)| of == parent.to_string());
+    pids.filter(of_parent).collect()
+}
+
+/// Whether a process runs; one that has ended and was not waited for does not.
+fn runs(pid: &str) -> bool {
+    state(pid).is_some_and(|(letter, _)| letter != "Z")
+}
+
+/// The letter of a process's state and its parent.
+fn state(pid: &str) -> Option<(String, String)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name, in brackets, may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ').map(str::to_owned);
+    Some((fields.next()?, fields.next()?))
 }
 
 /// A command line that runs as the user `postgres` where this is root, which PostgreSQL refuses.

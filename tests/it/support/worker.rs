@@ -95,6 +95,7 @@ pub(crate) struct Setup {
     wrapper: Vec<String>,
     database: Arc<OnceLock<String>>,
     replicas: Vec<String>,
+    shards: Vec<(String, String)>,
     hosts: Vec<String>,
     scratch: Arc<TempDir>,
 }
@@ -110,6 +111,7 @@ impl Setup {
             wrapper: Vec::new(),
             database: Arc::default(),
             replicas: Vec::new(),
+            shards: Vec::new(),
             hosts: Vec::new(),
             scratch: Arc::new(tempfile::tempdir().unwrap()),
         }
@@ -133,6 +135,12 @@ impl Setup {
     /// Where the replicas of that database are.
     pub(crate) fn with_replicas(self, urls: &[String]) -> Setup {
         Setup { replicas: urls.to_vec(), ..self }
+    }
+
+    /// Spreads the PostgreSQL backend over servers, by name and URL, in place of one database.
+    pub(crate) fn with_shards(self, shards: &[(&str, &str)]) -> Setup {
+        let shards = shards.iter().map(|(name, url)| ((*name).to_owned(), (*url).to_owned())).collect();
+        Setup { shards, ..self }
     }
 
     /// Gives the Riak backend other nodes than those of this run.
@@ -162,6 +170,11 @@ impl Setup {
         let backend = match self.backend {
             Backend::Memory => "kind = \"memory\"".to_owned(),
             Backend::Local => format!("kind = \"local\"\npath = \"{}\"", self.data().display()),
+            Backend::Postgres if !self.shards.is_empty() => {
+                let shard = |(name, url): &(String, String)| format!("{{ name = {name:?}, url = {url:?} }}");
+                let shards: Vec<String> = self.shards.iter().map(shard).collect();
+                format!("kind = \"postgres\"\nshards = [{}]", shards.join(", "))
+            }
             Backend::Redis => {
                 format!("kind = \"redis\"\nurl = \"{}\"\nreplica_urls = {:?}", self.database(), self.replicas)
             }

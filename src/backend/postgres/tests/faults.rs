@@ -128,3 +128,91 @@ async fn a_server_out_of_connections_and_a_statement_out_of_time_say_so() {
     serves(&store).await;
     Backend::close(&store).await;
 }
+
+/// One that is out of connections for others is there for those it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lets_nobody_new_in_is_there_for_those_who_are() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+    server.sql("postgres", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false"));
+    // That of the keeper, which asks this alone.
+    let ended = server.sql(
+        "postgres",
+        &format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE datname = '{database}' AND query LIKE '%pg_is_in_recovery()'"
+        ),
+    );
+    assert_eq!(ended, "1");
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+        assert!(Backend::health(&store).is_ok());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.sql("postgres", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true"));
+    Backend::close(&store).await;
+}
+
+/// One that was set back to follow another shows what may be old, and says so instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_comes_back_as_a_standby_answers_nothing() {
+    let mut server = Postgres::start(&[]);
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+    let folder = PathBuf::from(server.sql(&database, "SHOW data_directory"));
+    server.kill9();
+    std::fs::write(folder.join("standby.signal"), "").unwrap();
+    server.restart();
+    assert_eq!(server.sql(&database, "SELECT pg_is_in_recovery() AND count(*) = 1 FROM rec"), "t");
+    says(&store, "is this the primary?").await;
+    let soon = || Instant::now() + Duration::from_millis(300);
+    assert!(Backend::read(&store, vec![at("k")], soon()).await.remove(0).is_err());
+    assert!(Backend::scan(&store, namespace(), soon()).await.is_err());
+    // The statements say so themselves: the keeper looks now and then.
+    let connections = &store.shared.shards[0].shard.connections;
+    let mut connection = connections.borrow().await.unwrap();
+    for statement in [sql::READ, sql::READ_ROWS] {
+        let query = bind::bind_keys(sqlx::query(statement), &[at("k")]);
+        assert!(connection.rows(query, deadline()).await.unwrap().is_empty(), "{statement}");
+    }
+    let query = bind::bind_keys(sqlx::query(sql::READ_REPLICA), &[at("k")]).bind(wall_ms());
+    assert_eq!(connection.rows(query, deadline()).await.unwrap().len(), 1, "as one that follows it shows it");
+    drop(connection);
+    Backend::close(&store).await;
+}
+
+/// A document whose file is damaged fails alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_told_of_its_record_alone() {
+    let mut server = Postgres::start(&[]);
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    let long = Action::Put { body: vec![b'x'; 100_000].into(), expiry: Expiry::New(Lifetime::Forever) };
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let mut writes: Vec<Write> = keys.iter().map(|key| put(key)).collect();
+    writes.push(Write { action: long, ..put("long") });
+    for written in Backend::write(&store, writes, deadline()).await {
+        written.unwrap();
+    }
+    let apart = "SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE relname = 'rec'";
+    let folder = PathBuf::from(server.sql(&database, "SHOW data_directory"));
+    let file = folder.join(server.sql(&database, apart));
+    server.sql(&database, "CHECKPOINT");
+    server.kill9();
+    std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap();
+    server.restart();
+    healed(&store).await;
+    let asked: Vec<RowKey> = keys.iter().map(|key| at(key)).chain([at("long")]).collect();
+    let read = Backend::read(&store, asked, deadline()).await;
+    let (damaged, whole) = read.split_last().unwrap();
+    assert!(whole.iter().all(Result::is_ok), "{whole:?}");
+    assert_eq!(damaged.as_ref().unwrap_err().code, Code::Corrupt, "{damaged:?}");
+    Backend::close(&store).await;
+}
