@@ -159,8 +159,8 @@ async fn it_probes_by_itself_lets_requests_back_in_and_closes() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(breaker(&layered, "even", "writes"), "open");
     store.cut(0, false);
-    // The longest pause there is after 20 s of doubling from 0.5 s.
-    tokio::time::sleep(Duration::from_secs(17)).await;
+    // The longest pause there is.
+    tokio::time::sleep(Duration::from_secs(31)).await;
     assert!(["ramp", "closed"].contains(&breaker(&layered, "even", "writes")));
     write(&layered, 0).await.unwrap();
     tokio::time::sleep(Duration::from_secs(11)).await;
