@@ -47,8 +47,8 @@ def note(path, when, status, readyz):
     notes = json.loads(path.read_text()) if path.exists() else {}
     resident = re.search(r"VmRSS:\s+(\d+) kB", pathlib.Path(status).read_text())
     tier = json.load(urllib.request.urlopen(readyz))["parts"]["cache.memory"]["detail"]
-    copies, told, pushed_out = map(int, re.findall(r"\d+", tier))
-    notes[when] = {"resident": 1024 * int(resident[1]), "copies": copies, "bytes": told, "pushed_out": pushed_out}
+    copies, told = (int(re.search(rf"(\d+) {word}\b", tier)[1]) for word in ("copies", "bytes"))
+    notes[when] = {"resident": 1024 * int(resident[1]), "copies": copies, "bytes": told}
     path.write_text(json.dumps(notes))
     print(f"{when} warming: {notes[when]['resident']} bytes resident; cache.memory: {tier}")
 
@@ -108,10 +108,14 @@ def rows(folder):
 
     memory = read("12-memory")
     if memory is not None:
-        grown = {key: memory["after"][key] - memory["before"][key] for key in memory["after"]}
-        for case, key in [("resident memory", "resident"), ("what the tier says", "bytes")]:
-            copy = grown[key] / grown["copies"]
-            case = f"bytes for each of {grown['copies']} copies, {case} / its stored record"
+        before, after = memory["before"], memory["after"]
+        grown = after["copies"] - before["copies"]
+        # The tier says room that is not filled yet, too: of that, all copies have their part.
+        for count, case, copy in [
+            (grown, "growth of resident memory", (after["resident"] - before["resident"]) / grown),
+            (after["copies"], "what the tier says", after["bytes"] / after["copies"]),
+        ]:
+            case = f"bytes for each of {count} copies, {case} / its stored record"
             text, met = at_most(1.25)
             found = copy / memory["record"]
             yield "12", case, f"{copy:.0f}", f"{memory['record']}", f"{found:.2f}", text, met(found)
