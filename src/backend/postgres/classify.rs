@@ -55,8 +55,8 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
                 return lost(message);
             }
             let error = match code {
-                // Of a write `internal` would say that it may have happened.
-                Code::Internal if stage == Stage::Write => Error::unavailable(at(message), RETRY_AFTER_MS),
+                // Of a write, sent or not, `internal` would say that it may have happened.
+                Code::Internal if stage != Stage::Read => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Unavailable => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Overloaded => Error::overloaded(at(message), BUSY_AFTER_MS),
                 code => Error::new(code, at(message)),
@@ -83,7 +83,8 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
         // What came back was not what the statement says.
         other => match stage {
             Stage::Write => fault(Error::indeterminate(at(other.to_string())), Remedy::None),
-            Stage::Read | Stage::Before => fault(Error::internal(at(other.to_string())), Remedy::None),
+            Stage::Read => fault(Error::internal(at(other.to_string())), Remedy::None),
+            Stage::Before => fault(Error::unavailable(at(other.to_string()), RETRY_AFTER_MS), Remedy::None),
         },
     }
 }
@@ -206,5 +207,8 @@ mod tests {
         // What came back does not fit the statement: a write may have happened all the same.
         let odd = classify("main", Stage::Write, &sqlx::Error::RowNotFound);
         assert_eq!(odd.error.code, Code::Indeterminate);
+        // And where nothing was sent, nothing did.
+        let odd = classify("main", Stage::Before, &sqlx::Error::RowNotFound);
+        assert_eq!(odd.error.code.outcome(), Outcome::Refused);
     }
 }

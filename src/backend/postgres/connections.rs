@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Error, Postgres};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Limits;
@@ -40,6 +40,8 @@ pub(super) struct Connections {
     idle_timeout: Duration,
     statement_timeout: Duration,
     rest: Mutex<Rest>,
+    /// A connection came to rest.
+    rested: Notify,
 }
 
 /// What nobody uses at the moment.
@@ -83,6 +85,7 @@ impl Connections {
             idle_timeout: limits.idle_timeout,
             statement_timeout: limits.statement_timeout,
             rest: Mutex::default(),
+            rested: Notify::new(),
         })
     }
 
@@ -93,7 +96,7 @@ impl Connections {
 
     /// Whether there is a connection, in use or at rest.
     pub(super) fn is_any(&self) -> bool {
-        self.places.available_permits() < self.size as usize || self.rests()
+        self.in_use() > 0 || self.rests()
     }
 
     /// Whether there is a connection that nobody uses.
@@ -108,10 +111,7 @@ impl Connections {
     /// Borrows a connection, if that can be done without waiting.
     pub(super) fn borrow_now(self: &Arc<Self>) -> Option<Loan> {
         let place = self.places.clone().try_acquire_owned().ok()?;
-        let mut rest = self.rest();
-        let doubted = rest.doubted;
-        let resting = rest.connections.pop_if(|resting| !resting.is_doubtful(doubted))?;
-        drop(rest);
+        let resting = self.take_rested()?;
         Some(self.loan(resting.connection, resting.born, place))
     }
 
@@ -125,20 +125,55 @@ impl Connections {
                 place.map_err(|_| Error::PoolTimedOut)?.map_err(|_| Error::PoolClosed)?
             }
         };
+        let until = Instant::now() + self.connect_timeout;
+        loop {
+            if let Some((connection, born)) = self.take_asked().await {
+                return Ok(self.loan(connection, born, place));
+            }
+            match self.connect(&self.options).await {
+                Ok(connection) => return Ok(self.loan(connection, Instant::now(), place)),
+                // It lets nobody new in; those that others use come back.
+                Err(error @ Error::Database(_)) if self.rests() || self.in_use() > 1 => {
+                    let rested = async {
+                        if !self.rests() {
+                            self.rested.notified().await;
+                        }
+                    };
+                    if timeout_at(until, rested).await.is_err() || Instant::now() >= until {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes the one that rested least, asked where that may be needed.
+    async fn take_asked(&self) -> Option<(PgConnection, Instant)> {
         let (resting, doubted) = {
             let mut rest = self.rest();
             (rest.connections.pop(), rest.doubted)
         };
-        if let Some(Resting { mut connection, born, since }) = resting {
-            let doubtful = Resting::doubtful(since, doubted);
-            if !doubtful || matches!(timeout(ASK_MAX, connection.ping()).await, Ok(Ok(()))) {
-                return Ok(self.loan(connection, born, place));
-            }
-            // Those that have rested for longer met the same; to ask each of them would take its time.
-            self.rest().connections.retain(|other| other.since > since);
+        let Resting { mut connection, born, since } = resting?;
+        let doubtful = Resting::doubtful(since, doubted);
+        if !doubtful || matches!(timeout(ASK_MAX, connection.ping()).await, Ok(Ok(()))) {
+            return Some((connection, born));
         }
-        let connection = self.connect(&self.options).await?;
-        Ok(self.loan(connection, Instant::now(), place))
+        // Those that have rested for longer met the same; to ask each of them would take its time.
+        self.rest().connections.retain(|other| other.since > since);
+        None
+    }
+
+    /// How many places are taken.
+    fn in_use(&self) -> usize {
+        (self.size as usize).saturating_sub(self.places.available_permits())
+    }
+
+    /// Takes the one that rested least, if it needs not be asked.
+    fn take_rested(&self) -> Option<Resting> {
+        let mut rest = self.rest();
+        let doubted = rest.doubted;
+        rest.connections.pop_if(|resting| !resting.is_doubtful(doubted))
     }
 
     /// A loan beside the places, which is closed when it ends.
@@ -305,6 +340,7 @@ impl Drop for Loan {
             let resting = Resting { connection, born: self.born, since: Instant::now() };
             if young && self.place.is_some() {
                 self.home.rest().connections.push(resting);
+                self.home.rested.notify_one();
             } else {
                 tokio::spawn(farewell(vec![resting]));
             }

@@ -147,14 +147,23 @@ async fn a_server_that_lets_nobody_new_in_is_there_for_those_who_are() {
         ),
     );
     assert_eq!(ended, "1");
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(2) {
-        Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
-        assert!(Backend::health(&store).is_ok());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    // There is one for all of them: each waits until another is done with it.
+    let (begun, store) = (Instant::now(), Arc::new(store));
+    let callers = (0..6).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            while begun.elapsed() < Duration::from_secs(2) {
+                Backend::write(&*store, vec![put(&format!("k{n}"))], deadline()).await.remove(0).unwrap();
+                Backend::read(&*store, vec![at("k")], deadline()).await.remove(0).unwrap();
+                assert!(Backend::health(&*store).is_ok());
+            }
+        })
+    });
+    for ended in join_all(callers).await {
+        ended.unwrap();
     }
     server.sql("postgres", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true"));
-    Backend::close(&store).await;
+    Backend::close(&*store).await;
 }
 
 /// One that was set back to follow another shows what may be old, and says so instead.
