@@ -31,14 +31,14 @@ const OVERLOADED_RETRY_MS: i64 = 50;
 pub(super) const OPS: [&str; 8] = ["get", "put", "delete", "update", "touch", "batch", "scan", "query"];
 
 /// Answers one request.
-pub(super) async fn request(shared: &Shared, message: Message, received: Instant) {
+pub(super) async fn request(shared: &Shared, mut message: Message, received: Instant) {
+    let reply_to = message.reply.take();
     let (namespace, op) = address(shared, &message);
-    let (namespace, op) = (namespace.to_owned(), op.to_owned());
     let headers = Headers::parse(message.headers.as_ref());
     let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
     let trace = headers.as_ref().ok().and_then(|headers| headers.trace.clone());
     // Held until the answer has left: what reads may bring into memory together is bounded by this.
-    let places = match op.as_str() {
+    let places = match op {
         "get" | "scan" => Some(&shared.large_answers),
         "batch" => Some(&shared.large_batches),
         _ => None,
@@ -54,23 +54,23 @@ pub(super) async fn request(shared: &Shared, message: Message, received: Instant
             let error = Error::deadline(
                 "the deadline passed while other answers were on their way; nothing was done",
             );
-            empty(&op, error).into()
+            empty(op, error).into()
         }
         Ok(headers) => {
-            let defect = |_| empty(&op, Error::internal("a defect in the worker; its log says more")).into();
+            let defect = |_| empty(op, Error::internal("a defect in the worker; its log says more")).into();
             // Not bound to a name: the task would hold, and move, room for it twice.
-            AssertUnwindSafe(perform(shared, &namespace, &op, &message, encoding, headers, received))
+            AssertUnwindSafe(perform(shared, namespace, op, &message, encoding, headers, received))
                 .catch_unwind()
                 .await
                 .unwrap_or_else(defect)
         }
-        Err(error) => empty(&op, error).into(),
+        Err(error) => empty(op, error).into(),
     };
-    shared.stats.count(&op, answer.error(), received.elapsed());
+    shared.stats.count(op, answer.error(), received.elapsed());
     if let Some(error) = answer.error() {
-        reply::log(error, &namespace, &op, trace.as_deref());
+        reply::log(error, namespace, op, trace.as_deref());
     }
-    respond(shared, message.reply, answer, encoding).await;
+    respond(shared, reply_to, answer, encoding).await;
     drop(room);
 }
 

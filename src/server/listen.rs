@@ -2,9 +2,12 @@
 //!
 //! There is one subject, `{prefix}.v1.*.*`, because two overlapping subjects in one queue group share
 //! messages at random. Its messages are taken at once and never wait here: each gets a permit and a task of
-//! its own, or the answer `overloaded`.
+//! its own, or the answer `overloaded`. A get begins before it has a task: most of those that a copy answers need none.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 
 use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
@@ -28,6 +31,8 @@ const LAST_MESSAGES: u64 = 1024;
 const FILLERS: usize = 128;
 /// Bound on all of that.
 const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+/// Payloads up to this size are looked into where they are taken: a get is a few dozen bytes.
+const SHORT_BYTES_MAX: usize = 4096;
 /// What their subjects end with: no namespace and no operation, so any worker that gets one has nothing to do.
 const FILLER_END: &str = ".v1.-.drain";
 
@@ -159,19 +164,33 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
     }
 }
 
+/// Takes a message: to be worked on, or to be refused at once.
 async fn take(shared: &Arc<Shared>, message: Message) {
     if message.reply.is_none() && message.subject.as_str().ends_with(FILLER_END) {
         return;
     }
     let received = Instant::now();
-    match shared.admission.admit(message.payload.len()) {
-        Some(permit) => {
-            let shared_by_handler = shared.clone();
-            shared.handlers.spawn(async move {
-                handle::request(&shared_by_handler, message, received).await;
-                drop(permit);
-            });
-        }
-        None => handle::overloaded(shared, message).await,
+    let Some(permit) = shared.admission.admit(message.payload.len()) else {
+        return handle::overloaded(shared, message).await;
+    };
+    let is_short = message.payload.len() <= SHORT_BYTES_MAX && message.subject.as_str().ends_with(".get");
+    let handler = shared.clone();
+    let handling = async move {
+        handle::request(&handler, message, received).await;
+        drop(permit);
+    };
+    if !is_short {
+        shared.handlers.spawn(handling);
+        return;
+    }
+    // A copy in memory is answered here, without a task of its own; what has to wait waits in one.
+    let mut handling = Box::pin(shared.handlers.track_future(handling));
+    let polled = poll_fn(|context| {
+        // A defect costs its request alone.
+        let poll = AssertUnwindSafe(|| handling.as_mut().poll(context));
+        Poll::Ready(catch_unwind(poll).unwrap_or(Poll::Ready(())))
+    });
+    if polled.await.is_pending() {
+        tokio::spawn(handling);
     }
 }

@@ -22,6 +22,9 @@ use crate::model::{Code, Error, Key, Record, Result, Value, Version};
 use super::copies::Fetched;
 use super::{Call, Store, Waiting};
 
+/// Bytes of a copy that is decoded where its request was taken; a larger one would hold up those behind it.
+const DECODED_AT_ONCE_MAX: usize = 4096;
+
 /// The answer to a get.
 pub enum Got {
     /// As a message.
@@ -62,7 +65,7 @@ impl Store {
     ) -> Result<Got> {
         let id = Id::new(call.namespace.clone(), get.key.clone());
         if self.cache.keeps(&call.policy.terms)
-            && let Some(got) = self.answer_from_memory(call, &get, &id, level)
+            && let Some(got) = self.answer_from_memory(call, &get, &id, level).await
         {
             return got;
         }
@@ -81,7 +84,7 @@ impl Store {
     async fn get_settled(&self, call: &Call, get: Get, level: Level) -> Result<Got> {
         if level != Level::Strong && self.cache.keeps(&call.policy.terms) {
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            if let Some(got) = self.answer_from_memory(call, &get, &id, level) {
+            if let Some(got) = self.answer_from_memory(call, &get, &id, level).await {
                 return got;
             }
             match self.check_partitioning(call, false).await {
@@ -132,7 +135,7 @@ impl Store {
                 continue;
             }
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            let answered = self.answer_from_memory(call, get, &id, level);
+            let answered = self.answer_from_memory(call, get, &id, level).await;
             if answered.is_none() {
                 missed.push((at, level, id));
             }
@@ -252,7 +255,7 @@ impl Store {
     }
 
     /// Answers from the first tier, if it may. What must be decoded for that is, behind the tier's lock.
-    fn answer_from_memory(&self, call: &Call, get: &Get, id: &Id, level: Level) -> Option<Result<Got>> {
+    async fn answer_from_memory(&self, call: &Call, get: &Get, id: &Id, level: Level) -> Option<Result<Got>> {
         let terms = &call.policy.terms;
         let look = |copy: Copy<'_>| match as_it_lies(call, get, &copy, Source::Memory, false) {
             Some(got) => Looked::Answered(got),
@@ -264,6 +267,9 @@ impl Store {
         Some(match self.cache.look(id, level, get.min_version, terms, look)? {
             Looked::Answered(got) => Ok(got),
             Looked::Record { record, version, age_ms } => {
+                if record.len() > DECODED_AT_ONCE_MAX {
+                    tokio::task::yield_now().await;
+                }
                 let decoded = decoded(call, get, &record, age_ms, Source::Memory, false);
                 decoded.map(|(got, json)| {
                     if let Some(json) = json {
