@@ -47,7 +47,10 @@ pub(super) async fn request(shared: &Shared, mut message: Message, received: Ins
     let give_up = received + Duration::from_millis(timeout_ms.unsigned_abs());
     let room = match places {
         None => Ok(None),
-        Some(places) => timeout_at(give_up, places.acquire()).await.map(Result::ok),
+        Some(places) => match places.try_acquire() {
+            Ok(place) => Ok(Some(place)),
+            Err(_) => timeout_at(give_up, places.acquire()).await.map(Result::ok),
+        },
     };
     let answer = match headers {
         Ok(_) if room.is_err() => {
@@ -153,13 +156,13 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
         }
         Request::Put(_) | Request::Delete(_) | Request::Update(_) | Request::Touch(_) => {
             Reply::Write(match validate::write(call, request) {
-                Ok(write) => store.write(call, write).await,
+                // Boxed: every request's task would have room for the largest.
+                Ok(write) => Box::pin(store.write(call, write)).await,
                 Err(error) => error.into(),
             })
         }
         Request::Batch(batch) => {
             let batched = match validate::batch(call, batch) {
-                // Boxed: every request's task would have room for the largest.
                 Ok(batch) => Box::pin(store.batch(call, batch)).await,
                 Err(error) => Err(error),
             };
