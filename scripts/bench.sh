@@ -153,7 +153,10 @@ fi
 if wants 7; then
     start_redis
     worker redis postgres "url = \"$postgres\"" $'memory_bytes = 0\nredis_url = "'"$redis\"" "$copies"
-    bench 7-redis 64 shared "${turns[@]}" --warm-up 2s --workload get --peer-redis "$redis"
+    bench 7-load 64 shared --duration 100ms --workload get
+    rm "$out/7-load.json"
+    "$binary" warm shared
+    bench 7-redis 64 shared "${turns[@]}" --warm-up 1s --workload get --no-load --peer-redis "$redis"
 fi
 
 if wants 5 6 pages; then

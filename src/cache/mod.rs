@@ -22,6 +22,7 @@
 mod bus;
 mod flight;
 mod floors;
+mod looks;
 mod memory;
 mod message;
 mod shared;
@@ -41,7 +42,7 @@ use crate::model::{Key, Namespace, Result, Version};
 
 pub use bus::Bus;
 pub use flight::Flights;
-pub use shared::{Lease, Looked};
+pub use shared::{Glanced, Lease, Looked};
 
 use floors::Floors;
 use memory::{Memory, View};
@@ -315,37 +316,62 @@ impl Cache {
         }
     }
 
-    /// Asks the second tier; `None` where there is none for this namespace. `waits` for somebody else's fill.
+    /// Looks for a copy in the second tier; `None` where there is none for this namespace.
+    pub async fn glance_shared(
+        &self,
+        id: &Id,
+        level: Level,
+        min_version: Option<Version>,
+        terms: &Terms,
+        deadline: Instant,
+    ) -> Option<Glanced> {
+        let shared = self.second_tier(terms).filter(|_| level != Level::Strong)?;
+        let serves = |item: &Item| self.serves_shared(id, item, level, min_version, terms);
+        let glanced = shared.glance(id, serves, deadline).await;
+        if let Glanced::Hit(_) = &glanced {
+            self.counts.redis_hits.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(glanced)
+    }
+
+    /// Asks the second tier; `None` where there is none for this namespace. `waits` for somebody else's fill; `glanced`: whether
+    /// a copy was seen just now that does not serve.
+    #[expect(clippy::too_many_arguments, reason = "what a read asks for, and what it knows")]
     pub async fn look_shared(
         &self,
         id: &Id,
         level: Level,
         min_version: Option<Version>,
         waits: bool,
+        glanced: Option<bool>,
         terms: &Terms,
         deadline: Instant,
     ) -> Option<Looked> {
-        let shared = self.second_tier(terms)?;
-        if level == Level::Strong {
-            return None;
-        }
-        let age_max = |absent: bool| self.age_max(id.hash, level, terms, absent);
-        let serves = |item: &Item| {
-            let now = Micros::now();
-            let sure = level != Level::Eventual
-                || self.floors.trusts(id.hash, item.as_of)
-                || now.since(item.as_of) <= UNSURE_AGE;
-            sure && now.since(item.as_of) <= age_max(item.record.is_none())
-                && !ended(item.ends, now)
-                && reaches(item.version, min_version)
-        };
-        let looked = shared.look(id, serves, waits, deadline).await;
+        let shared = self.second_tier(terms).filter(|_| level != Level::Strong)?;
+        let serves = |item: &Item| self.serves_shared(id, item, level, min_version, terms);
+        let looked = shared.look(id, serves, waits, glanced, deadline).await;
         let count = match &looked {
             Looked::Hit(_) => &self.counts.redis_hits,
             _ => &self.counts.redis_misses,
         };
         count.fetch_add(1, Ordering::Relaxed);
         Some(looked)
+    }
+
+    fn serves_shared(
+        &self,
+        id: &Id,
+        item: &Item,
+        level: Level,
+        min_version: Option<Version>,
+        terms: &Terms,
+    ) -> bool {
+        let now = Micros::now();
+        let age = now.since(item.as_of);
+        let sure = level != Level::Eventual || self.floors.trusts(id.hash, item.as_of) || age <= UNSURE_AGE;
+        sure && age <= self.age_max(id.hash, level, terms, item.record.is_none())
+            && !ended(item.ends, now)
+            && reaches(item.version, min_version)
     }
 
     /// What the second tier has, however old, as [`Self::stand_in`].

@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::floors::Floors;
+use super::looks::{Looks, Seen, Waiting};
 use super::{Id, Item, LANDS_WITHIN, Micros};
 use crate::link::redis::{Fault, Redis};
 use crate::model::clock::wall_ms;
@@ -53,11 +54,11 @@ const WAIT: Duration = Duration::from_millis(15);
 /// A larger copy is not shared.
 const COPY_BYTES_MAX: usize = 256 * 1024;
 /// Steps that nobody waits for: more are left out, which costs a copy, never a wrong one.
-const JOBS_MAX: usize = 4096;
+const JOBS_MAX: usize = 32_768;
 /// Bytes of the copies among them.
 const JOB_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Steps sent together.
-const JOBS_TOGETHER: usize = 64;
+const JOBS_TOGETHER: usize = 256;
 /// Between two looks at a tier that is away.
 const PROBE: Duration = Duration::from_millis(100);
 /// Keys that writers could not clean; more, and all copies are removed.
@@ -82,6 +83,7 @@ pub(super) struct Shared {
     floors: Arc<Floors>,
     /// The connection whose server is known: another may have old copies again.
     connection: AtomicU64,
+    looks: Looks,
     jobs: mpsc::Sender<Job>,
     job_bytes: AtomicUsize,
 }
@@ -104,6 +106,20 @@ pub enum Looked {
     Lease(Lease),
     /// None, and this reader may not fill.
     Busy,
+}
+
+/// What a reader sees at a glance.
+#[derive(Debug)]
+pub enum Glanced {
+    /// A copy that serves.
+    Hit(Item),
+    /// None; whether there is one that does not serve.
+    Miss {
+        /// A copy lies there.
+        any: bool,
+    },
+    /// The tier is passed by.
+    Away,
 }
 
 /// The right to fill.
@@ -135,6 +151,7 @@ impl Shared {
     pub(super) fn open(url: &str, prefix: &str, origin: u64, floors: Arc<Floors>) -> Result<Arc<Self>> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
+        let (looks, looking) = Looks::new();
         let shared = Arc::new(Self {
             redis,
             prefix: prefix.to_owned(),
@@ -145,10 +162,12 @@ impl Shared {
             missed: Mutex::default(),
             floors,
             connection: AtomicU64::new(0),
+            looks,
             jobs,
             job_bytes: AtomicUsize::new(0),
         });
         tokio::spawn(work(Arc::downgrade(&shared), waiting));
+        tokio::spawn(look(Arc::downgrade(&shared), looking));
         tokio::spawn(probe(Arc::downgrade(&shared)));
         Ok(shared)
     }
@@ -162,23 +181,38 @@ impl Shared {
         }
     }
 
+    /// A copy that serves, or not.
+    pub(super) async fn glance(&self, id: &Id, serves: impl Fn(&Item) -> bool, deadline: Instant) -> Glanced {
+        let now = Instant::now();
+        match self.read(id, now + LOOK_TIMEOUT.min(deadline.saturating_duration_since(now) / 4)).await {
+            Err(()) => Glanced::Away,
+            Ok(Some(item)) if serves(&item) => Glanced::Hit(item),
+            Ok(there) => Glanced::Miss { any: there.is_some() },
+        }
+    }
+
     /// A copy that serves, or the right to fill in one, or neither. Somebody else's fill is waited for only where `waits`. All of it
-    /// takes a part of the time that is left, so that the backend can still be asked.
+    /// takes a part of the time that is left, so that the backend can still be asked. `glanced`: what was seen there just now,
+    /// a copy that does not serve or none.
     pub(super) async fn look(
         &self,
         id: &Id,
         serves: impl Fn(&Item) -> bool,
         waits: bool,
+        glanced: Option<bool>,
         deadline: Instant,
     ) -> Looked {
         let begun = Instant::now();
         let left = deadline.saturating_duration_since(begun);
         let until = begun + LOOK_TIMEOUT.min(left / 4);
         for round in 0..=WAITS {
-            let there = match self.read(id, until).await {
-                Err(()) => return Looked::Busy,
-                Ok(Some(item)) if serves(&item) => return Looked::Hit(item),
-                Ok(there) => there.is_some(),
+            let there = match (glanced, round) {
+                (Some(there), 0) => there,
+                _ => match self.read(id, until).await {
+                    Err(()) => return Looked::Busy,
+                    Ok(Some(item)) if serves(&item) => return Looked::Hit(item),
+                    Ok(there) => there.is_some(),
+                },
             };
             if round == WAITS {
                 break;
@@ -315,13 +349,38 @@ impl Shared {
     }
 
     async fn get(&self, id: &Id, deadline: Instant) -> Result<Option<Item>, ()> {
+        let name = self.name("e", id);
+        let seen = match self.looks.way() {
+            Some(_way) => self.see([name.as_str()].into_iter(), deadline).await?.pop().unwrap_or(Err(()))?,
+            None => self.looks.ask(name, deadline).await?,
+        };
+        Ok(seen.copy.and_then(|copy| decode(copy, seen.now, seen.before)))
+    }
+
+    /// What lies under several names, in their order.
+    async fn see(
+        &self,
+        names: impl Iterator<Item = &str>,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Seen, ()>>, ()> {
         let mut steps = redis::pipe();
-        steps.cmd("GET").arg(self.name("e", id)).cmd("TIME");
+        for name in names {
+            steps.cmd("GET").arg(name);
+        }
+        // Last: what was read before is as old as this says, or younger.
+        steps.cmd("TIME");
         let before = Micros::now();
-        let answers = self.calls(&steps, deadline).await?;
-        let [Ok(copy), Ok(time)] = answers.as_slice() else { return Err(()) };
-        let Value::BulkString(copy) = copy else { return Ok(None) };
-        Ok(time_of(time).and_then(|now| decode(copy, now, before)))
+        let mut answers = self.calls(&steps, deadline).await?;
+        let now = match answers.pop() {
+            Some(Ok(time)) => time_of(&time).ok_or(())?,
+            _ => return Err(()),
+        };
+        let seen = |answer: Result<Value, Fault>| match answer {
+            Ok(Value::BulkString(copy)) => Ok(Seen { copy: Some(copy), now, before }),
+            Ok(_) => Ok(Seen { copy: None, now, before }),
+            Err(_) => Err(()),
+        };
+        Ok(answers.into_iter().map(seen).collect())
     }
 
     async fn lease(&self, id: &Id, force: bool, deadline: Instant) -> Result<Asked, ()> {
@@ -342,7 +401,7 @@ impl Shared {
             (b"lease", _) => Asked::Lease(Lease { id: id.clone(), token, as_of: now }),
             (b"wait", _) => Asked::Wait,
             (b"hit", Some(Value::BulkString(copy))) => {
-                decode(copy, now, before).map_or(Asked::Busy, Asked::Copy)
+                decode(copy.clone(), now, before).map_or(Asked::Busy, Asked::Copy)
             }
             _ => Asked::Busy,
         })
@@ -470,6 +529,16 @@ impl Job {
 }
 
 /// Makes the steps that nobody waits for, many in one go.
+async fn look(shared: Weak<Shared>, mut looking: Waiting) {
+    while let Some(together) = looking.next().await {
+        let Some(shared) = shared.upgrade() else { return };
+        tokio::spawn(async move {
+            let seen = shared.see(together.names(), together.until()).await;
+            together.tell(seen);
+        });
+    }
+}
+
 async fn work(shared: Weak<Shared>, mut waiting: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(JOBS_TOGETHER);
     while waiting.recv_many(&mut jobs, JOBS_TOGETHER).await > 0 {
@@ -629,8 +698,9 @@ fn encode(item: &Item, as_of: u64) -> Vec<u8> {
 }
 
 /// Reads a copy that was asked for at `before` and answered at `now` by Redis's clock.
-fn decode(copy: &[u8], now: u64, before: Micros) -> Option<Item> {
-    let (head, record) = copy.split_at_checked(HEAD_BYTES)?;
+fn decode(copy: Vec<u8>, now: u64, before: Micros) -> Option<Item> {
+    let copy = Bytes::from(copy);
+    let head = copy.get(..HEAD_BYTES)?;
     let text = std::str::from_utf8(&head[2..50]).ok()?;
     let (version, as_of) = text.split_at(32);
     let version: Version = version.parse().ok()?;
@@ -639,7 +709,7 @@ fn decode(copy: &[u8], now: u64, before: Micros) -> Option<Item> {
     let age = if sabotage::is(Sabotage::AsOf) { 0 } else { age };
     let expires_at_ms = i64::from_be_bytes(*head[50..].first_chunk()?);
     let record = match (head[0], head[1]) {
-        (b'1', b'r') => Some(Bytes::copy_from_slice(record)),
+        (b'1', b'r') => Some(copy.slice(HEAD_BYTES..)),
         (b'1', b'a') => None,
         _ => return None,
     };

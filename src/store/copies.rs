@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{Aged, Found, Live, Written};
-use crate::cache::{Cache, Ended, Id, Item, Lease, Level, Looked, Micros, UNSURE_AGE};
+use crate::cache::{Cache, Ended, Glanced, Id, Item, Lease, Level, Looked, Micros, UNSURE_AGE};
 use crate::codec::message;
 use crate::model::clock::wall_ms;
 use crate::model::limits::TIMEOUT_MS_DEFAULT;
@@ -56,9 +56,36 @@ impl Fetched {
 }
 
 impl Store {
-    /// A record that the first tier could not answer for. Those who ask for the same one share the way, which has its own time:
+    /// What a glance at the shared tier brings, or what it saw there.
+    pub(super) async fn glance(
+        &self,
+        call: &Call,
+        get: &Get,
+        id: &Id,
+        level: Level,
+    ) -> Result<Fetched, Option<Glanced>> {
+        let terms = &call.policy.terms;
+        // Before anything is fetched: a write that is heard of from here on keeps it from being kept.
+        let generation = self.cache.generation(id);
+        match self.cache.glance_shared(id, level, get.min_version, terms, call.deadline).await {
+            Some(Glanced::Hit(item)) => {
+                self.cache.fill_from_shared(id, &item, generation, terms);
+                Ok(Fetched { item, source: Source::Redis, stale: false, joined: false })
+            }
+            glanced => Err(glanced),
+        }
+    }
+
+    /// A record that neither the first tier nor a glance at the shared one could answer for. Those who ask for the same one share the way, which has its own time:
     /// one in a hurry does not cut it short for the others.
-    pub(super) async fn fetch(&self, call: &Call, get: &Get, id: Id, level: Level) -> Result<Fetched> {
+    pub(super) async fn fetch(
+        &self,
+        call: &Call,
+        get: &Get,
+        id: Id,
+        level: Level,
+        glanced: Option<Glanced>,
+    ) -> Result<Fetched> {
         let terms = &call.policy.terms;
         let mut oldest = match level {
             Level::Bounded(bound) => Micros::now().before(bound.min(terms.ttl)),
@@ -66,9 +93,15 @@ impl Store {
         };
         let now = Instant::now();
         let way = Call { deadline: call.deadline.max(now + WAY_TIMEOUT), ..call.clone() };
-        let road = || read_through(self.cache.clone(), way.clone(), get.clone(), id.clone(), level);
+        let mut glanced = match glanced {
+            Some(Glanced::Miss { any }) => Some(any),
+            _ => None,
+        };
         let until = now + call.deadline.saturating_duration_since(now).mul_f64(0.9);
         loop {
+            // It is of this moment: another way looks again.
+            let seen = glanced.take();
+            let road = || read_through(self.cache.clone(), way.clone(), get.clone(), id.clone(), level, seen);
             let joined = timeout_at(until, self.flights.join(&id, oldest, road)).await;
             return match joined {
                 Err(_) => {
@@ -104,7 +137,7 @@ impl Store {
         let terms = &call.policy.terms;
         let generations: Vec<u64> = wanted.iter().map(|(_, _, id)| self.cache.generation(id)).collect();
         let looks = wanted.iter().map(|(get, level, id)| {
-            self.cache.look_shared(id, *level, get.min_version, false, terms, call.deadline)
+            self.cache.look_shared(id, *level, get.min_version, false, None, terms, call.deadline)
         });
         let looked = futures_util::future::join_all(looks).await;
         let as_of = Micros::now();
@@ -172,11 +205,19 @@ impl Fetched {
 }
 
 /// The road of one read that the first tier could not answer.
-async fn read_through(cache: Arc<Cache>, call: Call, get: Get, id: Id, level: Level) -> Result<Fetched> {
+async fn read_through(
+    cache: Arc<Cache>,
+    call: Call,
+    get: Get,
+    id: Id,
+    level: Level,
+    glanced: Option<bool>,
+) -> Result<Fetched> {
     let terms = &call.policy.terms;
     // Before anything is fetched: a write that is heard of from here on keeps it from being kept.
     let generation = cache.generation(&id);
-    let lease = match cache.look_shared(&id, level, get.min_version, true, terms, call.deadline).await {
+    let looked = cache.look_shared(&id, level, get.min_version, true, glanced, terms, call.deadline);
+    let lease = match looked.await {
         Some(Looked::Hit(item)) => {
             cache.fill_from_shared(&id, &item, generation, terms);
             return Ok(Fetched { item, source: Source::Redis, stale: false, joined: false });

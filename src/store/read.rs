@@ -92,7 +92,10 @@ impl Store {
                 Err(error) if error.code != Code::Unavailable => return Err(error),
                 _ => {}
             }
-            let fetched = Box::pin(self.fetch(call, &get, id, level)).await?;
+            let fetched = match Box::pin(self.glance(call, &get, &id, level)).await {
+                Ok(fetched) => fetched,
+                Err(glanced) => Box::pin(self.fetch(call, &get, id, level, glanced)).await?,
+            };
             return self.answer_copy(call, &get, &fetched);
         }
         self.check_partitioning(call, false).await?;
