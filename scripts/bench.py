@@ -106,6 +106,14 @@ def rows(folder):
         ours, beside = (report[side]["latency_us"]["p50"] for side in ("result", "echo"))
         yield row, case, f"{ours} us", f"{beside} us", f"{found:+.0f} us", text, met(found)
 
+    staleness = read("staleness")
+    if staleness is not None:
+        late = staleness["result"]["latency_us"]
+        p50, p99 = (late[part] / 1000 for part in ("p50", "p99"))
+        text, met = at_most(20, " ms")
+        case = f"eventual read after a write, 3 workers: last old answer, p50 {p50:.2f} ms, p99"
+        yield "staleness", case, f"{p99:.2f} ms", "-", "-", text, met(p99)
+
     memory = read("12-memory")
     if memory is not None:
         before, after = memory["before"], memory["after"]

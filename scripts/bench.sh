@@ -12,7 +12,7 @@ unset "${!DATASTORE__@}"
 
 binary=target/release/datastore
 out=target/bench
-rows="${BENCH_ROWS:-store 1 1-postgres 2 3 5 6 7 10 12 pages}"
+rows="${BENCH_ROWS:-store 1 1-postgres 2 3 5 6 7 10 12 staleness pages}"
 for=(--duration "${BENCH_DURATION:-3s}")
 turns=(--duration "${BENCH_ROUNDS_DURATION:-10s}" --rounds "${BENCH_ROUNDS:-5}")
 scratch="$(mktemp -d)"
@@ -142,7 +142,7 @@ if wants 1 2 3; then
     fi
 fi
 
-if wants 1-postgres 5 6 7 10 12 pages; then start_postgres; fi
+if wants 1-postgres 5 6 7 10 12 staleness pages; then start_postgres; fi
 
 if wants 1-postgres; then
     worker pgcopies postgres "url = \"$postgres\"" "" "$copies"
@@ -157,6 +157,18 @@ if wants 7; then
     rm "$out/7-load.json"
     "$binary" warm shared
     bench 7-redis 64 shared "${turns[@]}" --warm-up 1s --workload get --no-load --peer-redis "$redis"
+fi
+
+if wants staleness; then
+    worker fresh postgres "url = \"$postgres\"" "" "$copies"
+    others=()
+    for _ in 1 2; do
+        env -u DATASTORE__NATS__SUBJECT_PREFIX "$binary" serve --config "$scratch/fresh.toml" 2>>"$scratch/others.log" &
+        others+=($!)
+    done
+    for _ in $(seq 100); do [ "$(grep -c ready "$scratch/others.log")" = 2 ] && break; sleep 0.1; done
+    bench staleness 4 "${turns[@]:0:2}" --warm-up 3s --workload staleness --keys 100
+    for pid in "${others[@]}"; do kill -TERM "$pid" && wait "$pid" || true; done
 fi
 
 if wants 5 6 pages; then

@@ -7,7 +7,7 @@ log=target/soak.log
 mkdir -p target
 status=0
 DATASTORE_SOAK=1 DATASTORE_DATA="$data" cargo test --release --locked --features test-clock,test-sabotage --test it -- --nocapture --test-threads 1 \
-    cache:: coherence:: crash:: history:: lifecycle:: outage:: replica:: transfer:: >"$log" 2>&1 || status=$?
+    cache:: coherence:: crash:: history:: lifecycle:: outage:: replica:: stand_in:: transfer:: >"$log" 2>&1 || status=$?
 echo "| figure | wanted | found |"
 echo "| --- | --- | --- |"
 grep -h '^| ' "$log" || true

@@ -587,6 +587,8 @@ pub(crate) enum Workload {
     YcsbE,
     /// Half reads, half read-modify-writes
     YcsbF,
+    /// A put, and gets until all workers show it: how long after its acknowledgement an old record was still answered
+    Staleness,
 }
 
 #[derive(Debug, Args)]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
 use futures_util::FutureExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::codec::{Encoding, json, message};
 use crate::model::clock::wall_ms;
-use crate::model::limits::{CLOCK_EPSILON_MS, TIMEOUT_MS_DEFAULT};
+use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::request::Request;
 use crate::model::{Error, Namespace, Result};
@@ -37,32 +38,13 @@ pub(super) async fn request(shared: &Shared, mut message: Message, received: Ins
     let headers = Headers::parse(message.headers.as_ref());
     let encoding = encoding(&message, headers.as_ref().is_ok_and(|headers| headers.exact));
     let trace = headers.as_ref().ok().and_then(|headers| headers.trace.clone());
-    // Held until the answer has left: what reads may bring into memory together is bounded by this.
-    let places = match op {
-        "get" | "scan" => Some(&shared.large_answers),
-        "batch" => Some(&shared.large_batches),
-        _ => None,
-    };
-    let timeout_ms = headers.as_ref().map_or(TIMEOUT_MS_DEFAULT, |headers| headers.timeout_ms);
-    let give_up = received + Duration::from_millis(timeout_ms.unsigned_abs());
-    let room = match places {
-        None => Ok(None),
-        Some(places) => match places.try_acquire() {
-            Ok(place) => Ok(Some(place)),
-            Err(_) => timeout_at(give_up, places.acquire()).await.map(Result::ok),
-        },
-    };
+    // Held until the answer has left.
+    let mut room = None;
     let answer = match headers {
-        Ok(_) if room.is_err() => {
-            let error = Error::deadline(
-                "the deadline passed while other answers were on their way; nothing was done",
-            );
-            empty(op, error).into()
-        }
         Ok(headers) => {
             let defect = |_| empty(op, Error::internal("a defect in the worker; its log says more")).into();
             // Not bound to a name: the task would hold, and move, room for it twice.
-            AssertUnwindSafe(perform(shared, namespace, op, &message, encoding, headers, received))
+            AssertUnwindSafe(perform(shared, namespace, op, &message, encoding, headers, received, &mut room))
                 .catch_unwind()
                 .await
                 .unwrap_or_else(defect)
@@ -88,14 +70,16 @@ pub(super) async fn overloaded(shared: &Shared, message: Message) {
     respond(shared, message.reply, reply.into(), encoding).await;
 }
 
-async fn perform(
-    shared: &Shared,
+#[expect(clippy::too_many_arguments, reason = "the parts of one message, each taken apart once")]
+async fn perform<'s>(
+    shared: &'s Shared,
     namespace: &str,
     op: &str,
     message: &Message,
     encoding: Encoding,
     headers: Headers,
     received: Instant,
+    room: &mut Option<SemaphorePermit<'s>>,
 ) -> Answer {
     let now_ms = wall_ms();
     if let Some(seen) = headers.clock
@@ -131,7 +115,7 @@ async fn perform(
         Request::Batch(batch) => batch.ops.iter().any(|op| !matches!(op, Request::Get(_))),
         _ => true,
     };
-    match timeout_at(give_up, work(shared, &call, request)).await {
+    match timeout_at(give_up, work(shared, &call, request, room)).await {
         Ok(answer) => answer,
         Err(_) if is_write => {
             empty(op, Error::indeterminate("the deadline passed while the write was in work")).into()
@@ -140,12 +124,24 @@ async fn perform(
     }
 }
 
-async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
+async fn work<'s>(
+    shared: &'s Shared,
+    call: &Call,
+    request: Request,
+    room: &mut Option<SemaphorePermit<'s>>,
+) -> Answer {
     let store = &shared.store;
     let reply = match request {
         Request::Get(get) => {
             let got = match validate::get(get) {
-                Ok(get) => store.get(call, get).await,
+                // What lies in memory is answered whatever the others wait for, and brings nothing more into it.
+                Ok(get) => match store.get_at_hand(call, &get).await {
+                    Some(got) => got,
+                    None => match place(&shared.large_answers, call, room).await {
+                        Ok(()) => store.get(call, get).await,
+                        Err(error) => Err(error),
+                    },
+                },
                 Err(error) => Err(error),
             };
             match got {
@@ -162,9 +158,10 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
             })
         }
         Request::Batch(batch) => {
-            let batched = match validate::batch(call, batch) {
-                Ok(batch) => Box::pin(store.batch(call, batch)).await,
-                Err(error) => Err(error),
+            let batched = match (validate::batch(call, batch), place(&shared.large_batches, call, room).await)
+            {
+                (Ok(batch), Ok(())) => Box::pin(store.batch(call, batch)).await,
+                (Err(error), _) | (_, Err(error)) => Err(error),
             };
             match batched {
                 Ok(Batched::Encoded(body)) => return Answer::Encoded(body),
@@ -172,12 +169,29 @@ async fn work(shared: &Shared, call: &Call, request: Request) -> Answer {
                 Err(error) => Reply::Batch(error.into()),
             }
         }
-        Request::Scan(scan) => Reply::Scan(match validate::scan(scan) {
-            Ok(scan) => Box::pin(store.scan(call, scan)).await.unwrap_or_else(ScanReply::from),
-            Err(error) => error.into(),
-        }),
+        Request::Scan(scan) => {
+            Reply::Scan(match (validate::scan(scan), place(&shared.large_answers, call, room).await) {
+                (Ok(scan), Ok(())) => Box::pin(store.scan(call, scan)).await.unwrap_or_else(ScanReply::from),
+                (Err(error), _) | (_, Err(error)) => error.into(),
+            })
+        }
     };
     reply.into()
+}
+
+/// A place among those whose answers may be large: what they bring into memory together is bounded by this.
+async fn place<'s>(places: &'s Semaphore, call: &Call, room: &mut Option<SemaphorePermit<'s>>) -> Result<()> {
+    let taken = match places.try_acquire() {
+        Ok(place) => Ok(place),
+        Err(_) => match timeout_at(call.deadline, places.acquire()).await {
+            Ok(place) => place.map_err(|_| Error::internal("the places are closed")),
+            Err(_) => Err(Error::deadline(
+                "the deadline passed while other answers were on their way; nothing was done",
+            )),
+        },
+    };
+    *room = Some(taken?);
+    Ok(())
 }
 
 /// What goes out.

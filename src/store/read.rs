@@ -45,7 +45,23 @@ pub(super) enum Read {
 }
 
 impl Store {
-    /// Reads one record.
+    /// The answer of the first tier, if it may give one.
+    pub async fn get_at_hand(&self, call: &Call, get: &Get) -> Option<Result<Got>> {
+        let level = match call.level(get.consistency, get.max_staleness_ms) {
+            Ok(level) => level,
+            Err(error) => return Some(Err(error)),
+        };
+        if level == Level::Strong || !self.cache.keeps(&call.policy.terms) {
+            return None;
+        }
+        if let Err(error) = call.check_deadline() {
+            return Some(Err(error));
+        }
+        let id = Id::new(call.namespace.clone(), get.key.clone());
+        self.answer_from_memory(call, get, &id, level).await
+    }
+
+    /// Reads one record that [`Self::get_at_hand`] had no answer for.
     pub async fn get(&self, call: &Call, get: Get) -> Result<Got> {
         let level = call.level(get.consistency, get.max_staleness_ms)?;
         call.check_deadline()?;
@@ -64,11 +80,6 @@ impl Store {
         level: Level,
     ) -> Result<Got> {
         let id = Id::new(call.namespace.clone(), get.key.clone());
-        if self.cache.keeps(&call.policy.terms)
-            && let Some(got) = self.answer_from_memory(call, &get, &id, level).await
-        {
-            return got;
-        }
         let generation = self.cache.generation(&id);
         if let Some(pending) = self.pending_on(call, waiting, &get.key).await {
             return self.answer_pending(call, waiting, &get, pending).await;
@@ -84,9 +95,6 @@ impl Store {
     async fn get_settled(&self, call: &Call, get: Get, level: Level) -> Result<Got> {
         if level != Level::Strong && self.cache.keeps(&call.policy.terms) {
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            if let Some(got) = self.answer_from_memory(call, &get, &id, level).await {
-                return got;
-            }
             match self.check_partitioning(call, false).await {
                 // The tiers may know what the backend cannot tell now.
                 Err(error) if error.code != Code::Unavailable => return Err(error),

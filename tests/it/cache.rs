@@ -24,28 +24,28 @@ pub(crate) fn cached(nats: &Nats, redis: Option<&Redis>, memory: &str) -> Setup 
     ))
 }
 
-struct Client {
-    nats: async_nats::Client,
-    prefix: String,
+pub(crate) struct Client {
+    pub(crate) nats: async_nats::Client,
+    pub(crate) prefix: String,
 }
 
 impl Client {
-    async fn of(nats: &Nats, setup: &Setup) -> Client {
+    pub(crate) async fn of(nats: &Nats, setup: &Setup) -> Client {
         Client { nats: nats.client().await, prefix: setup.prefix.clone() }
     }
 
-    async fn call(&self, namespace: &str, op: &str, body: Json) -> Json {
+    pub(crate) async fn call(&self, namespace: &str, op: &str, body: Json) -> Json {
         let subject = format!("{}.v1.{namespace}.{op}", self.prefix);
         ask(&self.nats, subject, body, ANSWERED_WITHIN).await.expect("an answer")
     }
 
-    async fn put(&self, namespace: &str, key: &str, value: Json) -> String {
+    pub(crate) async fn put(&self, namespace: &str, key: &str, value: Json) -> String {
         let reply = self.call(namespace, "put", json!({"key": key, "value": value})).await;
         assert_eq!(reply["outcome"], "applied", "{reply}");
         reply["version"].as_str().unwrap().to_owned()
     }
 
-    async fn get(&self, namespace: &str, key: &str, level: &str) -> Json {
+    pub(crate) async fn get(&self, namespace: &str, key: &str, level: &str) -> Json {
         self.call(namespace, "get", json!({"key": key, "consistency": level})).await
     }
 }
@@ -62,7 +62,7 @@ pub(crate) fn settled(worker: Worker) -> Worker {
 }
 
 /// The tiers work from the moment their parts have met; asks until an answer comes from `source`.
-async fn until_from(client: &Client, key: &str, source: &str) -> Json {
+pub(crate) async fn until_from(client: &Client, key: &str, source: &str) -> Json {
     let begun = Instant::now();
     loop {
         let reply = client.get("n", key, "eventual").await;

@@ -27,5 +27,6 @@ mod redis;
 mod replica;
 mod riak;
 mod shards;
+mod stand_in;
 mod support;
 mod transfer;

@@ -26,6 +26,8 @@ pub(super) struct Sent {
     items: u64,
     /// Where its records came from, as far as it looked.
     sources: [u32; SOURCES],
+    /// What it measured, if that is not its own latency.
+    measured: Option<Duration>,
 }
 
 /// How many callers, and when they send.
@@ -57,7 +59,12 @@ pub(super) struct Measured {
 
 impl Sent {
     pub(super) fn items(kind: &'static str, items: u64) -> Self {
-        Self { kind, items, sources: [0; SOURCES] }
+        Self { kind, items, sources: [0; SOURCES], measured: None }
+    }
+
+    /// What it measured in place of its own latency.
+    pub(super) fn measured(self, measured: Duration) -> Self {
+        Self { measured: Some(measured), ..self }
     }
 
     /// With one more record from there.
@@ -86,6 +93,7 @@ impl Measured {
     fn note(&mut self, latency: Duration, came_to: Result<Sent, String>) {
         match came_to {
             Ok(sent) => {
+                let latency = sent.measured.unwrap_or(latency);
                 let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
                 self.latency_us.saturating_record(us.clamp(1, LATENCY_US_MAX));
                 self.items += sent.items;

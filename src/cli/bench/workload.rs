@@ -4,10 +4,12 @@
 //! client. What writes goes through the client, with its op ids, and is sent once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::load::Sent;
 use super::mix::{Mix, Shares, Step};
@@ -28,6 +30,8 @@ const SEED_BYTES_MAX: usize = 256 * 1024;
 const SEED_OPS_MAX: usize = 100;
 /// Requests that seed at a time.
 const SEEDS_IN_FLIGHT: usize = 8;
+/// Answers in a row that show a write before it is taken for seen by every worker: they are asked at random.
+const NEW_IN_A_ROW: u32 = 10;
 /// Times that a read-modify-write is tried before somebody else's writes win.
 const MODIFY_TRIES_MAX: u32 = 16;
 
@@ -42,6 +46,8 @@ pub(super) struct Target {
     batch_size: u32,
     /// A get of no key, at the level asked for.
     get: GetRequest,
+    /// Counts the writes that are watched: no two of them at a time are of one record.
+    turn: AtomicUsize,
 }
 
 impl Target {
@@ -67,6 +73,7 @@ impl Target {
             workload: bench.workload,
             batch_size: bench.batch_size,
             get,
+            turn: AtomicUsize::new(0),
         };
         let reads = Shares::of(bench.workload).read_something();
         // A peer's table is filled too: replacing a record costs both of them something else than a first write.
@@ -108,6 +115,7 @@ impl Target {
         let sent = match self.workload {
             Workload::Batch => self.write_batch().await,
             Workload::BatchGet => self.read_batch().await,
+            Workload::Staleness => self.watch_write().await,
             _ => {
                 let step = self.mix.next();
                 let sent = self.step(step).await;
@@ -183,6 +191,35 @@ impl Target {
             }
         }
         Err(Error::conflict("others were quicker each time", newest))
+    }
+
+    /// Puts a record and reads it until [`NEW_IN_A_ROW`] answers show it: what it measures is the time from the acknowledgement to
+    /// the sending of the last read that was answered with an older record; 0 if there was none.
+    async fn watch_write(&self) -> Result<Sent, Error> {
+        let at = self.turn.fetch_add(1, Ordering::Relaxed) % self.records.count();
+        let written = match self.namespace.request(self.put(at)).await? {
+            Reply::Write(reply) => match (reply.error, reply.version) {
+                (Some(error), _) => return Err(error),
+                (None, Some(version)) => version,
+                (None, None) => return Err(Error::internal("a write without a version")),
+            },
+            _ => return Err(Error::internal("the reply is not one to put")),
+        };
+        let acknowledged = Instant::now();
+        let (mut last_old, mut new) = (acknowledged, 0);
+        while new < NEW_IN_A_ROW {
+            if acknowledged.elapsed() > self.timeout {
+                return Err(Error::deadline("an old record is still answered"));
+            }
+            let asked = Instant::now();
+            match self.read_whole(at, None).await {
+                Ok(record) if record.version >= written => new += 1,
+                Ok(_) => (last_old, new) = (asked, 0),
+                Err(error) if error.code == Code::NotFound => (last_old, new) = (asked, 0),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Sent::items("write", 1).measured(last_old - acknowledged))
     }
 
     async fn read_whole(&self, at: usize, min_version: Option<Version>) -> Result<Record, Error> {

@@ -103,6 +103,14 @@ impl Postgres {
         });
     }
 
+    /// Stops all its processes where they are, or lets them go on (`STOP`, `CONT`).
+    pub(crate) fn signal_all(&self, signal: &str) {
+        let own = self.process.pid().to_string();
+        for pid in children(self.process.pid()).iter().chain([&own]) {
+            let _ = Command::new("kill").args([&format!("-{signal}"), pid]).status();
+        }
+    }
+
     /// Where it listens.
     pub(crate) fn port(&self) -> u16 {
         self.port
