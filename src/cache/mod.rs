@@ -405,7 +405,8 @@ impl Cache {
         self.open.fetch_add(1, Ordering::AcqRel);
         let generations: Vec<u64> = ids.iter().map(|id| self.generation(id)).collect();
         let writers = match self.second_tier(&terms) {
-            Some(shared) => shared.begin(&ids, left).await,
+            // Boxed: most namespaces have no second tier, and every write would have room for it.
+            Some(shared) => Box::pin(shared.begin(&ids, left)).await,
             None => ids.iter().map(|_| None).collect(),
         };
         let keys = ids.into_iter().zip(generations).zip(writers);

@@ -256,7 +256,7 @@ impl Decoder<'_> {
     }
 
     fn list(&mut self, range: Range<usize>, levels_left: usize) -> Result<Value> {
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(room_for(&range));
         let mut fields = Fields::new(self.document, range);
         while let Some((number, field)) = fields.next()? {
             match (number, field) {
@@ -269,7 +269,7 @@ impl Decoder<'_> {
     }
 
     fn map(&mut self, range: Range<usize>, levels_left: usize) -> Result<Value> {
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(room_for(&range));
         let mut fields = Fields::new(self.document, range);
         while let Some((number, field)) = fields.next()? {
             match (number, field) {
@@ -311,6 +311,14 @@ impl Decoder<'_> {
         self.refused.get_or_insert(error);
         Value::Null
     }
+}
+
+/// Elements that a list or a map of so many bytes is given room for at once: a few, however many its length lets expect.
+fn room_for(range: &Range<usize>) -> usize {
+    const ELEMENTS: usize = 8;
+    /// Tag and length of the element and of what it holds, and a little.
+    const ELEMENT_BYTES: usize = 8;
+    (range.len() / ELEMENT_BYTES).min(ELEMENTS)
 }
 
 /// The fields of one message, in order.

@@ -93,21 +93,20 @@ impl Postgres {
     /// they notice; one that is in the middle of a statement does at its end.
     pub(crate) fn kill9(&mut self) {
         let children = children(self.process.pid());
+        self.signal_all("KILL");
         self.process.kill9();
-        for pid in &children {
-            // Each is one that the server had a moment ago.
-            let _ = Command::new("kill").args(["-9", pid]).stderr(std::process::Stdio::null()).status();
-        }
         until("all processes of PostgreSQL are gone", Duration::from_secs(20), || {
             children.iter().all(|pid| !runs(pid)).then_some(())
         });
     }
 
-    /// Stops all its processes where they are, or lets them go on (`STOP`, `CONT`).
+    /// A signal to all its processes, the first one before those it started (`STOP`, `CONT`, `KILL`).
     pub(crate) fn signal_all(&self, signal: &str) {
-        let own = self.process.pid().to_string();
-        for pid in children(self.process.pid()).iter().chain([&own]) {
-            let _ = Command::new("kill").args([&format!("-{signal}"), pid]).status();
+        let first = self.process.pid();
+        for pid in [first.to_string()].iter().chain(&children(first)) {
+            // Each is one that the server had a moment ago.
+            let signal = format!("-{signal}");
+            let _ = Command::new("kill").args([&signal, pid]).stderr(std::process::Stdio::null()).status();
         }
     }
 
