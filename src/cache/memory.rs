@@ -74,6 +74,20 @@ pub(super) struct View<'c> {
     pub(super) json: Option<&'c [u8]>,
 }
 
+impl View<'_> {
+    /// The same, on its own. Where it lies the end of the record's life is kept by this process's clock alone.
+    pub(super) fn item(&self) -> Item {
+        Item {
+            version: self.version,
+            record: self.record.map(Bytes::copy_from_slice),
+            as_of: self.as_of,
+            ends: self.ends,
+            expires_at_ms: 0,
+            replica: self.replica,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shard {
     index: HashMap<u64, Place, BuildHasherDefault<Hashed>>,
@@ -187,14 +201,7 @@ impl Memory {
         if view.version != version || view.json.is_some() {
             return;
         }
-        let item = Item {
-            version,
-            record: view.record.map(Bytes::copy_from_slice),
-            as_of: view.as_of,
-            ends: view.ends,
-            expires_at_ms: 0,
-            replica: view.replica,
-        };
+        let item = view.item();
         shard.put(id, &item, Some(json));
     }
 

@@ -269,6 +269,22 @@ impl Cache {
         answered
     }
 
+    /// What the first tier has that may be answered with at this level, for a way that began before it was there.
+    pub fn at_hand(
+        &self,
+        id: &Id,
+        level: Level,
+        min_version: Option<Version>,
+        terms: &Terms,
+    ) -> Option<Item> {
+        let now = Micros::now();
+        let found = self.memory.as_ref()?.look(id, |view| {
+            let serves = self.serves(&view, id.hash, level, terms, now) && reaches(view.version, min_version);
+            serves.then(|| view.item())
+        });
+        found.flatten()
+    }
+
     /// What the first tier has, however old, as long as it may stand in for a backend that does not answer.
     pub fn stand_in(&self, id: &Id, min_version: Option<Version>, terms: &Terms) -> Option<Item> {
         let now = Micros::now();
@@ -276,14 +292,7 @@ impl Cache {
             let serves = now.since(view.as_of) <= terms.max_stale
                 && !ended(view.ends, now)
                 && reaches(view.version, min_version);
-            serves.then(|| Item {
-                version: view.version,
-                record: view.record.map(Bytes::copy_from_slice),
-                as_of: view.as_of,
-                ends: view.ends,
-                expires_at_ms: 0,
-                replica: view.replica,
-            })
+            serves.then(|| view.item())
         });
         found.flatten()
     }

@@ -279,7 +279,7 @@ impl Shared {
     /// A write is done. Where something was `wrote`, its version (`None` = nobody knows which stands) and its copy, if that is
     /// worth keeping.
     pub(super) fn end(
-        &self,
+        self: &Arc<Self>,
         writer: Writer,
         item: Option<&Item>,
         wrote: bool,
@@ -287,7 +287,16 @@ impl Shared {
         keep: Duration,
     ) {
         let copy = item.map(|item| encode(item, writer.as_of)).unwrap_or_default();
-        self.enqueue(Job::End { writer, copy, keep, wrote, version });
+        let job = Job::End { writer, copy, keep, wrote, version };
+        if sabotage::is(Sabotage::SlowFill) {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(..40))).await;
+                shared.enqueue(job);
+            });
+            return;
+        }
+        self.enqueue(job);
     }
 
     /// Somebody else could not clean a key.

@@ -16,7 +16,8 @@ pub enum Sabotage {
     AsOf,
     /// Messages of the invalidation bus are dropped, one of ten, before anybody looks at them.
     DropInvalidations,
-    /// What was read from the backend is kept only a while later, sometimes much later: breaks no rule, and shows which do.
+    /// What was read from the backend is kept only a while later, sometimes much later, and the shared tier learns a while later
+    /// that a write has ended: breaks no rule, and shows which do.
     SlowFill,
     /// Gaps in the numbers of the invalidation bus mean nothing.
     Gaps,

@@ -214,6 +214,10 @@ async fn read_through(
     glanced: Option<bool>,
 ) -> Result<Fetched> {
     let terms = &call.policy.terms;
+    // Another way may have landed since this reader looked.
+    if let Some(item) = cache.at_hand(&id, level, get.min_version, terms) {
+        return Ok(Fetched { item, source: Source::Memory, stale: false, joined: false });
+    }
     // Before anything is fetched: a write that is heard of from here on keeps it from being kept.
     let generation = cache.generation(&id);
     let looked = cache.look_shared(&id, level, get.min_version, true, glanced, terms, call.deadline);

@@ -392,12 +392,12 @@ async fn broken_under_load(rules: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_writer_set_the_checker_fails() {
-    broken_under_load("writer_set").await;
+    broken_under_load("writer_set,slow_fill").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_mark_of_contention_the_checker_fails() {
-    broken_under_load("contention").await;
+    broken_under_load("contention,slow_fill").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,12 +21,14 @@ const KEYS: usize = 8;
 const CLIENTS: usize = 16;
 /// How far the clocks of the workers are moved, milliseconds.
 const TOGETHER: &[i64] = &[0, 0, 0];
+/// After the server's last return every worker reads from it again.
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What clients did, by key.
 type History = HashMap<String, Vec<Event>>;
 
-/// A client that reads, writes and swaps in every way there is, and repeats what it did under the same operation id, until
+/// A client that reads, writes, deletes and swaps in every way there is, and repeats what it did under the same operation id, until
 /// told to stop.
 async fn client(
     nats: async_nats::Client,
@@ -55,6 +57,7 @@ async fn client(
             (None, ..2) => ("put", json!({"key": key, "value": value, "op_id": format!("o{value}")})),
             (None, 2) => ("update", json!({"key": key, "changes": changes, "create": true})),
             (None, 3) => ("batch", json!({"ops": [{"put": {"key": key, "value": value}}]})),
+            (None, 5) if value.is_multiple_of(3) => ("delete", json!({"key": key})),
             (None, 4) => ("batch", json!({"ops": [{"put": {"key": key, "value": value}}], "atomic": true})),
             _ => ("get", json!({"key": key, "consistency": "strong"})),
         };
@@ -83,11 +86,13 @@ async fn client(
             (_, Some(reply)) if reply["outcome"] == "applied" => {
                 let version = text(&reply["version"]);
                 Some(match expected {
+                    _ if op == "delete" => Did::Deleted { version },
                     Some(expected) => Did::Swapped { expected, value, version },
                     None => Did::Wrote { value, version },
                 })
             }
             (_, Some(reply)) if reply["outcome"] == "refused" => None,
+            ("delete", _) => Some(Did::MayHaveDeleted),
             _ => Some(Did::MayHaveWritten { value }),
         };
         match &did {
@@ -158,10 +163,19 @@ async fn run(server: &mut Postgres, setup: &Setup, clocks: &[i64], requests: usi
     }
     let client = nats.client().await;
     for (key, events) in &mut history {
-        let begun = u64::try_from(zero.elapsed().as_nanos()).unwrap();
         let body = json!({"key": key, "consistency": "strong"});
-        let reply = ask(&client, format!("{}.v1.h.get", setup.prefix), body, ANSWERED_WITHIN).await.unwrap();
-        assert!(reply.get("error").is_none(), "{reply}");
+        let until = Instant::now() + HEALED_WITHIN;
+        let (begun, reply) = loop {
+            let begun = u64::try_from(zero.elapsed().as_nanos()).unwrap();
+            let reply = ask(&client, format!("{}.v1.h.get", setup.prefix), body.clone(), ANSWERED_WITHIN)
+                .await
+                .unwrap();
+            if reply.get("error").is_none() {
+                break (begun, reply);
+            }
+            assert!(Instant::now() < until && reply["error"]["code"] == "unavailable", "{reply}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         let ended = u64::try_from(zero.elapsed().as_nanos()).unwrap();
         events.push(Event { begun, ended, did: Did::Read(found(&reply)) });
     }
@@ -186,9 +200,14 @@ async fn three_workers_on_one_postgresql_are_linearizable_through_its_crashes() 
     let events: Vec<&Event> = history.values().flatten().collect();
     let unknown = events.iter().filter(|event| matches!(event.did, Did::MayHaveWritten { .. })).count();
     let swapped = events.iter().filter(|event| matches!(event.did, Did::Swapped { .. })).count();
+    let deleted = events.iter().filter(|event| matches!(event.did, Did::Deleted { .. })).count();
     check(&history).unwrap();
     assert!(swapped > requests / 500, "{swapped} swaps found the version they named");
-    let found = format!("{} told, {swapped} swaps, {unknown} of unknown end: an order exists", events.len());
+    assert!(deleted > requests / 500, "{deleted} deletes");
+    let found = format!(
+        "{} told, {swapped} swaps, {deleted} deletes, {unknown} of unknown end: an order exists",
+        events.len()
+    );
     row(&format!("history of {requests} operations, {kills} kills of PostgreSQL"), "linearizable", &found);
     assert!(events.len() >= requests, "{} of {requests}", events.len());
 }

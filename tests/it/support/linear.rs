@@ -20,15 +20,21 @@ pub(crate) enum Did {
     Swapped { expected: String, value: u64, version: String },
     /// One that may have been applied, then or later.
     MayHaveWritten { value: u64 },
+    /// A delete that was applied under a version.
+    Deleted { version: String },
+    /// One that may have been applied, then or later.
+    MayHaveDeleted,
     /// What was read; `None` = nothing stood there.
     Read(Option<(u64, String)>),
 }
 
 /// Every write has a version of its own, larger than those of all that had ended before it began; a read gives
 /// what was written under the version it names, and no less than anything that had ended before it began; a swap has no
-/// version between the one it named and its own.
+/// version between the one it named and its own. A read that found nothing tells no version where there were deletes: it is
+/// left to [`check_order`].
 pub(crate) fn check_versions(events: &[Event]) -> Result<(), String> {
-    let mut written: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    // What was written, `None` = deleted, and when that began.
+    let mut written: BTreeMap<&str, (Option<u64>, u64)> = BTreeMap::new();
     let maybe: HashMap<u64, u64> = events
         .iter()
         .filter_map(|event| match event.did {
@@ -37,29 +43,35 @@ pub(crate) fn check_versions(events: &[Event]) -> Result<(), String> {
         })
         .collect();
     for event in events {
-        if let Did::Wrote { value, version } | Did::Swapped { value, version, .. } = &event.did
-            && written.insert(version, (*value, event.begun)).is_some()
-        {
+        let (version, value) = match &event.did {
+            Did::Wrote { value, version } | Did::Swapped { value, version, .. } => (version, Some(*value)),
+            Did::Deleted { version } => (version, None),
+            _ => continue,
+        };
+        if written.insert(version, (value, event.begun)).is_some() {
             return Err(format!("version {version} was given twice"));
         }
     }
     for event in events {
         let Did::Read(Some((value, version))) = &event.did else { continue };
         match (written.get(version.as_str()), maybe.get(value)) {
-            (Some((wrote, _)), _) if wrote == value => {}
+            (Some((Some(wrote), _)), _) if wrote == value => {}
             // A write nobody knows the end of: this tells its version.
-            (None, Some(begun)) => drop(written.insert(version, (*value, *begun))),
+            (None, Some(begun)) => drop(written.insert(version, (Some(*value), *begun))),
             (other, _) => {
                 return Err(format!("{value} was read under {version}, where {other:?} was written"));
             }
         }
     }
     // In the order of versions, a write before its reads: nothing may end before anything further down began.
+    let deletes = events.iter().any(|event| matches!(event.did, Did::Deleted { .. } | Did::MayHaveDeleted));
     let version_of = |event: &Event| match &event.did {
-        Did::Wrote { version, .. } | Did::Swapped { version, .. } => Some((version.clone(), 0)),
+        Did::Wrote { version, .. } | Did::Swapped { version, .. } | Did::Deleted { version } => {
+            Some((version.clone(), 0))
+        }
         Did::Read(Some((_, version))) => Some((version.clone(), 1)),
-        Did::Read(None) => Some((String::new(), 1)),
-        Did::MayHaveWritten { .. } => None,
+        Did::Read(None) if !deletes => Some((String::new(), 1)),
+        Did::Read(None) | Did::MayHaveWritten { .. } | Did::MayHaveDeleted => None,
     };
     let mut ordered: Vec<_> = events.iter().filter_map(|event| Some((version_of(event)?, event))).collect();
     ordered.sort_by(|one, other| one.0.cmp(&other.0));
@@ -130,7 +142,7 @@ pub(crate) fn check_order(events: &[Event]) -> Result<(), String> {
     let mut points: Vec<(u64, bool, usize)> = Vec::new();
     for (index, event) in ops.iter().enumerate() {
         points.push((event.begun, false, index));
-        if !matches!(event.did, Did::MayHaveWritten { .. }) {
+        if !matches!(event.did, Did::MayHaveWritten { .. } | Did::MayHaveDeleted) {
             points.push((event.ended, true, index));
         }
     }
@@ -179,6 +191,7 @@ pub(crate) fn check_order(events: &[Event]) -> Result<(), String> {
 fn step(value: Option<u64>, did: &Did, value_of: &HashMap<&str, u64>) -> Option<Option<u64>> {
     match did {
         Did::Wrote { value, .. } | Did::MayHaveWritten { value } => Some(Some(*value)),
+        Did::Deleted { .. } | Did::MayHaveDeleted => Some(None),
         Did::Swapped { expected, value: new, .. } => {
             let expected = value_of.get(expected.as_str()).copied();
             (expected.is_some() && expected == value).then_some(Some(*new))
@@ -203,6 +216,10 @@ mod tests {
         Did::Read(Some((value, version.to_owned())))
     }
 
+    fn deleted(version: &str) -> Did {
+        Did::Deleted { version: version.to_owned() }
+    }
+
     fn swapped(expected: &str, value: u64, version: &str) -> Did {
         Did::Swapped { expected: expected.to_owned(), value, version: version.to_owned() }
     }
@@ -219,6 +236,18 @@ mod tests {
             event(23, 24, read(2, "b")),
             event(26, 27, read(3, "c")),
             event(5, 6, Did::MayHaveWritten { value: 9 }),
+        ];
+        check_versions(&history).unwrap();
+        check_order(&history).unwrap();
+        let history = [
+            event(0, 1, wrote(1, "a")),
+            event(2, 3, deleted("b")),
+            event(4, 5, Did::Read(None)),
+            event(6, 9, wrote(2, "c")),
+            event(7, 8, Did::Read(None)),
+            event(10, 11, Did::MayHaveDeleted),
+            event(12, 13, read(2, "c")),
+            event(14, 15, Did::Read(None)),
         ];
         check_versions(&history).unwrap();
         check_order(&history).unwrap();
@@ -254,6 +283,25 @@ mod tests {
             assert!(check_versions(&history).is_err(), "{defect}: versions");
             assert!(check_order(&history).is_err(), "{defect}: order");
         }
+        for (defect, history) in [
+            (
+                "a delete undone",
+                vec![event(0, 1, wrote(1, "a")), event(2, 3, deleted("b")), event(4, 5, read(1, "a"))],
+            ),
+            (
+                "a swap of what was deleted",
+                vec![
+                    event(0, 1, wrote(1, "a")),
+                    event(2, 3, deleted("b")),
+                    event(4, 5, swapped("a", 3, "c")),
+                ],
+            ),
+        ] {
+            assert!(check_versions(&history).is_err(), "{defect}: versions");
+            assert!(check_order(&history).is_err(), "{defect}: order");
+        }
+        let lost = [event(0, 1, deleted("a")), event(2, 3, wrote(1, "b")), event(4, 5, Did::Read(None))];
+        assert!(check_order(&lost).is_err(), "a write lost behind a delete");
         let lower = [event(0, 1, wrote(1, "b")), event(2, 3, wrote(2, "a"))];
         assert!(check_versions(&lower).is_err(), "a later write under a lower version");
         let twice = [event(0, 1, wrote(1, "a")), event(0, 1, wrote(2, "a"))];
