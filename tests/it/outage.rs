@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
+use crate::cli::datastore;
 use crate::crash::{ask, row, soak};
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
@@ -315,12 +316,12 @@ async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
         letters.iter().all(|letter| letter["reason"].as_str().unwrap().contains("poison")),
         "{letters:?}"
     );
-    // One of them is overtaken once the cause is mended.
-    let shown = caller.control("queue_show", json!({"id": letters[0]["id"], "limit": 100})).await;
-    assert_eq!(shown["letter"]["predicted"], "failing", "{shown}");
-    assert!(
-        shown["letter"]["record"]["value"]["$int"].is_string() || shown["letter"]["record"]["value"].is_i64()
-    );
+    for letter in &letters {
+        let shown = caller.control("queue_show", json!({"id": letter["id"], "limit": 100})).await;
+        assert_eq!(shown["letter"]["predicted"], "failing", "{shown}");
+        let value = &shown["letter"]["record"]["value"];
+        assert!(value["$int"].is_string() || value.is_i64(), "{shown}");
+    }
     let failing = caller.control("queue_replay", json!({"limit": 100})).await;
     assert_eq!(
         (&failing["applied"], failing["failed"].as_array().unwrap().len()),
@@ -328,6 +329,7 @@ async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
         "{failing}"
     );
     server.sql(&database, "ALTER TABLE rec DROP CONSTRAINT poison");
+    // One of them is overtaken once the cause is mended.
     let newer = caller.call("put", json!({"key": letters[3]["key"], "value": "newer"})).await;
     assert_eq!(newer["outcome"], "applied", "{newer}");
     let mut foreseen: HashMap<String, String> = HashMap::new();
@@ -354,11 +356,129 @@ async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
     );
 }
 
+/// What an operator does by hand, as he would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_forces_paces_and_purges_dead_letters() {
+    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let worker = blocking(|| Worker::start(setup(&url, rabbit, redis, "")));
+    blocking(|| wait_whole(&worker));
+    let caller = Caller::of(&worker).await;
+    caller.call("put", json!({"key": "k", "value": 1})).await;
+    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT bad CHECK (key NOT LIKE 'bad%')");
+    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT worse CHECK (key NOT LIKE 'worse%')");
+    blocking(|| server.kill9());
+    caller
+        .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
+        .await;
+    for n in 0..20 {
+        let key = if n < 15 { format!("bad{n}") } else { format!("worse{n}") };
+        let queued = caller.call("put", json!({"key": key, "value": n})).await;
+        assert_eq!(queued["outcome"], "queued", "{queued}");
+    }
+    blocking(|| server.restart());
+    let begun = Instant::now();
+    while caller.drained().await["dead_letters"] != 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "twenty dead letters");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let run = |arguments: &[&str]| blocking(|| datastore(&worker, &[&["queue"], arguments].concat()));
+    let letters = |listed: &str| -> Vec<Json> {
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let listed = blocking(|| datastore(&worker, &["--json", "queue", "list"]));
+    let all = letters(&listed.stdout);
+    assert_eq!(all.len(), 20, "{listed:?}");
+
+    // Nothing is removed unless it is as many as he thinks, and is in a file that was not there before.
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("letters.ndjson");
+    let path = file.to_str().unwrap();
+    let refused = run(&["purge", "--expect", "19", "--export", path]);
+    assert!(refused.code == 1 && refused.stderr.contains("there are 20 dead letters, not 19"), "{refused:?}");
+    assert!(!file.exists());
+    std::fs::write(&file, "mine").unwrap();
+    let refused = run(&["purge", "--expect", "20", "--export", path]);
+    assert!(refused.code == 1 && refused.stderr.contains("cannot write"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(caller.control("queue_status", json!({})).await["dead_letters"], 20);
+
+    // Replayed under its own version it loses to what came after it; forced it wins.
+    server.sql(&database, "ALTER TABLE rec DROP CONSTRAINT bad");
+    for key in ["bad0", "bad1"] {
+        let newer = caller.call("put", json!({"key": key, "value": "newer"})).await;
+        assert_eq!(newer["outcome"], "applied", "{newer}");
+    }
+    let id = |key: &str| {
+        all.iter().find(|letter| letter["key"] == key).unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let done = run(&["replay", "--id", &id("bad0")]);
+    assert_eq!(
+        (done.code, done.stdout.trim()),
+        (0, "0 applied, 1 superseded, 0 failed, 19 left alone"),
+        "{done:?}"
+    );
+    assert_eq!(caller.call("get", json!({"key": "bad0"})).await["record"]["value"], "newer");
+    let done = run(&["replay", "--id", &id("bad1"), "--force"]);
+    assert_eq!(
+        (done.code, done.stdout.trim()),
+        (0, "1 applied, 0 superseded, 0 failed, 18 left alone"),
+        "{done:?}"
+    );
+    assert_eq!(caller.call("get", json!({"key": "bad1"})).await["record"]["value"], 1);
+    assert_eq!(run(&["receipt", "n", "bad0", &id("bad0")]).stdout.trim(), "superseded");
+
+    // 18 letters at 9 a second: not before the second is over. What fails still is told, and stays.
+    let begun = Instant::now();
+    let done = run(&["drain", "--rate", "9"]);
+    assert_eq!(
+        (done.code, done.stdout.trim()),
+        (1, "13 applied, 0 superseded, 5 failed, 0 left alone"),
+        "{done:?}"
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(done.stderr.matches("worse").count(), 5, "each is told with its reason: {done:?}");
+
+    let done = run(&["purge", "--expect", "5", "--export", path]);
+    assert!(done.code == 0 && done.stdout.starts_with("5 dead letters removed"), "{done:?}");
+    let mut kept: Vec<String> =
+        letters(&std::fs::read_to_string(&file).unwrap()).iter().map(|letter| text(&letter["key"])).collect();
+    kept.sort();
+    assert_eq!(kept, ["worse15", "worse16", "worse17", "worse18", "worse19"]);
+    assert_eq!(caller.control("queue_status", json!({})).await["dead_letters"], 0);
+    assert_eq!(server.sql(&database, "SELECT count(*) FROM rec WHERE key LIKE 'bad%'"), "15");
+}
+
+/// Stores inside the worker take the mode as well: their writes go on being applied, and none waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_the_worker_itself_takes_the_mode_and_applies() {
+    let (rabbit, redis) = blocking(|| (Rabbit::shared(), Redis::shared()));
+    for backend in [Backend::Memory, Backend::Local] {
+        let rest = setup("postgres://unused", rabbit, redis, "").rest;
+        let worker = blocking(|| Worker::start(Setup::new(Nats::shared(), backend).rest(&rest)));
+        blocking(|| wait_whole(&worker));
+        let caller = Caller::of(&worker).await;
+        let put = caller.call("put", json!({"key": "k", "value": 1})).await;
+        assert_eq!((&put["outcome"], &put["durability"] == "queue"), (&json!("applied"), false), "{put}");
+        let swap = json!({"key": "k", "value": 2, "precondition": {"version": put["version"]}});
+        assert_eq!(caller.call("put", swap).await["outcome"], "applied");
+        let seen = caller.call("get", json!({"key": "k"})).await;
+        assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(2), &json!(false)), "{seen}");
+        assert_eq!(caller.call("delete", json!({"key": "k"})).await["outcome"], "applied");
+        let page = caller.call("scan", json!({})).await;
+        assert_eq!(page["records"], json!([]), "{page}");
+        caller.drained().await;
+    }
+}
+
 /// One put and what it was told.
 struct Put {
     key: String,
     op: u64,
     sent: Instant,
+    took: Duration,
     outcome: String,
     version: String,
     reason: String,
@@ -400,11 +520,13 @@ async fn writer(
         let subject = format!("{}.v1.n.put", caller.prefix);
         let reply =
             ask(&caller.nats, subject, body, ANSWERED_WITHIN).await.unwrap_or(json!({"outcome": "none"}));
+        let took = sent.elapsed();
         let reason = format!("{} {}", text(&reply["error"]["code"]), text(&reply["error"]["message"]));
         puts.push(Put {
             key,
             op,
             sent,
+            took,
             outcome: text(&reply["outcome"]),
             version: text(&reply["version"]),
             reason,
@@ -439,21 +561,14 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
     blocking(|| workers.iter().for_each(wait_whole));
     let caller = Arc::new(Caller::of(&workers[0]).await);
     let (ops, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
-    let (writers, keys) = (64, rate * 2);
+    // As many that one can wait half a second for a store that went without the rate giving way.
+    let (writers, keys) = (if soak() { 512 } else { 64 }, rate * 2);
     let mut tasks = tokio::task::JoinSet::new();
+    let begun = Instant::now();
     for part in 0..writers {
-        tasks.spawn(writer(
-            caller.clone(),
-            part,
-            writers,
-            rate,
-            keys,
-            ops.clone(),
-            stop.clone(),
-            Instant::now(),
-        ));
+        tasks.spawn(writer(caller.clone(), part, writers, rate, keys, ops.clone(), stop.clone(), begun));
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(if soak() { 10 } else { 3 })).await;
     let killed = Instant::now();
     blocking(|| server.kill9());
     tokio::time::sleep(down.mul_f64(0.15)).await;
@@ -474,7 +589,10 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
     let first = json!({"key": "first", "value": 1});
     caller.until("a write is applied again", "put", first, |reply| reply["outcome"] == "applied").await;
     let first_applied = accepts.elapsed();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Requests go on beside the drain, and a little longer.
+    caller.drained().await;
+    let drained = Instant::now();
+    tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::Relaxed);
     let (mut puts, mut appends) = (Vec::new(), Vec::new());
     while let Some(done) = tasks.join_next().await {
@@ -483,7 +601,6 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
         appends.extend(lists);
     }
     let status = caller.drained().await;
-    let drained = accepts.elapsed();
     assert_eq!(status["dead_letters"], 0, "{status}");
 
     // Every write ended in one of the four, or was never answered.
@@ -501,15 +618,18 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
     };
     let sent: Vec<&Put> = puts.iter().filter(in_outage).collect();
     let queued = sent.iter().filter(|put| put.outcome == "queued").count();
-    let mut reasons: HashMap<(&str, &str), usize> = HashMap::new();
-    for put in sent.iter().filter(|put| put.outcome != "queued") {
-        *reasons.entry((&put.outcome, &put.reason)).or_default() += 1;
-    }
-    for ((outcome, reason), count) in &reasons {
-        println!("  not queued in the outage: {count} x {outcome}: {reason}");
-    }
+    let refused = puts.iter().filter(|put| put.outcome != "queued" && put.outcome != "applied");
+    print_reasons("  neither applied nor queued", refused);
+    print_reasons("  not queued in the outage", sent.iter().copied().filter(|put| put.outcome != "queued"));
+    let normal = p99(puts.iter().filter(|put| {
+        put.sent > begun + Duration::from_secs(1) && put.sent + Duration::from_secs(1) < killed
+    }));
+    let beside_drain =
+        p99(puts.iter().filter(|put| put.sent > accepts + first_applied && put.sent < drained));
+    let drained = drained - accepts;
     println!(
-        "  outcomes {outcomes:?}; in the outage {queued} of {} queued; first applied after {first_applied:?}, drained after {drained:?}",
+        "  outcomes {outcomes:?}; in the outage {queued} of {} queued; first applied after {first_applied:?}, drained after {drained:?}; \
+         p99 {normal:?} before, {beside_drain:?} beside the drain",
         sent.len()
     );
     assert!(!sent.is_empty() && queued * 100 >= sent.len() * 95, "{queued} of {} were queued", sent.len());
@@ -553,7 +673,6 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
             _ => assert!(times <= 1, "{key}: {op}"),
         }
     }
-    assert!(first_applied < Duration::from_secs(2), "{first_applied:?}");
     row(
         "outage",
         "0 lost, 0 twice, >= 95 % queued, first applied <= 2 s",
@@ -564,4 +683,34 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
             sent.len()
         ),
     );
+    row(
+        "outage: p99 of a put before, and beside the drain",
+        "<= 2 x",
+        &format!(
+            "seed {seed}: {normal:?}, {beside_drain:?} ({:.1} x)",
+            beside_drain.as_secs_f64() / normal.as_secs_f64()
+        ),
+    );
+    assert!(first_applied <= Duration::from_secs(2), "{first_applied:?}");
+    // In the short form the machine is busy with other tests, and the build is not one that anybody serves with.
+    assert!(!soak() || beside_drain <= normal * 2, "{normal:?} before, {beside_drain:?} beside the drain");
+}
+
+/// How often puts ended in which way for which reason.
+fn print_reasons<'p>(what: &str, puts: impl Iterator<Item = &'p Put>) {
+    let mut reasons: HashMap<(&str, &str), usize> = HashMap::new();
+    for put in puts {
+        *reasons.entry((&put.outcome, &put.reason)).or_default() += 1;
+    }
+    for ((outcome, reason), count) in &reasons {
+        println!("{what}: {count} x {outcome}: {reason}");
+    }
+}
+
+/// The time within which 99 of 100 puts were answered.
+fn p99<'p>(puts: impl Iterator<Item = &'p Put>) -> Duration {
+    let mut took: Vec<Duration> = puts.map(|put| put.took).collect();
+    took.sort_unstable();
+    assert!(!took.is_empty(), "nobody wrote at that time");
+    took[(took.len() - 1) * 99 / 100]
 }
