@@ -82,14 +82,25 @@ async fn an_outage_loses_nothing_that_was_acknowledged() {
         true => (10, 2_000, Duration::from_secs(30)),
         false => (1, 300, Duration::from_secs(20)),
     };
+    let mut slower = Vec::new();
     for round in 0..rounds {
         let seed = fastrand::u64(..);
         println!("outage round {round}: seed {seed}");
-        one_outage(seed, rate, down).await;
+        slower.push(one_outage(seed, rate, down).await);
     }
+    slower.sort_by(f64::total_cmp);
+    let median = slower[slower.len() / 2];
+    row(
+        "outage: p99 of a put beside the drain / before, median of the rounds",
+        "<= 2",
+        &format!("{median:.1}"),
+    );
+    // In the short form the machine is busy with other tests, and a debug build is not one that anybody serves with.
+    assert!(!soak() || cfg!(debug_assertions) || median <= 2.0, "{slower:?}");
 }
 
-async fn one_outage(seed: u64, rate: u64, down: Duration) {
+/// One outage; gives how many times slower a put was beside the drain than before the outage.
+async fn one_outage(seed: u64, rate: u64, down: Duration) -> f64 {
     fastrand::seed(seed);
     let (mut server, mut rabbit, redis) =
         blocking(|| (Postgres::start(&[]), Rabbit::start(), Redis::start(&[])));
@@ -163,6 +174,14 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
     }));
     let beside_drain =
         p99(puts.iter().filter(|put| put.sent > accepts + first_applied && put.sent < drained));
+    let seconds = (drained - accepts).as_secs();
+    let of_second = |second: u64| {
+        let from = accepts + Duration::from_secs(second);
+        let within = puts.iter().filter(|put| put.sent >= from && put.sent < from + Duration::from_secs(1));
+        (p99(within.clone()), within.filter(|put| put.outcome == "queued").count())
+    };
+    let by_second: Vec<(Duration, usize)> = (0..=seconds).map(of_second).collect();
+    println!("  p99 of a put and how many were queued, by second since PostgreSQL is back: {by_second:?}");
     let drained = drained - accepts;
     println!(
         "  outcomes {outcomes:?}; in the outage {queued} of {} queued; first applied after {first_applied:?}, drained after {drained:?}; \
@@ -220,17 +239,8 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) {
             sent.len()
         ),
     );
-    row(
-        "outage: p99 of a put before, and beside the drain",
-        "<= 2 x",
-        &format!(
-            "seed {seed}: {normal:?}, {beside_drain:?} ({:.1} x)",
-            beside_drain.as_secs_f64() / normal.as_secs_f64()
-        ),
-    );
     assert!(first_applied <= Duration::from_secs(2), "{first_applied:?}");
-    // In the short form the machine is busy with other tests, and the build is not one that anybody serves with.
-    assert!(!soak() || beside_drain <= normal * 2, "{normal:?} before, {beside_drain:?} beside the drain");
+    beside_drain.as_secs_f64() / normal.as_secs_f64()
 }
 
 /// How often puts ended in which way for which reason.
