@@ -3,6 +3,8 @@
     bench.py line REPORT.json                       one run in a line
     bench.py note NOTES.json WHEN STATUS READYZ     a worker's memory, by its /proc status and by its /readyz
     bench.py size NOTES.json RECORD                 beside the bytes of a stored record
+    bench.py whole READYZ                           waits until all parts of a worker are there
+    bench.py drain DRAIN.json DATASTORE             watches a queue until it is empty
     bench.py report FOLDER                          the table
 """
 
@@ -10,7 +12,9 @@ import json
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
+import time
 import urllib.request
 
 
@@ -53,6 +57,52 @@ def note(path, when, status, readyz):
     print(f"{when} warming: {notes[when]['resident']} bytes resident; cache.memory: {tier}")
 
 
+# Seconds.
+WHOLE_WITHIN = 120
+DRAINED_WITHIN = 600
+
+
+def whole(readyz):
+    end = time.monotonic() + WHOLE_WITHIN
+    while True:
+        try:
+            parts = json.load(urllib.request.urlopen(readyz))["parts"]
+        except OSError as error:
+            parts = {"worker": {"ok": False, "detail": str(error)}}
+        missing = {name: part for name, part in parts.items() if not part["ok"]}
+        if not missing:
+            return
+        if time.monotonic() > end:
+            sys.exit(f"not there: {missing}")
+        time.sleep(0.1)
+
+
+def drain(path, datastore):
+    """Notes how many writes wait, from now until none does."""
+    begun, seen = time.monotonic(), []
+    while not seen or seen[-1][1] > 0:
+        status = json.loads(subprocess.check_output([datastore, "queue", "status", "--json"]))
+        at, depth = time.monotonic() - begun, sum(lane["depth"] for lane in status["lanes"])
+        # What a worker holds it tells once in a second: a word of an empty queue may be older than what came after it.
+        seen.append((at, depth))
+        if status["dead_letters"]:
+            sys.exit(f"{status['dead_letters']} dead letters")
+        if at > DRAINED_WITHIN:
+            sys.exit(f"not drained: {status}")
+        time.sleep(0.05)
+    path.write_text(json.dumps(seen))
+    print(f"drained {seen[0][1]} writes in {seen[-1][0]:.1f} s: {drain_rate(seen):.0f}/s")
+
+
+def drain_rate(seen):
+    """Writes a second, from when nine tenths waited to when one tenth did: without the beginning, when the worker finds its store,
+    and the end, when most lanes are empty."""
+    most = max(depth for _, depth in seen)
+    first = next((at, depth) for at, depth in seen if depth <= 0.9 * most and at > 0)
+    last = next((at, depth) for at, depth in seen if depth <= 0.1 * most and at > first[0])
+    return (first[1] - last[1]) / (last[0] - first[0])
+
+
 def at_least(aim):
     return f">= {aim:.2f}", lambda found: found >= aim
 
@@ -93,6 +143,28 @@ def rows(folder):
         text, met = at_least(aim)
         found = ratio(report)
         yield row, case, f"{result[rate]:.0f}/s", f"{beside[rate]:.0f}/s", f"{found:.2f}", text, met(found)
+
+    def outages(name):
+        return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
+
+    def beside(case, row, ours, theirs, aim):
+        text, met = at_least(aim)
+        found = ours / theirs
+        return row, case, f"{ours:.0f}/s", f"{theirs:.0f}/s", f"{found:.2f}", text, met(found)
+
+    reports = outages("8-outage")
+    if reports:
+        queued, all_of_them = (sum(report["result"]["kinds"].get(kind, 0) for report in reports for kind in kinds)
+                               for kinds in (["queued"], ["queued", "applied"]))
+        ours = statistics.median(report["result"]["throughput"] for report in reports)
+        theirs = statistics.median(report["peer"]["throughput"] for report in reports)
+        case = f"put while PostgreSQL is down, 256 at a time ({100 * queued / all_of_them:.1f} % queued) / confirmed publish"
+        yield beside(case, "8", ours, theirs, 0.8)
+    drains = outages("9-drain")
+    if drains:
+        ours = statistics.median(drain_rate(seen) for seen in drains)
+        theirs = statistics.median(report["peer"]["throughput"] for report in outages("9-peer"))
+        yield beside("drain after the outage / hand-written upsert, 256 at a time", "9", ours, theirs, 2.0)
 
     for name, row, case in [
         ("1-echo-1", "1", "get, hit in memory, one at a time, p50 - echo of 1 KB"),
@@ -150,6 +222,10 @@ def main():
         notes = json.loads(path.read_text())
         notes["record"] = len(pathlib.Path(sys.argv[3]).read_bytes())
         path.write_text(json.dumps(notes))
+    elif what == "whole":
+        whole(sys.argv[2])
+    elif what == "drain":
+        drain(path, sys.argv[3])
     elif what == "report":
         print("| row | case | ours | beside it | ratio | aim | met |")
         print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -5,16 +5,18 @@
 #   BENCH_ROWS="1 2 3"          these rows of the table alone; without it, all
 #   BENCH_DURATION=3s           of a load beside nothing
 #   BENCH_ROUNDS_DURATION=10s   of a comparison, for each side, all rounds together
-#   BENCH_ROUNDS=5              of a comparison
+#   BENCH_ROUNDS=5              of a comparison; outages of rows 8 and 9
+#   BENCH_OUTAGE_DURATION=2s    of writing in one outage, for each side
 set -euo pipefail
 # Settings of whoever runs this would reach his real parts.
 unset "${!DATASTORE__@}"
 
 binary=target/release/datastore
 out=target/bench
-rows="${BENCH_ROWS:-store 1 1-postgres 2 3 5 6 7 10 12 staleness pages}"
+rows="${BENCH_ROWS:-store 1 1-postgres 2 3 5 6 7 8 9 10 12 staleness pages}"
 for=(--duration "${BENCH_DURATION:-3s}")
 turns=(--duration "${BENCH_ROUNDS_DURATION:-10s}" --rounds "${BENCH_ROUNDS:-5}")
+outages="${BENCH_ROUNDS:-5}"
 scratch="$(mktemp -d)"
 pids=()
 worker_pid=""
@@ -26,7 +28,7 @@ end_worker() {
 stop() {
     end_worker
     for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; done
-    [ -z "$postgres_pid" ] || { kill -INT "$postgres_pid" 2>/dev/null && wait "$postgres_pid" 2>/dev/null; } || true
+    end_postgres
     rm -rf "$scratch"
 }
 trap stop EXIT
@@ -48,23 +50,61 @@ pids=($!)
 until_answers "$nats_port"
 export DATASTORE__NATS__URL="nats://127.0.0.1:$nats_port"
 
-start_postgres() {
-    local port as=()
+start_postgres() { # its port, where it had one before
+    local port="${1:-}" as=()
     scripts/deps.sh bench
-    port="$(free_port)"
+    [ -n "$port" ] || port="$(free_port)"
     for programs in /usr/lib/postgresql/*/bin; do :; done
     [ -x "$programs/postgres" ] || programs="$(dirname "$(command -v postgres)")"
     if [ "$(id -u)" = 0 ]; then
         as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
         chmod 755 "$scratch"
     fi
-    install -d ${as:+-o postgres} "$scratch/postgres"
-    "${as[@]}" "$programs/initdb" -U bench -A trust -D "$scratch/postgres" >"$scratch/initdb.log"
+    if [ ! -d "$scratch/postgres" ]; then
+        install -d ${as:+-o postgres} "$scratch/postgres"
+        "${as[@]}" "$programs/initdb" -U bench -A trust -D "$scratch/postgres" >"$scratch/initdb.log"
+    fi
     "${as[@]}" "$programs/postgres" -D "$scratch/postgres" -p "$port" -c listen_addresses=127.0.0.1 \
         -c unix_socket_directories= >"$scratch/postgres.log" 2>&1 &
     postgres_pid=$!
-    for _ in $(seq 100); do "$programs/pg_isready" -q -h 127.0.0.1 -p "$port" && break; sleep 0.1; done
+    for _ in $(seq 600); do
+        "$programs/pg_isready" -q -h 127.0.0.1 -p "$port" && break
+        kill -0 "$postgres_pid" || { tail -n 5 "$scratch/postgres.log" >&2; exit 1; }
+        sleep 0.1
+    done
+    postgres_port="$port"
     postgres="postgres://bench@127.0.0.1:$port/postgres"
+}
+end_postgres() {
+    [ -z "$postgres_pid" ] || { kill -INT "$postgres_pid" 2>/dev/null && wait "$postgres_pid" 2>/dev/null; } || true
+    postgres_pid=""
+}
+# A broker with a home, a node name and a name server (epmd) of its own.
+start_rabbit() {
+    local port names dist home="$scratch/rabbitmq" as=()
+    scripts/deps.sh rabbitmq
+    port="$(free_port)" names="$(free_port)" dist="$(free_port)"
+    mkdir "$home"
+    printf 'listeners.tcp.1 = 127.0.0.1:%s\nloopback_users = none\ndisk_free_limit.absolute = 64MB\nlog.console = false\n' "$port" \
+        >"$home/rabbitmq.conf"
+    echo '[].' >"$home/plugins"
+    if [ "$(id -u)" = 0 ]; then
+        as=(setpriv --reuid=rabbitmq --regid=rabbitmq --clear-groups --)
+        chmod 755 "$scratch"
+        chown -R rabbitmq:rabbitmq "$home"
+    fi
+    epmd -port "$names" -address 127.0.0.1 >/dev/null 2>&1 &
+    pids=("${pids[@]}" $!)
+    # `-noinput -start_epmd false`: it stays the process that was started, and uses the name server above alone.
+    env HOME="$home" LC_ALL=C.UTF-8 ERL_EPMD_PORT="$names" RABBITMQ_NODENAME="bench$port@localhost" RABBITMQ_DIST_PORT="$dist" \
+        RABBITMQ_MNESIA_BASE="$home/mnesia" RABBITMQ_LOG_BASE="$home/log" RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" \
+        RABBITMQ_ENABLED_PLUGINS_FILE="$home/plugins" RABBITMQ_PID_FILE="$home/pid" RABBITMQ_ALLOW_INPUT=1 \
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none -noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}" \
+        "${as[@]}" /usr/lib/rabbitmq/bin/rabbitmq-server </dev/null >"$scratch/rabbitmq.log" 2>&1 &
+    # Before its name server, which it asks while it stops.
+    pids=($! "${pids[@]}")
+    for _ in $(seq 9); do until_answers "$port" && break; done
+    rabbit="amqp://guest:guest@127.0.0.1:$port/%2f"
 }
 start_redis() {
     local port
@@ -142,7 +182,7 @@ if wants 1 2 3; then
     fi
 fi
 
-if wants 1-postgres 5 6 7 10 12 staleness pages; then start_postgres; fi
+if wants 1-postgres 5 6 7 8 9 10 12 staleness pages; then start_postgres; fi
 
 if wants 1-postgres; then
     worker pgcopies postgres "url = \"$postgres\"" "" "$copies"
@@ -192,6 +232,31 @@ if wants pages; then
         bench "pages-many-$round" 1 many "${for[@]}" --workload scan --keys 1000000 --no-load
     done
     rm "$out/pages-load.json"
+fi
+
+if wants 8 9; then
+    # An outage after the other: PostgreSQL goes, the queue fills beside a queue written by hand, PostgreSQL comes back, the queue is
+    # drained, and then the same records are put by hand.
+    [ -n "${redis:-}" ] || start_redis
+    start_rabbit
+    http="127.0.0.1:$(free_port)"
+    # By key: the records of the bench share a prefix, and so would share one of the eight lanes.
+    policy=$'consistency = "bounded"\npartition_by = "key"\ndurability = "outage_queue"\n[queue]\nkind = "rabbitmq"\nurl = "'"$rabbit\""
+    worker outage postgres "url = \"$postgres\"" "redis_url = \"$redis\"" "$policy" "$http"
+    python3 scripts/bench.py whole "http://$http/readyz"
+    bench warm-up 256 outage "${turns[@]}" --workload put --peer-postgres "$postgres" >/dev/null
+    rm "$out/warm-up.json"
+    "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
+    for outage in $(seq "$outages"); do
+        end_postgres
+        # The warm-up is of the time in which the breaker opens.
+        bench "8-outage-$outage" 256 outage --duration "${BENCH_OUTAGE_DURATION:-2s}" --rounds 1 --warm-up 2s --workload outage \
+            --peer-rabbitmq "$rabbit"
+        start_postgres "$postgres_port"
+        python3 scripts/bench.py drain "$out/9-drain-$outage.json" "$binary"
+        bench "9-peer-$outage" 256 outage --duration "${BENCH_OUTAGE_DURATION:-2s}" --rounds 1 --workload put --no-load \
+            --peer-postgres "$postgres"
+    done
 fi
 
 if wants 10; then

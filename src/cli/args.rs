@@ -548,6 +548,9 @@ pub(crate) struct Bench {
     /// The same with one GET for each request on this Redis, and an echo (gets)
     #[arg(long, value_name = "URL", group = "rival")]
     pub(crate) peer_redis: Option<String>,
+    /// The same with one confirmed message for each request to a quorum queue of this RabbitMQ (put, outage)
+    #[arg(long, value_name = "URL", group = "rival")]
+    pub(crate) peer_rabbitmq: Option<String>,
     /// The same with what a service would write by hand on this PostgreSQL (get, put, ycsb-*)
     #[arg(long, value_name = "URL", group = "rival")]
     pub(crate) peer_postgres: Option<String>,
@@ -569,6 +572,8 @@ pub(crate) enum Workload {
     Get,
     /// Puts of single records
     Put,
+    /// The same while the backend may be down: the report says how many were applied and how many queued
+    Outage,
     /// Batches of puts
     Batch,
     /// Batches of gets

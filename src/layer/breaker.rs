@@ -246,7 +246,11 @@ impl Recovery {
         self.breaker.state.store(RAMP, Ordering::Release);
         tracing::info!("{}: it answers; letting requests back in", self.breaker.name);
         for left in (0..RAMP_STEPS - 1).rev() {
-            tokio::time::sleep(RAMP_STEP).await;
+            tokio::select! {
+                () = tokio::time::sleep(RAMP_STEP) => {}
+                // Its pause begins now, not with the next step. Whoever waits for it to open is to hear of it, too.
+                () = self.breaker.opened.notified() => self.breaker.opened.notify_one(),
+            }
             if self.breaker.state.load(Ordering::Acquire) != RAMP {
                 return false;
             }

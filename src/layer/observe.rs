@@ -49,6 +49,10 @@ impl Observed {
         // One of two at once may be lost: it is an estimate.
         let recent = f64::from_bits(self.recent.load(Ordering::Relaxed));
         let now = took.as_secs_f64() * 1000.0;
+        // What is refused at once says nothing of what a call takes; what ran out of time does.
+        if failed && now < recent {
+            return;
+        }
         let next = if recent == 0.0 { now } else { recent + (now - recent) * RECENT_PART };
         self.recent.store(next.to_bits(), Ordering::Relaxed);
     }

@@ -167,6 +167,52 @@ async fn it_probes_by_itself_lets_requests_back_in_and_closes() {
     assert_eq!(breaker(&layered, "even", "writes"), "closed");
 }
 
+/// How long it takes from now until requests are let in again.
+async fn until_let_in(layered: &Layered) -> Duration {
+    let begun = Instant::now();
+    while !["ramp", "closed"].contains(&breaker(layered, "even", "writes")) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_to_their_limit_and_after_a_recovery_begin_anew() {
+    let store = Store::new();
+    let layered = Layered::new("main", Arc::new(store.clone()), &Settings::default());
+    let fail = async || {
+        store.cut(0, true);
+        while breaker(&layered, "even", "writes") != "open" {
+            write(&layered, 0).await.unwrap_err();
+        }
+    };
+    fail().await;
+    let (mut counts, mut asked) = (Vec::new(), store.asked.load(Ordering::Relaxed));
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let now = store.asked.load(Ordering::Relaxed);
+        counts.push(now - asked);
+        asked = now;
+    }
+    // Pauses of half a second to 16 s in the first minute, of 15 to 30 s then.
+    assert!(counts[0] >= 6 && counts[1..].iter().all(|count| (2..=4).contains(count)), "{counts:?}");
+
+    store.cut(0, false);
+    assert!(until_let_in(&layered).await <= Duration::from_secs(31));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(breaker(&layered, "even", "writes"), "closed");
+    fail().await;
+    store.cut(0, false);
+    let again = until_let_in(&layered).await;
+    assert!(again <= Duration::from_millis(600), "the first pause, not the longest: {again:?}");
+
+    // One that fails again while requests are let back in waits longer than the first time.
+    fail().await;
+    store.cut(0, false);
+    let again = until_let_in(&layered).await;
+    assert!((Duration::from_millis(490)..=Duration::from_millis(1100)).contains(&again), "{again:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tenth_of_the_places_at_first_then_all() {
     let store = Store { takes: Duration::from_millis(600), ..Store::new() };

@@ -270,10 +270,9 @@ impl Lane {
             batch.extend(self.due_again());
             if !batch.is_empty() {
                 self.work(batch, stop).await?;
-                let pause = self.pace.learn(self.target.load(&self.shard));
-                if !pause.is_zero() {
-                    tokio::time::sleep(pause).await;
-                }
+                self.pace.learn(self.target.load(&self.shard));
+            } else {
+                self.pace.look(self.target.load(&self.shard));
             }
             self.tell().await;
         }

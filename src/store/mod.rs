@@ -67,6 +67,8 @@ struct Waiting {
     backends: BTreeMap<String, Arc<Layered>>,
 }
 
+/// What a caller is told to wait while writes of another durability are drained, milliseconds.
+const DRAINING_RETRY_MS: i64 = 1_000;
 /// Names kept in [`Store::agreed`]; the rest are looked up each time.
 const AGREED_MAX: usize = 65_536;
 
@@ -145,12 +147,35 @@ impl Store {
         })
     }
 
+    /// Refuses a namespace that is `through` today while writes wait that were queued when it was not: what is acknowledged would
+    /// be missed by a strong read, and a write that depends on it would undo it. `false` where nobody can tell, and so it is asked
+    /// again with the next request: Redis alone must not keep a namespace from being served that has no more to do with it.
+    async fn check_drained(&self, call: &Call) -> Result<bool> {
+        let Some(waiting) = &self.queue else { return Ok(true) };
+        if call.policy.settings.durability == Durability::OutageQueue {
+            return Ok(true);
+        }
+        match waiting.queue.overlay().count(&call.namespace).await {
+            Ok(0) => Ok(true),
+            Ok(keys) => {
+                let message = format!(
+                    "writes of {keys} keys of namespace {:?} wait in the queue since its durability was outage_queue; \
+                     with durability through it is served once they are applied (see `datastore queue status`)",
+                    call.namespace.as_str()
+                );
+                Err(Error::unavailable(message, DRAINING_RETRY_MS))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Refuses a namespace whose rows were written under another `partition_by` or delimiter: the slots beside
     /// them would not be those that its keys have now. The first write notes it.
     async fn check_partitioning(&self, call: &Call, writes: bool) -> Result<()> {
         if self.agreed.read().unwrap_or_else(PoisonError::into_inner).contains(&call.namespace) {
             return Ok(());
         }
+        let drained = self.check_drained(call).await?;
         let configured = call.policy.partitioning.noted();
         let noted = call.policy.backend.partitioning(&call.namespace, writes.then(|| configured.clone()));
         let late = |_| Error::deadline("the deadline passed before any work was done");
@@ -158,6 +183,9 @@ impl Store {
             // Nothing was ever written there, or not all who should know can be asked yet.
             None => Ok(()),
             Some(noted) if noted == configured => {
+                if !drained {
+                    return Ok(());
+                }
                 let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);
                 if agreed.len() < AGREED_MAX {
                     agreed.insert(call.namespace.clone());

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use crate::cli::{Run, datastore};
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
+use crate::support::rabbit::Rabbit;
 use crate::support::redis::Redis;
 use crate::support::worker::{Backend, Setup, Worker};
 
@@ -43,6 +44,7 @@ fn each_workload_is_made_of_what_it_says() {
     for (workload, kinds) in [
         ("get", &["read"] as &[_]),
         ("put", &["update"]),
+        ("outage", &["applied"]),
         ("batch", &["update"]),
         ("batch-get", &["read"]),
         ("scan", &["scan"]),
@@ -152,6 +154,19 @@ fn redis_is_a_peer_of_gets_and_is_left_as_it_was() {
     assert_eq!(redis.cli(&["DBSIZE"]), "0");
     let refused = bench(worker, &["bench-redis", "--workload", "put", "--peer-redis", &redis.url()]);
     assert!(refused.code == 1 && refused.stderr.contains("knows gets"), "{refused:?}");
+}
+
+#[test]
+fn a_queue_by_hand_is_a_peer_of_puts_and_is_gone_after_it() {
+    let (worker, rabbit) = (Worker::shared(Backend::Memory), Rabbit::shared());
+    for workload in ["outage", "put"] {
+        let report =
+            beside(worker, &["bench-rabbit", "--workload", workload, "--peer-rabbitmq", &rabbit.url()]);
+        assert_eq!(report["beside"], "a confirmed publish", "{report}");
+    }
+    assert!(!rabbit.control(&["list_queues", "name"]).contains("bench-peer"), "its queue is taken away");
+    let refused = bench(worker, &["bench-rabbit", "--workload", "get", "--peer-rabbitmq", &rabbit.url()]);
+    assert!(refused.code == 1 && refused.stderr.contains("knows puts"), "{refused:?}");
 }
 
 #[test]

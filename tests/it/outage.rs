@@ -1,15 +1,15 @@
 //! Writes that survive an outage: real PostgreSQL, RabbitMQ and Redis, three workers, and what is told beside what is kept.
 //!
-//! The short form runs in `make test`; `DATASTORE_SOAK=1` runs the full one and prints a row of the table.
+//! The short forms run in `make test`; `DATASTORE_SOAK=1` runs the full ones and prints rows of the table.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+mod operators;
+mod rounds;
+
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use crate::crash::{ask, row, soak};
+use crate::crash::ask;
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
 use crate::support::rabbit::Rabbit;
@@ -93,6 +93,9 @@ impl Caller {
 
 fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
+}
+fn text(value: &Json) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,306 +265,65 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
     assert_eq!(caller.call("get", json!({"key": "again"})).await["record"]["value"], 1);
 }
 
+/// A namespace whose durability is `through` again is not served while acknowledged writes of it still wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
-    let count: u64 = if soak() { 10_000 } else { 1_000 };
+async fn a_namespace_that_is_through_again_waits_until_its_queued_writes_are_applied() {
     let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
-    let url = server.database();
-    let database = url.rsplit('/').next().unwrap().to_owned();
-    let setup = setup(&url, rabbit, redis, "");
-    let worker = blocking(|| Worker::start(setup));
-    blocking(|| wait_whole(&worker));
-    let caller = Arc::new(Caller::of(&worker).await);
-    caller.call("put", json!({"key": "k", "value": 1})).await;
-    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT poison CHECK (key NOT LIKE 'bad%')");
+    let queueing = setup(&server.database(), rabbit, redis, "");
+    let rest = queueing.rest.replace("outage_queue", "through").replace("bounded", "strong");
+    let through = queueing.clone().rest(&rest);
+    let mut before = blocking(|| Worker::start(queueing));
+    blocking(|| wait_whole(&before));
+    let caller = Caller::of(&before).await;
+    assert_eq!(caller.call("put", json!({"key": "k", "value": 1})).await["outcome"], "applied");
     blocking(|| server.kill9());
     caller
         .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
         .await;
-    let mut puts = tokio::task::JoinSet::new();
-    for part in 0..16 {
-        let caller = caller.clone();
-        puts.spawn(async move {
-            for n in (part..count).step_by(16) {
-                let key = if n % (count / 10) == 7 { format!("bad{n}") } else { format!("good{n}") };
-                let reply = caller.call("put", json!({"key": key, "value": n})).await;
-                assert_eq!(reply["outcome"], "queued", "{reply}");
-            }
-        });
-    }
-    while let Some(done) = puts.join_next().await {
-        done.unwrap();
-    }
-    blocking(|| server.restart());
-    caller.drained().await;
+    assert_eq!(blocking(|| before.terminate()), 0);
+
+    let after = blocking(|| Worker::launch(through));
     let begun = Instant::now();
-    let status = loop {
-        let status = caller.drained().await;
-        if status["dead_letters"] == 10 {
-            break status;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(60), "{status}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    assert_eq!(status["dead_letters"], 10);
-    let good = server.sql(&database, "SELECT count(*) FROM rec WHERE key LIKE 'good%'");
-    assert_eq!(good, (count - 10).to_string());
-
-    // The state is frozen: what is foreseen is what comes.
-    let letters = caller.control("queue_list", json!({"limit": 50})).await;
-    let letters = letters["letters"].as_array().unwrap().clone();
-    assert_eq!(letters.len(), 10);
-    assert!(
-        letters.iter().all(|letter| letter["reason"].as_str().unwrap().contains("poison")),
-        "{letters:?}"
-    );
-    // One of them is overtaken once the cause is mended.
-    let shown = caller.control("queue_show", json!({"id": letters[0]["id"], "limit": 100})).await;
-    assert_eq!(shown["letter"]["predicted"], "failing", "{shown}");
-    assert!(
-        shown["letter"]["record"]["value"]["$int"].is_string() || shown["letter"]["record"]["value"].is_i64()
-    );
-    let failing = caller.control("queue_replay", json!({"limit": 100})).await;
-    assert_eq!(
-        (&failing["applied"], failing["failed"].as_array().unwrap().len()),
-        (&json!(0), 10),
-        "{failing}"
-    );
-    server.sql(&database, "ALTER TABLE rec DROP CONSTRAINT poison");
-    let newer = caller.call("put", json!({"key": letters[3]["key"], "value": "newer"})).await;
-    assert_eq!(newer["outcome"], "applied", "{newer}");
-    let mut foreseen: HashMap<String, String> = HashMap::new();
-    for letter in &letters {
-        let id = letter["id"].as_str().unwrap();
-        let shown = caller.control("queue_show", json!({"id": id, "limit": 100})).await;
-        foreseen.insert(id.to_owned(), shown["letter"]["predicted"].as_str().unwrap().to_owned());
-    }
-    assert_eq!(foreseen.values().filter(|word| *word == "applied").count(), 9);
-    for (id, predicted) in &foreseen {
-        let done = caller.control("queue_replay", json!({"limit": 100, "id": id})).await;
-        assert_eq!(done[predicted.as_str()], 1, "{id}: {predicted}, {done}");
-        let letter = letters.iter().find(|letter| letter["id"] == json!(id)).unwrap();
-        let receipt = json!({"namespace": "n", "key": letter["key"], "version": id});
-        assert_eq!(caller.control("receipt", receipt).await["state"], json!(predicted));
-    }
-    assert_eq!(caller.drained().await["dead_letters"], 0);
-    assert_eq!(server.sql(&database, "SELECT count(*) FROM rec WHERE key LIKE 'bad%'"), "10");
-    assert_eq!(caller.call("get", json!({"key": letters[3]["key"]})).await["record"]["value"], "newer");
-    row(
-        "outage: poison",
-        "all but the poison applied; foreseen = what came",
-        &format!("{count} queued, 10 dead letters, 9 applied and 1 superseded by replay, all as foreseen"),
-    );
-}
-
-/// One put and what it was told.
-struct Put {
-    key: String,
-    op: u64,
-    sent: Instant,
-    outcome: String,
-    version: String,
-    reason: String,
-}
-
-/// Writes at a rate until told to stop: puts of many keys, and appends to a few lists.
-#[expect(clippy::too_many_arguments, reason = "what one writer is told")]
-async fn writer(
-    caller: Arc<Caller>,
-    part: u64,
-    writers: u64,
-    rate: u64,
-    keys: u64,
-    ops: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    zero: Instant,
-) -> (Vec<Put>, Vec<(String, u64, String)>) {
-    let (mut puts, mut appends) = (Vec::new(), Vec::new());
-    let every = Duration::from_micros(1_000_000 * writers / rate);
-    let mut due = zero + every.mul_f64(part as f64 / writers as f64);
-    while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep_until(due.into()).await;
-        // What was missed is not made up for: a stall of the machine would turn into a flood.
-        due = (due + every).max(Instant::now());
-        let op = ops.fetch_add(1, Ordering::Relaxed);
-        let sent = Instant::now();
-        if op.is_multiple_of(50) {
-            let key = format!("list{}", op % 400 / 50);
-            let change = json!([{"path": "l", "append": op}]);
-            let body = json!({"key": key, "changes": change, "create": true, "op_id": format!("o{op}")});
-            let subject = format!("{}.v1.n.update", caller.prefix);
-            let reply = ask(&caller.nats, subject, body, ANSWERED_WITHIN).await;
-            let outcome = reply.map_or("none".to_owned(), |reply| text(&reply["outcome"]));
-            appends.push((key, op, outcome));
-            continue;
-        }
-        let key = format!("k{}", fastrand::u64(..keys));
-        let body = json!({"key": key, "value": {"op": op}, "op_id": format!("o{op}")});
+    let swap = json!({"key": "k", "value": 3, "precondition": {"exists": true}});
+    let refused = loop {
         let subject = format!("{}.v1.n.put", caller.prefix);
-        let reply =
-            ask(&caller.nats, subject, body, ANSWERED_WITHIN).await.unwrap_or(json!({"outcome": "none"}));
-        let reason = format!("{} {}", text(&reply["error"]["code"]), text(&reply["error"]["message"]));
-        puts.push(Put {
-            key,
-            op,
-            sent,
-            outcome: text(&reply["outcome"]),
-            version: text(&reply["version"]),
-            reason,
-        });
-    }
-    (puts, appends)
-}
-
-fn text(value: &Json) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_loses_nothing_that_was_acknowledged() {
-    let (rounds, rate, down) = match soak() {
-        true => (10, 2_000, Duration::from_secs(30)),
-        false => (1, 300, Duration::from_secs(20)),
+        // Nobody answers while it starts.
+        match ask(&caller.nats, subject, swap.clone(), ANSWERED_WITHIN).await {
+            Some(reply) if text(&reply["error"]["message"]).contains("1 keys of namespace") => break reply,
+            reply => assert!(begun.elapsed() < Duration::from_secs(60), "{reply:?}\n{}", after.log()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    for round in 0..rounds {
-        let seed = fastrand::u64(..);
-        println!("outage round {round}: seed {seed}");
-        one_outage(seed, rate, down).await;
-    }
-}
+    assert_eq!((&refused["outcome"], &refused["error"]["code"]), (&json!("refused"), &json!("unavailable")));
+    assert!(refused["error"]["retry_after_ms"].as_i64() > Some(0), "{refused}");
+    let refused = caller.call("get", json!({"key": "k"})).await;
+    assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
 
-async fn one_outage(seed: u64, rate: u64, down: Duration) {
-    fastrand::seed(seed);
-    let (mut server, mut rabbit, redis) =
-        blocking(|| (Postgres::start(&[]), Rabbit::start(), Redis::start(&[])));
-    let setup = setup(&server.database(), &rabbit, &redis, "");
-    let mut workers: Vec<Worker> = blocking(|| (0..3).map(|_| Worker::start(setup.clone())).collect());
-    blocking(|| workers.iter().for_each(wait_whole));
-    let caller = Arc::new(Caller::of(&workers[0]).await);
-    let (ops, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
-    let (writers, keys) = (64, rate * 2);
-    let mut tasks = tokio::task::JoinSet::new();
-    for part in 0..writers {
-        tasks.spawn(writer(
-            caller.clone(),
-            part,
-            writers,
-            rate,
-            keys,
-            ops.clone(),
-            stop.clone(),
-            Instant::now(),
-        ));
-    }
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let killed = Instant::now();
-    blocking(|| server.kill9());
-    tokio::time::sleep(down.mul_f64(0.15)).await;
-    // A worker dies, and is started again.
-    let victim = usize::try_from(seed % 3).unwrap();
-    blocking(|| workers[victim].kill9());
-    tokio::time::sleep(down.mul_f64(0.1)).await;
-    let broker_from = Instant::now();
-    blocking(|| rabbit.restart());
-    let broker_until = Instant::now();
-    blocking(|| workers[victim].restart());
-    while killed.elapsed() < down {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let before_restart = Instant::now();
     blocking(|| server.restart());
-    let accepts = Instant::now();
-    let first = json!({"key": "first", "value": 1});
-    caller.until("a write is applied again", "put", first, |reply| reply["outcome"] == "applied").await;
-    let first_applied = accepts.elapsed();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    stop.store(true, Ordering::Relaxed);
-    let (mut puts, mut appends) = (Vec::new(), Vec::new());
-    while let Some(done) = tasks.join_next().await {
-        let (more, lists) = done.unwrap();
-        puts.extend(more);
-        appends.extend(lists);
-    }
-    let status = caller.drained().await;
-    let drained = accepts.elapsed();
-    assert_eq!(status["dead_letters"], 0, "{status}");
+    let seen =
+        caller.until("it is served", "get", json!({"key": "k"}), |reply| reply.get("error").is_none()).await;
+    assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(2), &json!(false)), "{seen}");
+    assert_eq!(caller.call("put", swap).await["outcome"], "applied");
+}
 
-    // Every write ended in one of the four, or was never answered.
-    let mut outcomes: HashMap<&str, usize> = HashMap::new();
-    for put in &puts {
-        *outcomes.entry(put.outcome.as_str()).or_default() += 1;
-        let known = ["applied", "queued", "refused", "indeterminate", "none"].contains(&put.outcome.as_str());
-        assert!(known, "{}", put.outcome);
+/// Stores inside the worker take the mode as well: their writes go on being applied, and none waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_the_worker_itself_takes_the_mode_and_applies() {
+    let (rabbit, redis) = blocking(|| (Rabbit::shared(), Redis::shared()));
+    for backend in [Backend::Memory, Backend::Local] {
+        let rest = setup("postgres://unused", rabbit, redis, "").rest;
+        let worker = blocking(|| Worker::start(Setup::new(Nats::shared(), backend).rest(&rest)));
+        blocking(|| wait_whole(&worker));
+        let caller = Caller::of(&worker).await;
+        let put = caller.call("put", json!({"key": "k", "value": 1})).await;
+        assert_eq!((&put["outcome"], &put["durability"] == "queue"), (&json!("applied"), false), "{put}");
+        let swap = json!({"key": "k", "value": 2, "precondition": {"version": put["version"]}});
+        assert_eq!(caller.call("put", swap).await["outcome"], "applied");
+        let seen = caller.call("get", json!({"key": "k"})).await;
+        assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(2), &json!(false)), "{seen}");
+        assert_eq!(caller.call("delete", json!({"key": "k"})).await["outcome"], "applied");
+        let page = caller.call("scan", json!({})).await;
+        assert_eq!(page["records"], json!([]), "{page}");
+        caller.drained().await;
     }
-    let quiet = Duration::from_secs(if soak() { 5 } else { 1 });
-    let in_outage = |put: &&Put| {
-        put.sent > killed + Duration::from_millis(500)
-            && put.sent + ANSWERED_WITHIN.min(Duration::from_secs(1)) < before_restart
-            && !(put.sent > broker_from - quiet && put.sent < broker_until + quiet)
-    };
-    let sent: Vec<&Put> = puts.iter().filter(in_outage).collect();
-    let queued = sent.iter().filter(|put| put.outcome == "queued").count();
-    let mut reasons: HashMap<(&str, &str), usize> = HashMap::new();
-    for put in sent.iter().filter(|put| put.outcome != "queued") {
-        *reasons.entry((&put.outcome, &put.reason)).or_default() += 1;
-    }
-    for ((outcome, reason), count) in &reasons {
-        println!("  not queued in the outage: {count} x {outcome}: {reason}");
-    }
-    println!(
-        "  outcomes {outcomes:?}; in the outage {queued} of {} queued; first applied after {first_applied:?}, drained after {drained:?}",
-        sent.len()
-    );
-    assert!(!sent.is_empty() && queued * 100 >= sent.len() * 95, "{queued} of {} were queued", sent.len());
-
-    // All that was acknowledged stands or was superseded by something newer; nothing was applied twice.
-    let mut newest: HashMap<&str, &str> = HashMap::new();
-    let mut acknowledged: HashMap<u64, &Put> = HashMap::new();
-    for put in puts.iter().filter(|put| put.outcome == "applied" || put.outcome == "queued") {
-        let stands = newest.entry(put.key.as_str()).or_default();
-        *stands = (*stands).max(put.version.as_str());
-        acknowledged.insert(put.op, put);
-    }
-    for (key, version) in &newest {
-        let found =
-            caller.call("get", json!({"key": key, "max_staleness_ms": 0, "consistency": "bounded"})).await;
-        let stands = text(&found["record"]["version"]);
-        assert!(stands.as_str() >= *version, "{key}: acknowledged {version}, stands {found}");
-        let op = found["record"]["value"]["op"].as_u64().unwrap();
-        if let Some(put) = acknowledged.get(&op) {
-            assert_eq!(
-                put.version, stands,
-                "{key}: operation {op} stands under another version than it was told"
-            );
-        }
-    }
-    let mut lists: HashMap<&str, Vec<u64>> = HashMap::new();
-    for (key, op, outcome) in &appends {
-        assert_ne!(outcome, "queued");
-        let list = match lists.get(key.as_str()) {
-            Some(list) => list.clone(),
-            None => {
-                let found = caller.call("get", json!({"key": key})).await;
-                let items = found["record"]["value"]["l"].as_array().cloned().unwrap_or_default();
-                lists.entry(key).or_insert(items.iter().map(|item| item.as_u64().unwrap()).collect()).clone()
-            }
-        };
-        let times = list.iter().filter(|item| *item == op).count();
-        match outcome.as_str() {
-            "applied" => assert_eq!(times, 1, "{key}: {op}"),
-            "refused" => assert_eq!(times, 0, "{key}: {op}"),
-            _ => assert!(times <= 1, "{key}: {op}"),
-        }
-    }
-    assert!(first_applied < Duration::from_secs(2), "{first_applied:?}");
-    row(
-        "outage",
-        "0 lost, 0 twice, >= 95 % queued, first applied <= 2 s",
-        &format!(
-            "seed {seed}: {} puts, {} appends, {queued} of {} queued, first applied after {first_applied:?}, drained after {drained:?}, 0 lost, 0 twice",
-            puts.len(),
-            appends.len(),
-            sent.len()
-        ),
-    );
 }

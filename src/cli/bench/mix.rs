@@ -84,7 +84,9 @@ impl Shares {
         let none = Self::default();
         match workload {
             Workload::Get | Workload::BatchGet | Workload::YcsbC => Self { reads: 100, ..none },
-            Workload::Put | Workload::Batch | Workload::Staleness => Self { updates: 100, ..none },
+            Workload::Put | Workload::Batch | Workload::Staleness | Workload::Outage => {
+                Self { updates: 100, ..none }
+            }
             Workload::Scan => Self { scans: 100, ..none },
             Workload::YcsbA => Self { reads: 50, updates: 50, ..none },
             Workload::YcsbB => Self { reads: 95, updates: 5, ..none },

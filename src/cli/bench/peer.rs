@@ -5,6 +5,7 @@
 
 mod kv;
 mod postgres;
+mod rabbitmq;
 mod redis;
 
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(super) enum Peer {
     Kv(Mix, kv::Kv),
     /// Redis, and an echo.
     Redis(Mix, redis::Redis, Echo),
+    /// A queue of RabbitMQ.
+    RabbitMq(Mix, rabbitmq::RabbitMq),
     /// Statements on PostgreSQL.
     Postgres(Mix, postgres::Postgres),
 }
@@ -59,6 +62,10 @@ impl Peer {
             let echo = Echo::start(session, client, bench.value_bytes as usize).await?;
             return Ok(Some(Self::Redis(mix, redis::Redis::start(url, records, timeout).await?, echo)));
         }
+        if let Some(url) = &bench.peer_rabbitmq {
+            alone("RabbitMQ", "puts", shares.updates == 100)?;
+            return Ok(Some(Self::RabbitMq(mix, rabbitmq::RabbitMq::start(url, records, timeout).await?)));
+        }
         if let Some(url) = &bench.peer_postgres {
             return Ok(Some(Self::Postgres(
                 mix,
@@ -74,6 +81,7 @@ impl Peer {
             Self::Echo(_) => ("echo", "echo"),
             Self::Kv(..) => ("peer", "JetStream KV"),
             Self::Redis(..) => ("peer", "Redis GET and an echo"),
+            Self::RabbitMq(..) => ("peer", "a confirmed publish"),
             Self::Postgres(..) => ("peer", "hand-written PostgreSQL"),
         }
     }
@@ -91,6 +99,10 @@ impl Peer {
                 echo.send().await?;
                 ended(mix, step, redis.send(step).await)
             }
+            Self::RabbitMq(mix, rabbitmq) => {
+                let step = mix.next();
+                ended(mix, step, rabbitmq.send(step).await)
+            }
             Self::Postgres(mix, postgres) => {
                 let step = mix.next();
                 ended(mix, step, postgres.send(step).await)
@@ -104,6 +116,7 @@ impl Peer {
             Self::Echo(_) => Ok(()),
             Self::Kv(_, kv) => kv.end().await,
             Self::Redis(_, redis, _) => redis.end().await,
+            Self::RabbitMq(_, rabbitmq) => rabbitmq.end().await,
             Self::Postgres(_, postgres) => postgres.end().await,
         }
     }

@@ -18,7 +18,7 @@ use crate::cli::args::{Bench, Level, Workload};
 use crate::cli::output::Fault;
 use crate::client::{Client, NamespaceClient, RequestOptions, Unanswered};
 use crate::codec::message;
-use crate::model::reply::{BatchResult, Reply};
+use crate::model::reply::{BatchResult, Reply, WriteReply};
 use crate::model::request::{
     BatchRequest, GetRequest, PreconditionRequest, PutRequest, Request, ScanRequest,
 };
@@ -116,6 +116,7 @@ impl Target {
             Workload::Batch => self.write_batch().await,
             Workload::BatchGet => self.read_batch().await,
             Workload::Staleness => self.watch_write().await,
+            Workload::Outage => self.put_or_queue().await,
             _ => {
                 let step = self.mix.next();
                 let sent = self.step(step).await;
@@ -142,6 +143,15 @@ impl Target {
 
     async fn request(&self, name: &'static str, request: Request) -> Result<Sent, Error> {
         succeeded(self.namespace.request(request).await).map(|items| Sent::items(name, items))
+    }
+
+    /// A put that counts by what became of it.
+    async fn put_or_queue(&self) -> Result<Sent, Error> {
+        match self.namespace.request(self.put(self.mix.pick())).await? {
+            Reply::Write(WriteReply { error: Some(error), .. }) => Err(error),
+            Reply::Write(write) => Ok(Sent::items(write.outcome.word(), 1)),
+            _ => Err(Error::internal("the reply is not one to put")),
+        }
     }
 
     async fn read(&self, name: &'static str, at: usize) -> Result<Sent, Error> {
@@ -279,7 +289,7 @@ fn succeeded(reply: Result<Reply, Error>) -> Result<u64, Error> {
         Reply::Batch(batch) => {
             for result in &batch.results {
                 let (BatchResult::Get(crate::model::reply::GetReply { error, .. })
-                | BatchResult::Write(crate::model::reply::WriteReply { error, .. })) = result;
+                | BatchResult::Write(WriteReply { error, .. })) = result;
                 if let Some(error) = error {
                     return Err(error.clone());
                 }
