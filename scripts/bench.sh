@@ -134,10 +134,12 @@ $3
 backend = "main"
 ${5:-}
 TOML
+    # What an earlier worker of this name said is not what this one says.
+    rm -f "$scratch/$1.log"
     env -u DATASTORE__NATS__SUBJECT_PREFIX "$binary" serve --config "$scratch/$1.toml" 2>"$scratch/$1.log" &
     worker_pid=$!
     export DATASTORE__NATS__SUBJECT_PREFIX="$1"
-    for _ in $(seq 100); do grep -q ready "$scratch/$1.log" && return; sleep 0.1; done
+    for _ in $(seq 100); do grep -qs ready "$scratch/$1.log" && return; sleep 0.1; done
     cat "$scratch/$1.log" >&2
     exit 1
 }

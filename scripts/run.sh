@@ -31,7 +31,7 @@ split() {
 
 nats_pid=""
 postgres_pids=()
-redis_pid=""
+redis_pids=()
 rabbit_pid=""
 epmd_pid=""
 worker_pid=""
@@ -42,7 +42,7 @@ stop() {
     # "Fast": it ends its connections and its own work, and does not wait for clients.
     local pid
     for pid in "${postgres_pids[@]}"; do kill -INT "$pid" 2>/dev/null && wait "$pid" || true; done
-    [ -n "$redis_pid" ] && kill -TERM "$redis_pid" 2>/dev/null && wait "$redis_pid" || true
+    for pid in "${redis_pids[@]}"; do kill -TERM "$pid" 2>/dev/null && wait "$pid" || true; done
     [ -n "$rabbit_pid" ] && kill -TERM "$rabbit_pid" 2>/dev/null && wait "$rabbit_pid" || true
     [ -n "$epmd_pid" ] && kill -TERM "$epmd_pid" 2>/dev/null && wait "$epmd_pid" || true
     [ -n "$log" ] && rm -f "$log" || true
@@ -126,25 +126,34 @@ while read -r url <&9; do
     folder=""
 done 9< <(grep -o '\<url = "postgres\(ql\)\?://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
 
-# A private Redis for the shared cache and the pending writes, which it keeps on disk in run/redis.
-private_redis() { # host, port
+# A private Redis, which keeps its data on disk.
+private_redis() { # host, port, name of its folder in run/, further settings
+    local host="$1" port="$2" name="$3"
+    shift 3
     scripts/deps.sh redis
-    mkdir -p run/redis
-    setsid redis-server --bind "$1" --port "$2" --dir "$PWD/run/redis" --appendonly yes --maxmemory-policy volatile-lru \
-        >run/redis.log 2>&1 &
-    redis_pid=$!
-    for _ in $(seq 100); do answers "$1" "$2" && break; sleep 0.05; done
-    answers "$1" "$2" || { echo "the private Redis did not start; see run/redis.log" >&2; stop; exit 1; }
-    echo "started a private Redis at $1:$2 (data: run/redis, log: run/redis.log)"
+    mkdir -p "run/$name"
+    setsid redis-server --bind "$host" --port "$port" --dir "$PWD/run/$name" --appendonly yes "$@" >"run/$name.log" 2>&1 &
+    redis_pids+=($!)
+    for _ in $(seq 100); do answers "$host" "$port" && break; sleep 0.05; done
+    answers "$host" "$port" || { echo "the private Redis did not start; see run/$name.log" >&2; stop; exit 1; }
+    echo "started a private Redis at $host:$port (data: run/$name, log: run/$name.log)"
 }
+split_redis() { # URL
+    split "$1"
+    [ "$port" = 4222 ] && [[ "$1" != *:4222* ]] && port=6379
+    case "$host" in 127.*|localhost|::1) return 0 ;; *) return 1 ;; esac
+}
+# For the shared cache and the pending writes: what is least used may go.
 url="$(setting cache redis_url)"
-if [ -n "$url" ]; then
-    split "$url"
-    [ "$port" = 4222 ] && [[ "$url" != *:4222* ]] && port=6379
-    case "$host" in
-        127.*|localhost|::1) answers "$host" "$port" || private_redis "$host" "$port" ;;
-    esac
+if [ -n "$url" ] && split_redis "$url"; then
+    answers "$host" "$port" || private_redis "$host" "$port" redis --maxmemory-policy volatile-lru
 fi
+# For records: nothing may go, and each write is on the disk before it is acknowledged.
+while read -r url <&9; do
+    split_redis "$url" || continue
+    answers "$host" "$port" ||
+        private_redis "$host" "$port" "redis-$port" --maxmemory-policy noeviction --appendfsync always
+done 9< <(grep -o '\<url = "redis://[^"]*"' <<<"$settings" | sed 's/^url = "\(.*\)"$/\1/')
 
 # A private RabbitMQ with a home, a node name and a name server (epmd) of its own; its data is kept in run/rabbitmq.
 private_rabbit() { # host, port

@@ -194,6 +194,18 @@ fn without_a_worker_the_error_says_so() {
 }
 
 #[test]
+fn every_settings_file_that_comes_along_is_good() {
+    let mut files = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+        let path = entry.unwrap().path();
+        let run = datastore(worker(), &["config", "check", path.to_str().unwrap()]);
+        assert_eq!(run.code, 0, "{}: {run:?}", path.display());
+        files += 1;
+    }
+    assert!(files >= 5, "{files} files");
+}
+
+#[test]
 fn config_check_tells_every_fault_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (good, bad) = (folder.path().join("good.toml"), folder.path().join("bad.toml"));
