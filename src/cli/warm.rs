@@ -14,6 +14,8 @@ use crate::model::{Error, Namespace};
 
 /// How long workers have to answer that they begin.
 const BEGIN_WITHIN: Duration = Duration::from_secs(1);
+/// Between two requests that nobody heard.
+const ASK_PAUSE: Duration = Duration::from_millis(100);
 /// A worker that tells nothing for so long is given up.
 const SILENT: Duration = Duration::from_secs(30);
 
@@ -50,10 +52,13 @@ pub(super) async fn run(session: &Session, output: &mut Output, arguments: &Warm
         client.subscribe(inbox.clone()).await.map_err(|error| unreachable(error.to_string()))?;
     let request = serde_json::json!({"namespace": arguments.namespace, "prefix": arguments.prefix});
     let subject = format!("{}.ctl.warm", nats.subject_prefix);
-    client
-        .publish_with_reply(subject, inbox, request.to_string().into())
-        .await
-        .map_err(|error| unreachable(error.to_string()))?;
+    let ask = async || {
+        client
+            .publish_with_reply(subject.clone(), inbox.clone(), request.to_string().into())
+            .await
+            .map_err(|error| unreachable(error.to_string()))
+    };
+    ask().await?;
 
     let bar = transfer::bar(None);
     let mut interrupt = std::pin::pin!(transfer::interrupt());
@@ -76,6 +81,11 @@ pub(super) async fn run(session: &Session, output: &mut Output, arguments: &Warm
             reply = tokio::time::timeout(wait, replies.next()) => reply,
         };
         match reply {
+            // Nobody listens; a worker that has just started will in a moment.
+            Ok(Some(reply)) if reply.payload.is_empty() && beginning && workers.is_empty() => {
+                tokio::time::sleep(ASK_PAUSE).await;
+                ask().await?;
+            }
             Ok(Some(reply)) if reply.payload.is_empty() => break,
             Ok(Some(reply)) => {
                 if let Ok(progress) = serde_json::from_slice::<Progress>(&reply.payload) {
