@@ -758,12 +758,13 @@ impl Micros {
         i64::try_from(self.since(as_of).as_micros().div_ceil(1000)).unwrap_or(i64::MAX)
     }
 
-    /// When a life ends that ends at `expires_at_ms`, by a clock that shows `now_ms` now. 0 = never.
+    /// When a life ends that ends at `expires_at_ms` by the store's clock, 0 = never, if this machine's shows `now_ms` now. Early by
+    /// what two clocks may differ: who asks in the last moments is answered by the store, and nobody from a copy that has ended there.
     pub fn end_of(expires_at_ms: i64, now_ms: i64) -> Self {
         if expires_at_ms == 0 {
             return Self(0);
         }
-        let left_ms = u64::try_from(expires_at_ms.saturating_sub(now_ms)).unwrap_or(0);
+        let left_ms = u64::try_from(expires_at_ms.saturating_sub(now_ms + CLOCK_EPSILON_MS)).unwrap_or(0);
         Self(Self::now().0.saturating_add(left_ms.saturating_mul(1000)).max(1))
     }
 }

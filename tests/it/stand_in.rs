@@ -10,6 +10,8 @@ use crate::crash::{ask, row};
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
+#[cfg(feature = "test-clock")]
+use crate::support::time::now_ms;
 use crate::support::worker::{Backend, Setup, Worker};
 
 /// Reads that wait for the backend: more than may bring large answers into memory at a time.
@@ -110,4 +112,31 @@ async fn warming_brings_records_into_the_tiers_of_every_worker() {
         }
     }
     assert_eq!(client.get("plain", "b/7", "eventual").await["source"], "backend");
+}
+
+/// A worker whose clock is behind the store's keeps no copy beyond the end of its record.
+#[cfg(feature = "test-clock")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_ends_with_its_record_also_where_the_clock_is_behind() {
+    let nats = Nats::shared();
+    let behind = ["env".to_owned(), "DATASTORE_TEST_CLOCK_OFFSET_MS=-200".to_owned()];
+    let setup = cached(nats, None, "16MiB");
+    let _worker = settled(Worker::start(setup.clone().wrapped(&behind)));
+    let client = Client::of(nats, &setup).await;
+    let put = json!({"key": "a", "value": 1, "ttl_ms": 2000});
+    assert_eq!(client.call("n", "put", put).await["outcome"], "applied");
+    let first = until_from(&client, "a", "memory").await;
+    let ends_at_ms = first["record"]["expires_at_ms"].as_i64().unwrap();
+    let (mut copied, mut asked_ms) = (0, now_ms());
+    loop {
+        let reply = client.get("n", "a", "eventual").await;
+        if reply["found"] == false {
+            break;
+        }
+        assert!(asked_ms < ends_at_ms, "answered {} ms after its end: {reply}", asked_ms - ends_at_ms);
+        copied += u32::from(reply["source"] == "memory");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        asked_ms = now_ms();
+    }
+    assert!(copied > 10, "{copied} answers from the copy");
 }
