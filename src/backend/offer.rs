@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::op::{Expiry, Precondition};
-use crate::model::{Error, Result, Version};
+use crate::model::op::Expiry;
+use crate::model::{Error, Result};
 
 use super::decide;
 use super::{Action, Applied, Backend, Entry, Live, Offered, OpRing, Row, Write, Written};
@@ -36,11 +36,8 @@ pub(super) fn not_offered() -> Error {
     Error::internal("a write that depends on what stands there was offered under one version")
 }
 
-/// A version that no write ever gets.
-const NO_VERSION: Version = Version { hlc: 0, origin: 0 };
-
-/// [`Backend::offer`] of a store that can merge: what it knows of the operation, and whether a live record is there, is asked
-/// before. Of two requests of one operation that come at the same time both may be taken for the first.
+/// [`Backend::offer`] of a store that can be read and can merge, and judges nothing. Whether a live record is there is asked
+/// before. Operations are not looked up: two first attempts of one may both take effect, each under its own version.
 pub(super) async fn by_merging<B: Backend>(
     store: &B,
     writes: Vec<Write>,
@@ -49,19 +46,18 @@ pub(super) async fn by_merging<B: Backend>(
     let Some(entries) = writes.iter().map(Write::entry).collect::<Option<Vec<Entry>>>() else {
         return writes.iter().map(|_| Err(not_offered())).collect();
     };
-    let asked = ask(store, &writes, deadline).await;
+    let found = store.read(writes.into_iter().map(|write| write.at).collect(), deadline).await;
     let cap = hlc_at(wall_ms().saturating_add(CLOCK_EPSILON_MS));
     if Instant::now() >= deadline {
         return entries.iter().map(|_| Err(super::late())).collect();
     }
     let (mut results, mut sent) = (Vec::with_capacity(entries.len()), Vec::new());
-    for (at, (entry, asked)) in entries.into_iter().zip(asked).enumerate() {
-        results.push(match asked {
+    for (at, (entry, found)) in entries.into_iter().zip(found).enumerate() {
+        results.push(match found {
             Err(error) => Err(error),
-            Ok(Asked::Known(duplicate)) => Ok(Offered::Written(duplicate)),
-            Ok(Asked::New { .. }) if entry.row.version.hlc > cap => Ok(Offered::Superseded),
-            Ok(Asked::New { existed }) => {
-                sent.push((at, existed, entry));
+            Ok(_) if entry.row.version.hlc > cap => Ok(Offered::Superseded),
+            Ok(found) => {
+                sent.push((at, found.is_some_and(|found| found.live.is_some()), entry));
                 Ok(Offered::Superseded)
             }
         });
@@ -77,35 +73,6 @@ pub(super) async fn by_merging<B: Backend>(
         });
     }
     results
-}
-
-/// What a store knows of a write before it is made.
-enum Asked {
-    /// Its operation took effect before.
-    Known(Written),
-    /// It is new, as far as is known; whether a live record is there.
-    New { existed: bool },
-}
-
-/// Where a store judges conditions, a write that can never be made tells both: a known operation is judged first.
-async fn ask<B: Backend>(store: &B, writes: &[Write], deadline: Instant) -> Vec<Result<Asked>> {
-    if !store.capability().conditional {
-        let keys = writes.iter().map(|write| write.at.clone()).collect();
-        let found = store.read(keys, deadline).await.into_iter();
-        let new = |found: Option<super::Found>| Asked::New {
-            existed: found.is_some_and(|found| found.live.is_some()),
-        };
-        return found.map(|found| found.map(new)).collect();
-    }
-    let never =
-        |write: &Write| Write { precondition: Some(Precondition::Version(NO_VERSION)), ..write.clone() };
-    let judged = store.write(writes.iter().map(never).collect(), deadline).await.into_iter();
-    let asked = |judged: Written| match judged {
-        Written::Duplicate { .. } => Asked::Known(judged),
-        Written::Conflict { present } => Asked::New { existed: present.is_some() },
-        Written::Applied { .. } | Written::Forgotten => Asked::New { existed: false },
-    };
-    judged.map(|judged| judged.map(asked)).collect()
 }
 
 /// [`Backend::foresee`] of a store that can be read and no more: it does not foresee that a row is refused, nor the

@@ -38,7 +38,9 @@ use tokio_util::sync::CancellationToken;
 use super::remote::lane::{self, Answer, Deadlines, Lane, Plain};
 use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
 use super::turns::Turns;
-use super::{Aged, Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{
+    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
 use replica::Replicas;
@@ -143,6 +145,10 @@ impl Backend for RedisStore {
 
     async fn write(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Written>> {
         self.shared.write(writes, deadline).await
+    }
+
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        join_all(writes.iter().map(|write| self.shared.offer(write, deadline))).await
     }
 
     async fn write_atomic(

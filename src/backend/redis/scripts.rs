@@ -149,6 +149,7 @@ pub(super) fn order_of(record: &[u8]) -> Option<Vec<u8>> {
 ///     70   15  whose first attempt was sent at most so long ago
 ///     85    1  what must hold: '0' nothing, '1' absent, '2' exists, '3' this version
 ///     86   32  that version
+///    118    1  '1' = under the proposed version, or not at all
 /// ```
 pub(super) fn parameters(proposal: &Proposal) -> String {
     /// The largest number of 15 digits.
@@ -159,7 +160,7 @@ pub(super) fn parameters(proposal: &Proposal) -> String {
         Wants::Exists => ('2', None),
         Wants::Version(version) => ('3', Some(version)),
     };
-    let mut text = String::with_capacity(118);
+    let mut text = String::with_capacity(119);
     let written = write!(
         text,
         "{:04}{}{}{:015}{}{:016x}{}{:015}{wants}",
@@ -177,5 +178,6 @@ pub(super) fn parameters(proposal: &Proposal) -> String {
         Some(version) => write!(text, "{version}").expect("text takes everything"),
         None => text.push_str(&"0".repeat(32)),
     }
+    text.push(if proposal.exact { '1' } else { '0' });
     text
 }

@@ -50,6 +50,8 @@ pub(super) struct Proposal {
     pub(super) op: u64,
     pub(super) lookback_ms: Option<i64>,
     pub(super) wants: Wants,
+    /// Under this version, or not at all.
+    pub(super) exact: bool,
 }
 
 /// See [`crate::model::op::Precondition`].
@@ -73,6 +75,8 @@ pub(super) enum Word {
     Duplicate(Option<(Version, bool)>),
     Forgotten,
     Conflict(Option<Version>),
+    /// It would have stood under another version than its own, which it must not.
+    Superseded,
     /// The time at which nothing is written any more had passed.
     Late,
     NotOwner,
@@ -285,6 +289,7 @@ impl Shard {
             (Some("F"), _) => Some(Word::Forgotten),
             (Some("C"), 1) => Some(Word::Conflict(None)),
             (Some("C"), _) => version(1).map(|version| Word::Conflict(Some(version))),
+            (Some("S"), _) => Some(Word::Superseded),
             (Some("L"), _) => Some(Word::Late),
             (Some("N"), _) => Some(Word::NotOwner),
             (Some("E"), _) => Some(Word::Failed(refused_row(&self.name, &text[1..]))),

@@ -1,6 +1,7 @@
 //! What only servers can show: the scripts beside their reference, several servers, and their end.
 
 mod faults;
+mod offers;
 mod replicas;
 
 use std::time::Duration;

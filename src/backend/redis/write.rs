@@ -8,9 +8,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::shard::{Committed, Decided, Proposal, Seen, Shard, Wants, Word};
 use super::{Shared, WHO};
+use crate::backend::offer::not_offered;
 use crate::backend::remote::lane::{Answer, BATCH_BYTES_MAX, BATCH_ROWS_MAX, Deadlines};
 use crate::backend::remote::{ANSWER_GRACE, Fault, Pause, Remedy, each_key_in_order, not_owner, to_its_end};
-use crate::backend::{Action, Applied, Entry, Live, Row, RowKey, Write, Written, decide, group, late};
+use crate::backend::{
+    Action, Applied, Entry, Live, Offered, Row, RowKey, Write, Written, decide, group, late,
+};
 use crate::model::op::{Expiry, Precondition};
 use crate::model::{Error, Result};
 
@@ -26,7 +29,12 @@ impl Shared {
 
     async fn one(self: &Arc<Self>, write: Write, deadline: Instant) -> Result<Written> {
         match &write.action {
-            Action::Put { .. } | Action::Delete => self.put(proposal(&write), deadline).await,
+            Action::Put { .. } | Action::Delete => match self.put(proposal(&write), deadline).await? {
+                Offered::Written(written) => Ok(written),
+                Offered::Superseded => {
+                    Err(Error::internal("a write that may take any version was superseded"))
+                }
+            },
             Action::Change(_) => {
                 let shared = self.clone();
                 to_its_end(WHO, deadline, async move { shared.change(&write, deadline).await }).await?
@@ -34,8 +42,17 @@ impl Shared {
         }
     }
 
+    /// An unconditional write under exactly its version. Whether its operation is known is judged in the same step, so of
+    /// attempts that come at the same time one takes effect.
+    pub(super) async fn offer(&self, write: &Write, deadline: Instant) -> Result<Offered> {
+        if write.entry().is_none() {
+            return Err(not_offered());
+        }
+        self.put(Proposal { exact: true, ..proposal(write) }, deadline).await
+    }
+
     /// A put or a delete, in a script with others.
-    async fn put(&self, proposal: Proposal, deadline: Instant) -> Result<Written> {
+    async fn put(&self, proposal: Proposal, deadline: Instant) -> Result<Offered> {
         let mut pause = Pause::new(deadline);
         loop {
             let server = self.server(proposal.at.slot)?;
@@ -45,7 +62,8 @@ impl Shared {
                     return Err(Error::indeterminate("Redis did not confirm the write in time"));
                 }
                 Answer::Done(Ok(word)) => match judged(&proposal, word) {
-                    Judged::Done(written) => return Ok(written),
+                    Judged::Done(written) => return Ok(Offered::Written(written)),
+                    Judged::Superseded => return Ok(Offered::Superseded),
                     // The deadline of a neighbour.
                     Judged::Late if Instant::now() >= deadline || !pause.again().await => return Err(late()),
                     Judged::Late => continue,
@@ -113,6 +131,7 @@ impl Shared {
             Judged::Done(Written::Conflict { .. }) => Ok(Ok(None)),
             Judged::Done(written) => Ok(Ok(Some(written))),
             Judged::Late => Ok(Err(late())),
+            Judged::Superseded => Err(shard.odd("that a change was superseded")),
             Judged::Failed(fault) => Err(fault),
         }
     }
@@ -308,12 +327,14 @@ fn proposal(write: &Write) -> Proposal {
         op: write.op.map_or(0, |op| op.id),
         lookback_ms: write.op.and_then(|op| op.lookback_ms),
         wants,
+        exact: false,
     }
 }
 
 /// What a word means.
 enum Judged {
     Done(Written),
+    Superseded,
     Late,
     Failed(Fault),
 }
@@ -330,6 +351,7 @@ fn judged(proposal: &Proposal, word: Word) -> Judged {
         },
         Word::Forgotten => Written::Forgotten,
         Word::Conflict(present) => Written::Conflict { present },
+        Word::Superseded => return Judged::Superseded,
         Word::Late => return Judged::Late,
         Word::NotOwner => return Judged::Failed(not_owner(&proposal.at)),
         Word::Failed(fault) => return Judged::Failed(fault),

@@ -67,6 +67,7 @@ local function write(record, order, asked, body)
     local got = hlc
     if got > cap then got = cap end
     if got < above then got = above end
+    if sub(asked, 119, 119) == '1' and got ~= hlc then return 'S' end
     version = got .. (got == hlc and origin or raised(origin))
     if op ~= NO_OP then
         if #ring >= RING_MAX then ring, evicted = sub(ring, 1, RING_MAX - ENTRY), now end

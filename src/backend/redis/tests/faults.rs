@@ -152,6 +152,7 @@ async fn errors_of_a_write_on_its_way_are_judged_as_the_server_means_them() {
             op: 0,
             lookback_ms: None,
             wants: shard::Wants::Anything,
+            exact: false,
         };
         let fault = shard.write(&[proposal], deadlines).await.unwrap_err();
         assert!(fault.error.message.contains(words), "{fault:?}");
