@@ -598,11 +598,11 @@ fn strong_is_unsupported_where_it_cannot_be_kept() {
         let faults = faults(file).into_iter().filter(|fault| fault.path == "namespaces.a.consistency");
         faults.map(|fault| fault.message).collect::<Vec<_>>()
     };
-    for kind in ["redis", "riak"] {
+    for (kind, reason) in [("redis", "replication is asynchronous"), ("riak", "before they agree")] {
         let messages = level(&format!("[backends.main]\nkind = '{kind}'\n[namespaces.a]"));
         assert_eq!(messages.len(), 1);
         assert!(
-            ["unsupported", "strong", kind].iter().all(|word| messages[0].contains(word)),
+            ["unsupported", "strong", kind, reason].iter().all(|word| messages[0].contains(word)),
             "{messages:?}"
         );
         assert!(

@@ -18,6 +18,9 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Settings with which what was acknowledged is on the disk.
 const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
+/// Long enough for a worker to look at its server more than once: it does every 500 ms.
+const LOOKS: Duration = Duration::from_millis(1500);
+
 /// What stands under keys, once Redis answers for all of them: a worker may not have noticed yet that it is back.
 async fn values(client: &async_nats::Client, prefix: &str, keys: Vec<String>) -> HashMap<String, Json> {
     let mut found = HashMap::new();
@@ -154,6 +157,30 @@ async fn a_server_that_keeps_nothing_promises_nothing() {
         (status == 503 && page.contains("allkeys-lfu")).then_some(())
     });
     assert!(worker.log().contains("set it to noeviction"), "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_syncs_is_warned_of_and_served_from() {
+    const WARNING: &str = "appendfsync is no";
+    let redis = Redis::start(&["--appendonly", "yes", "--appendfsync", "everysec"]);
+    let nats = Nats::shared();
+    let client = nats.client().await;
+    let worker = Worker::start(on(nats, &redis.url()));
+    assert!(!worker.log().contains(WARNING), "{}", worker.log());
+    // Once each time that it is so, not at every look.
+    for times in 1..=2 {
+        redis.cli(&["CONFIG", "SET", "appendfsync", "no"]);
+        until("the log warns", Duration::from_secs(10), || {
+            (worker.log().matches(WARNING).count() == times).then_some(())
+        });
+        let subject = format!("{}.v1.t.put", worker.prefix());
+        let reply = ask(&client, subject, json!({"key": "a", "value": 1}), ANSWERED_WITHIN).await.unwrap();
+        assert_eq!((&reply["outcome"], &reply["durability"]), (&json!("applied"), &json!("none")), "{reply}");
+        tokio::time::sleep(LOOKS).await;
+        assert_eq!(worker.log().matches(WARNING).count(), times, "{}", worker.log());
+        redis.cli(&["CONFIG", "SET", "appendfsync", "everysec"]);
+        tokio::time::sleep(LOOKS).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

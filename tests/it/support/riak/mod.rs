@@ -47,12 +47,15 @@ impl Riak {
         static REAL: OnceLock<Option<String>> = OnceLock::new();
         let real = REAL.get_or_init(|| {
             let real = std::env::var("DATASTORE_TEST_RIAK").ok().filter(|host| !host.is_empty());
-            match &real {
-                Some(host) => println!("Riak: the tests run on the real node {host}"),
-                None => println!(
-                    "Riak: the tests run on the double; DATASTORE_TEST_RIAK=host:port names a real node"
-                ),
-            }
+            let said = match &real {
+                Some(host) => format!("Riak: the tests run on the real node {host}\n"),
+                None => {
+                    "Riak: the tests run on the double; DATASTORE_TEST_RIAK=host:port names a real node\n"
+                        .to_owned()
+                }
+            };
+            // Straight to the terminal: what a test prints is shown only if it fails.
+            let _ = std::io::stderr().write_all(said.as_bytes());
             real
         });
         real.clone()
