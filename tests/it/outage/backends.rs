@@ -1,6 +1,9 @@
 //! The same on Redis and on Riak: what was queued while they were down is seen, and stands when they are back.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -13,6 +16,10 @@ use crate::support::worker::{Backend, Setup, Worker};
 
 /// Keys that are written twice while the store is down.
 const KEYS: usize = 100;
+/// Writers that go on while the store goes and comes.
+const WRITERS: u64 = 16;
+/// The keys they share: few, so that what lands late meets what came after it.
+const SHARED_KEYS: u64 = 40;
 
 fn with_queue(setup: Setup, rabbit: &Rabbit, redis: &Redis) -> Setup {
     setup.rest(&format!(
@@ -75,6 +82,117 @@ async fn outage(setup: Setup, down: impl FnOnce(), up: impl FnOnce()) {
             "{got}"
         );
     }
+}
+
+/// What writers were told.
+#[derive(Default)]
+struct Told {
+    /// The version of each acknowledged operation, and its key.
+    acknowledged: HashMap<u64, (String, String)>,
+    applied: usize,
+    queued: usize,
+    other: usize,
+}
+
+/// Writes until told to stop: to keys that others write to as well, and every fourth time to one that nobody else ever does, where
+/// a write that is lost is not covered by a later one.
+async fn writer(caller: Arc<Caller>, ops: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Told {
+    let mut told = Told::default();
+    while !stop.load(Ordering::Relaxed) {
+        let op = ops.fetch_add(1, Ordering::Relaxed);
+        let key = match op % 4 {
+            0 => format!("own{op}"),
+            _ => format!("s{}", fastrand::u64(..SHARED_KEYS)),
+        };
+        let put = json!({"key": key, "value": op, "op_id": format!("o{op}")});
+        let reply = caller.call("put", put).await;
+        match reply["outcome"].as_str() {
+            Some("applied") => told.applied += 1,
+            Some("queued") => told.queued += 1,
+            Some("refused" | "indeterminate") => {
+                told.other += 1;
+                continue;
+            }
+            _ => panic!("{reply}"),
+        }
+        told.acknowledged.insert(op, (key, text(&reply["version"])));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    told
+}
+
+/// Takes the store away from under writers and brings it back: whatever was acknowledged stands, under the version that was told,
+/// or something newer does.
+async fn under_way(setup: Setup, down: impl FnOnce(), up: impl FnOnce()) {
+    let (one, two) = blocking(|| (Worker::start(setup.clone()), Worker::start(setup)));
+    blocking(|| [&one, &two].into_iter().for_each(wait_whole));
+    let caller = Arc::new(Caller::of(&one).await);
+    let (ops, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..WRITERS {
+        writers.spawn(writer(caller.clone(), ops.clone(), stop.clone()));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    blocking(down);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    blocking(up);
+    caller.drained().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut told = Told::default();
+    while let Some(done) = writers.join_next().await {
+        let done = done.unwrap();
+        told.acknowledged.extend(done.acknowledged);
+        told.applied += done.applied;
+        told.queued += done.queued;
+        told.other += done.other;
+    }
+    let status = caller.drained().await;
+    assert_eq!(status["dead_letters"], 0, "{status}");
+    println!("{} applied, {} queued, {} neither", told.applied, told.queued, told.other);
+    assert!(told.applied > 100 && told.queued > 100, "{} applied, {} queued", told.applied, told.queued);
+    let mut newest: HashMap<&str, &str> = HashMap::new();
+    for (key, version) in told.acknowledged.values() {
+        let stands = newest.entry(key).or_default();
+        *stands = (*stands).max(version);
+    }
+    for (key, version) in newest {
+        let settled = |reply: &Json| reply["pending"] == false && reply.get("error").is_none();
+        let found = caller.until("it stands", "get", json!({"key": key}), settled).await;
+        let stands = text(&found["record"]["version"]);
+        assert!(stands.as_str() >= version, "{key}: acknowledged {version}, stands {found}");
+        let op = found["record"]["value"].as_u64().unwrap();
+        if let Some((_, version)) = told.acknowledged.get(&op) {
+            assert_eq!(*version, stands, "{key}: operation {op} took effect under another version too");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_under_way_survive_kill_9_of_a_redis_that_keeps_records() {
+    let settings = ["--appendonly", "yes", "--appendfsync", "always"];
+    let (store, rabbit, redis) = blocking(|| (Redis::start(&settings), Rabbit::shared(), Redis::shared()));
+    let setup = Setup::new(Nats::shared(), Backend::Redis).on_database(&store.url());
+    let store = std::cell::RefCell::new(store);
+    under_way(
+        with_queue(setup, rabbit, redis),
+        || store.borrow_mut().kill9(),
+        || store.borrow_mut().restart(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_under_way_survive_the_end_of_riak() {
+    let (rabbit, redis) = blocking(|| (Rabbit::shared(), Redis::shared()));
+    let riak = Riak::start(3);
+    let setup = Setup::new(Nats::shared(), Backend::Riak).on_nodes(&riak.hosts());
+    under_way(
+        with_queue(setup, rabbit, redis),
+        || (0..3).for_each(|node| riak.stop(node)),
+        || (0..3).for_each(|node| riak.restart(node)),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
