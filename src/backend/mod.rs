@@ -355,9 +355,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         writes: Vec<Write>,
         deadline: Instant,
-    ) -> impl Future<Output = Vec<Result<Offered>>> + Send {
-        offer::by_merging(self, writes, deadline)
-    }
+    ) -> impl Future<Output = Vec<Result<Offered>>> + Send;
 
     /// Writes all or nothing; a failure names the first write that failed. Preconditions that fail and
     /// forgotten operations are failures here.

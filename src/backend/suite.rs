@@ -178,11 +178,15 @@ async fn an_offer_stands_under_its_own_version_or_not_at_all() {
         assert_eq!(offer(put("k", "older", now - 1)).await, Offered::Superseded);
         assert_eq!(offer(put("k", "the same", now)).await, Offered::Superseded);
         assert_eq!(body(&*backend, "k").await.as_deref(), Some("a"), "nothing of it happened");
-        if backend.capability().conditional {
-            let again = offer(Write { op: op(1), ..put("k", "again", now + 5) }).await;
-            let known = Written::Duplicate { version: Some(version), existed: false };
-            assert_eq!(again, Offered::Written(known), "a known operation changes nothing");
-        }
+        let again = offer(Write { op: op(1), ..put("k", "again", now + 5) }).await;
+        let known = Written::Duplicate { version: Some(version), existed: false };
+        assert_eq!(again, Offered::Written(known), "a known operation changes nothing");
+        let between = offer(put("k", "between", now + 6)).await;
+        assert!(matches!(between, Offered::Written(Written::Applied { .. })), "{between:?}");
+        let again = offer(Write { op: op(1), ..put("k", "again", now + 7) }).await;
+        let known = Written::Duplicate { version: None, existed: false };
+        assert_eq!(again, Offered::Written(known), "nor does it undo what came after it");
+        assert_eq!(body(&*backend, "k").await.as_deref(), Some("between"));
         let far = hlc_at(wall_ms() + 3_600_000);
         assert_eq!(
             offer(put("far", "a", far)).await,

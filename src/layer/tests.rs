@@ -57,6 +57,12 @@ impl Backend for Store {
             Err(error) => vec![Err(error); writes.len()],
         }
     }
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        match self.reach(writes.iter().map(|write| write.at.slot)).await {
+            Ok(()) => Backend::offer(&*self.memory, writes, deadline).await,
+            Err(error) => vec![Err(error); writes.len()],
+        }
+    }
     async fn write_atomic(
         &self,
         writes: Vec<Write>,

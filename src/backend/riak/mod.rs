@@ -33,7 +33,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::turns::Turns;
-use super::{Applied, Backend, Capability, Entry, Found, Page, Range, RowKey, Swept, Write, Written};
+use super::{
+    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+};
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::{Code, Error, Namespace, Result, Version};
 use classify::{Fault, RETRY_AFTER_MS};
@@ -104,6 +106,10 @@ impl Backend for Riak {
 
     async fn write(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Written>> {
         each_key_in_turn(writes, |write| &write.at, |write| self.shared.write(write, deadline)).await
+    }
+
+    async fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Offered>> {
+        each_key_in_turn(writes, |write| &write.at, |write| self.shared.offer(write, deadline)).await
     }
 
     async fn write_atomic(

@@ -24,7 +24,8 @@ use super::siblings::Present;
 use super::wire::{Content, DelReq, GetReq, Pair, PutReq};
 use super::{Floor, Shared};
 use crate::backend::decide::{self, Now};
-use crate::backend::{Action, Applied, Entry, Found, Row, Write, Written, late, row};
+use crate::backend::offer::not_offered;
+use crate::backend::{Action, Applied, Entry, Found, Offered, Row, Write, Written, late, row};
 use crate::model::clock::{wall_ms, wall_of};
 use crate::model::op::Expiry;
 use crate::model::{Code, Error, Result};
@@ -83,6 +84,24 @@ impl Shared {
         if depends(&write) {
             return Err(Error::unsupported("Riak cannot promise preconditions, update, touch or keep_ttl"));
         }
+        self.replace(&write, deadline, decide::write).await
+    }
+
+    /// Writes what does not depend on what stands there, under its own version or not at all.
+    pub(super) async fn offer(&self, write: Write, deadline: Instant) -> Result<Offered> {
+        if write.entry().is_none() {
+            return Err(not_offered());
+        }
+        self.replace(&write, deadline, decide::offer).await
+    }
+
+    /// Puts what is decided in place of what was read.
+    async fn replace<O>(
+        &self,
+        write: &Write,
+        deadline: Instant,
+        decide: impl Fn(Option<&Row>, &Write, Now) -> Result<(Option<Row>, O)>,
+    ) -> Result<O> {
         self.fit()?;
         let place = Place::of(&write.at);
         let turn = self.turns.of(&place);
@@ -96,10 +115,10 @@ impl Shared {
                 tracing::error!("{damage}; a write that needs nothing of it replaces it");
             }
             let now = Now { wall_ms: wall_ms(), gc_floor: self.floor.known() };
-            let (row, written) = decide::write(present.row.as_ref(), &write, now)?;
-            let Some(row) = row else { return Ok(written) };
+            let (row, decided) = decide(present.row.as_ref(), write, now)?;
+            let Some(row) = row else { return Ok(decided) };
             match self.store(&place, &row, present.vclock, deadline).await {
-                Ok(()) => return Ok(written),
+                Ok(()) => return Ok(decided),
                 Err(fault) if fault.remedy == Remedy::Reread => {}
                 Err(fault) => return Err(fault.of_write()),
             }

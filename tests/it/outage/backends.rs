@@ -73,6 +73,19 @@ async fn outage(setup: Setup, down: impl FnOnce(), up: impl FnOnce()) {
         (&json!("late"), &queued["version"]),
         "{stands}"
     );
+    // Sent again after all that, it does not undo what came in between.
+    let after = caller.call("put", json!({"key": "a", "value": "after"})).await;
+    assert_eq!(after["outcome"], "applied", "{after}");
+    for age in [Json::Null, json!(5000)] {
+        let mut again = json!({"key": "a", "value": "late", "op_id": "late"});
+        if !age.is_null() {
+            again["op_age_ms"] = age;
+        }
+        let again = caller.call("put", again).await;
+        assert_eq!((&again["outcome"], &again["duplicate"]), (&json!("applied"), &json!(true)), "{again}");
+    }
+    let stands = caller.call("get", json!({"key": "a", "consistency": "bounded"})).await;
+    assert_eq!(stands["record"]["value"], "after", "{stands}");
     assert_eq!(caller.until("it is gone", "get", json!({"key": "b"}), settled).await["found"], false);
     for (key, version) in versions {
         let got = caller.until("it stands", "get", json!({"key": format!("k{key}")}), settled).await;
