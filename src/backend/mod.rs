@@ -280,9 +280,6 @@ pub struct Page {
     pub as_of: Option<Instant>,
 }
 
-/// What the message of an error says whose slot is on its way from one shard to another: no sign of a shard that is down.
-pub const MOVED: &str = "is being moved to another server";
-
 /// What the one shard of a backend without several is called.
 pub const ONLY_SHARD: &str = "main";
 

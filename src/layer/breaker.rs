@@ -5,7 +5,8 @@
 //! part of that, and ends early when the backend itself sees its shard come back. Half-open: three probes must
 //! succeed, none of which is a request. Ramp: a tenth of the places at first, all of them after 10 s; then closed.
 //!
-//! Only what says something of the server counts: not conflicts, not slots that move, not a caller in a hurry.
+//! Only what says something of the whole server counts: not conflicts, not slots that move, not keys whose replicas are away,
+//! not puts where there is no room but for deletes, not a caller in a hurry.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::bulkhead::Bulkhead;
-use crate::backend::MOVED;
-use crate::model::{Code, Error, Result};
+use crate::model::{Code, Error, Result, Scope};
 
 /// Refused connections in a row that open it.
 const REFUSED_MAX: u32 = 5;
@@ -263,7 +263,7 @@ impl Recovery {
 /// What an error says of the server.
 fn says(error: &Error, hurried: bool) -> Says {
     match error.code {
-        Code::Unavailable if error.message.contains(MOVED) => Says::Nothing,
+        _ if error.scope != Scope::Server => Says::Nothing,
         Code::Unavailable => Says::Refused,
         Code::Indeterminate => Says::Failed,
         Code::DeadlineExceeded if !hurried => Says::Failed,

@@ -45,8 +45,8 @@ use crate::placement::SLOTS;
 use breaker::{Breaker, Recovery};
 use bulkhead::Bulkhead;
 pub use bulkhead::TAKEN;
-use observe::Observed;
-pub use observe::Seen;
+use observe::{Answered, Observed};
+pub use observe::{Seen, Times};
 use retry::Repeats;
 
 /// How long a probe of a shard may take.
@@ -85,6 +85,7 @@ struct Shard {
     reads: Arc<Way>,
     writes: Arc<Way>,
     drains: Arc<Way>,
+    answered: Answered,
 }
 
 /// The layers of one kind of work on one shard.
@@ -137,7 +138,7 @@ impl Layered {
                 };
                 tasks.spawn(recovery.run(stop.clone()));
             }
-            shards.push(Shard { name: shard, reads, writes, drains });
+            shards.push(Shard { name: shard, reads, writes, drains, answered: Answered::default() });
         }
         Self { inner, shards, stop, tasks: Mutex::new(tasks) }
     }
@@ -168,10 +169,14 @@ impl Layered {
         self.shards.iter().flat_map(of).collect()
     }
 
-    /// Calls that wrote to a shard so far, and how many milliseconds they take lately: what drains look at to make way.
-    pub fn write_load(&self, shard: usize) -> (u64, f64) {
-        let of = |shard: &Shard| (shard.writes.observed.calls(), shard.writes.observed.recent_ms());
-        self.shards.get(shard).map_or((0, 0.0), of)
+    /// Counts how long a request took whose write lies in a slot, with all that it waited for.
+    pub fn answered(&self, slot: u16, took: Duration) {
+        self.shard(slot).answered.count(took);
+    }
+
+    /// What was counted so of a shard: what drains look at to make way.
+    pub fn answered_so_far(&self, shard: usize) -> Times {
+        self.shards.get(shard).map_or_else(Times::default, |shard| shard.answered.so_far())
     }
 
     /// Whether replays to a shard would be let through now.

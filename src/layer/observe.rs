@@ -5,8 +5,9 @@ use std::time::Duration;
 
 /// Calls up to 2^n microseconds, n from 0 on; the last holds all that took longer.
 const BUCKETS: usize = 26;
-/// A recent time is a moving average: each call has this part of it.
-const RECENT_PART: f64 = 1.0 / 64.0;
+/// Finer: four buckets for each power of two.
+const PER_OCTAVE: f64 = 4.0;
+const TIMES: usize = BUCKETS * PER_OCTAVE as usize;
 
 /// See the module.
 #[derive(Default)]
@@ -16,8 +17,6 @@ pub(super) struct Observed {
     failures: AtomicU64,
     micros: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
-    /// Bits of a float: milliseconds; 0 = none yet.
-    recent: AtomicU64,
 }
 
 /// What was counted since the start.
@@ -46,25 +45,6 @@ impl Observed {
         if failed {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
-        // One of two at once may be lost: it is an estimate.
-        let recent = f64::from_bits(self.recent.load(Ordering::Relaxed));
-        let now = took.as_secs_f64() * 1000.0;
-        // What is refused at once says nothing of what a call takes; what ran out of time does.
-        if failed && now < recent {
-            return;
-        }
-        let next = if recent == 0.0 { now } else { recent + (now - recent) * RECENT_PART };
-        self.recent.store(next.to_bits(), Ordering::Relaxed);
-    }
-
-    /// What calls take lately, milliseconds; 0 = there were none.
-    pub(super) fn recent_ms(&self) -> f64 {
-        f64::from_bits(self.recent.load(Ordering::Relaxed))
-    }
-
-    /// Calls so far.
-    pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
     }
 
     /// All of it.
@@ -78,6 +58,83 @@ impl Observed {
             buckets: self.buckets.iter().map(load).collect(),
         }
     }
+}
+
+/// How long requests took, counted since the start.
+pub(super) struct Answered([AtomicU64; TIMES]);
+
+/// So many requests took so long.
+#[derive(Debug, Clone)]
+pub struct Times([f64; TIMES]);
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; TIMES])
+    }
+}
+
+impl Answered {
+    pub(super) fn count(&self, took: Duration) {
+        self.0[place_of(took)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn so_far(&self) -> Times {
+        Times(std::array::from_fn(|place| self.0[place].load(Ordering::Relaxed) as f64))
+    }
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self([0.0; TIMES])
+    }
+}
+
+impl Times {
+    /// How many there are.
+    pub fn total(&self) -> f64 {
+        self.0.iter().sum()
+    }
+
+    /// What was counted since an earlier look.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self(std::array::from_fn(|place| (self.0[place] - earlier.0[place]).max(0.0)))
+    }
+
+    /// Adds others, after forgetting so much of what there is that this part of it stays.
+    pub fn add(&mut self, others: &Self, stays: f64) {
+        self.0.iter_mut().zip(&others.0).for_each(|(count, more)| *count = *count * stays + more);
+    }
+
+    /// The time that this part of them took at most, to a fifth.
+    pub fn within(&self, part: f64) -> Duration {
+        let (mut left, mut last) = (self.total() * part, 0);
+        for (place, count) in self.0.iter().enumerate() {
+            last = place;
+            left -= count;
+            if left <= 0.0 {
+                break;
+            }
+        }
+        Duration::from_micros(((last + 1) as f64 / PER_OCTAVE).exp2() as u64)
+    }
+
+    /// The part of them that took longer.
+    pub fn longer_than(&self, time: Duration) -> f64 {
+        let longer: f64 = self.0[place_of(time) + 1..].iter().sum();
+        longer / self.total().max(1.0)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(times: &[(u64, Duration)]) -> Self {
+        let mut counted = Self::default();
+        times.iter().for_each(|(count, time)| counted.0[place_of(*time)] += *count as f64);
+        counted
+    }
+}
+
+fn place_of(time: Duration) -> usize {
+    let micros = time.as_micros().max(1) as f64;
+    ((micros.log2() * PER_OCTAVE) as usize).min(TIMES - 1)
 }
 
 fn bucket(micros: u64) -> usize {

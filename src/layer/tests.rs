@@ -266,7 +266,8 @@ async fn half_of_enough_failures_open_it_but_a_caller_in_a_hurry_says_nothing() 
     for code in [Code::Conflict, Code::Overloaded, Code::Corrupt] {
         (0..50).for_each(|_| conflicts.record::<()>(&[Err(Error::new(code, ""))], Instant::now(), soon()));
     }
-    let moved: [Result<()>; 1] = [Err(Error::unavailable(format!("slot 1 {}", crate::backend::MOVED), 1))];
+    let moved: [Result<()>; 1] =
+        [Err(Error::unavailable("slot 1 is being moved", 1).of(crate::model::Scope::Part))];
     (0..50).for_each(|_| conflicts.record(&moved, Instant::now(), soon()));
     assert!(conflicts.admits());
 }

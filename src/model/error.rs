@@ -80,6 +80,20 @@ pub struct Error {
     pub version: Option<Version>,
     /// More about the error, e.g. the index of the failing operation of an atomic batch.
     pub details: Vec<String>,
+    /// How far it says anything of the backend that it came from; not told to callers.
+    pub scope: Scope,
+}
+
+/// How far an error says anything of its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// Whatever else is asked of this server will most likely fail, too.
+    #[default]
+    Server,
+    /// A part of what the server holds, or one kind of work, is concerned: other keys, or deletes, go on.
+    Part,
+    /// This row alone.
+    Row,
 }
 
 // === impl Code ===
@@ -221,7 +235,20 @@ impl Outcome {
 impl Error {
     /// An error of a code with a sentence.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after_ms: 0, version: None, details: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            retry_after_ms: 0,
+            version: None,
+            details: Vec::new(),
+            scope: Scope::Server,
+        }
+    }
+
+    /// The same, said of less than the server.
+    #[must_use]
+    pub fn of(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
     /// See [`Code::InvalidArgument`].

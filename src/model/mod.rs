@@ -14,7 +14,7 @@ pub mod sabotage;
 pub mod value;
 pub mod version;
 
-pub use error::{Code, Error, Outcome, Retry};
+pub use error::{Code, Error, Outcome, Retry, Scope};
 pub use key::{Key, Namespace};
 pub use record::{Document, Record};
 pub use value::{Map, Value};

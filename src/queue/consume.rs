@@ -56,6 +56,8 @@ const HELD_MAX: Duration = Duration::from_secs(10 * 60);
 const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
 /// A key that makes trouble for longer goes round the ladder.
 const BLOCKED_MAX: Duration = Duration::from_secs(30);
+/// A row that its store refuses for a reason that might pass is a dead letter after so many rounds of the ladder.
+const REFUSED_ROUNDS: u32 = 6;
 /// Messages that wait behind such keys; more go round the ladder at once, so that others are still delivered.
 const BLOCKED_MESSAGES_MAX: usize = BATCH_MAX / 2;
 /// A version so far ahead of the clock waits; one further ahead is a dead letter.
@@ -295,7 +297,8 @@ impl Lane {
             self.delivered.push_back(first.map_err(|error| error.to_string())?);
         }
         let until = Instant::now() + GATHER;
-        while self.delivered.len() < BATCH_MAX {
+        let most = self.pace.batch_max(BATCH_MAX);
+        while self.delivered.len() < most {
             match tokio::time::timeout_at(until, self.consumer.next()).await {
                 Ok(next) => {
                     self.delivered.push_back(next.ok_or_else(ended)?.map_err(|error| error.to_string())?);
@@ -303,7 +306,7 @@ impl Lane {
                 Err(_) => break,
             }
         }
-        let count = self.delivered.len().min(BATCH_MAX);
+        let count = self.delivered.len().min(most);
         Ok(self.delivered.drain(..count).collect())
     }
 
@@ -366,7 +369,7 @@ impl Lane {
         loop {
             let writes: Vec<_> = batch.iter().map(|held| held.write.clone()).collect();
             let verdicts = {
-                let _turn = self.pace.begin().await;
+                let _turn = self.pace.begin(writes.len()).await;
                 settle::apply(&*self.target, &writes, Instant::now() + APPLY_TIMEOUT).await
             };
             let (mut done, mut settlements, mut left) = (Vec::new(), Vec::new(), Vec::new());
@@ -381,10 +384,7 @@ impl Lane {
                     other => others.push((held, other)),
                 }
             }
-            // An overlay entry that stays is taken away by whoever next meets it and the store.
-            if let Err(away) = self.queue.overlay.settle(&settlements).await {
-                tracing::debug!(lane = self.name, "the overlay could not be told: {}", away.0);
-            }
+            self.queue.settled(settlements).await;
             self.told.settled += done.len() as u64;
             for held in &done {
                 if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
@@ -395,7 +395,10 @@ impl Lane {
             for (held, verdict) in others {
                 match verdict {
                     Verdict::Dead(reason) => self.bury(held, &reason).await?,
-                    Verdict::Later(why) => self.block(held, &why).await?,
+                    Verdict::Refused(why) if held.notes.attempt >= REFUSED_ROUNDS => {
+                        self.bury(held, &why).await?;
+                    }
+                    Verdict::Later(why) | Verdict::Refused(why) => self.block(held, &why).await?,
                     Verdict::Done(_) | Verdict::Down(_) => unreachable!("sorted out above"),
                 }
             }
@@ -405,18 +408,23 @@ impl Lane {
             if begun.elapsed() > HELD_MAX {
                 return self.recycle(batch).await;
             }
-            if !self.wait_for_store(&mut pause, stop).await {
+            if !self.wait_for_store(&mut pause, begun + HELD_MAX, stop).await {
                 return Ok(());
             }
         }
     }
 
-    /// Waits while the shard's breaker is open; `false` where this worker stops.
-    async fn wait_for_store(&mut self, pause: &mut Duration, stop: &CancellationToken) -> bool {
+    /// Waits while the shard's breaker is open, but no longer than messages may be held; `false` where this worker stops.
+    async fn wait_for_store(
+        &mut self,
+        pause: &mut Duration,
+        held_until: Instant,
+        stop: &CancellationToken,
+    ) -> bool {
         let until = Instant::now() + pause.mul_f64(fastrand::f64());
         self.told.due |= *pause == DOWN_PAUSE.0;
         *pause = (*pause * 2).min(DOWN_PAUSE.1);
-        while Instant::now() < until || !self.target.admits(&self.shard) {
+        while (Instant::now() < until || !self.target.admits(&self.shard)) && Instant::now() < held_until {
             self.tell().await;
             tokio::select! {
                 () = stop.cancelled() => return false,
@@ -464,7 +472,7 @@ impl Lane {
             return Ok(());
         }
         let fate = Fate::Dead(reason.to_owned());
-        drop(self.queue.overlay.settle(&[settlement(&held.write, fate)]).await);
+        self.queue.settled(vec![settlement(&held.write, fate)]).await;
         self.target.announce(vec![at]).await;
         if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
             self.blocked.remove(&held.write.entry.at);

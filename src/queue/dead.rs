@@ -124,7 +124,7 @@ impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
             match verdict {
                 Verdict::Done(Fate::Superseded) => self.done.superseded += 1,
                 Verdict::Done(_) => self.done.applied += 1,
-                Verdict::Down(why) | Verdict::Later(why) | Verdict::Dead(why) => {
+                Verdict::Down(why) | Verdict::Later(why) | Verdict::Refused(why) | Verdict::Dead(why) => {
                     self.done.failed.push((letter.id.clone(), why));
                     return Act::Keep;
                 }

@@ -20,6 +20,7 @@ mod lanes;
 mod letters;
 mod message;
 mod overlay;
+mod owed;
 mod pace;
 mod publish;
 mod settle;
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Applied, Boxed, RowKey};
+use crate::layer::Times;
 use crate::model::{Error, Key, Namespace, Result};
 
 pub use connection::check_url;
@@ -110,8 +112,8 @@ pub trait Target: Send + Sync + 'static {
     /// Whether a shard would let a write through now.
     fn admits(&self, shard: &LaneShard) -> bool;
 
-    /// Writes of requests to a shard so far, and how many milliseconds they take lately.
-    fn load(&self, shard: &LaneShard) -> (u64, f64);
+    /// How long requests took that wrote to a shard, since the start.
+    fn load(&self, shard: &LaneShard) -> Times;
 
     /// Applies writes, at most one for each key: copies make way, the store decides, all workers are told.
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>>;
@@ -137,6 +139,7 @@ pub struct Queue {
     publisher: Publisher,
     overlay: Overlay,
     lanes: lanes::Lanes,
+    owed: owed::Owed,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -154,7 +157,8 @@ impl Queue {
         let overlay = Overlay::open(&settings.redis_url, &settings.prefix)?;
         let lanes = lanes::Lanes::open(&settings.redis_url, &settings.prefix)?;
         let tasks = TaskTracker::new();
-        Ok(Arc::new(Self { topology, shards, broker, publisher, overlay, lanes, stop, tasks }))
+        let owed = owed::Owed::default();
+        Ok(Arc::new(Self { topology, shards, broker, publisher, overlay, lanes, owed, stop, tasks }))
     }
 
     /// Starts to apply what waits. `members` tells the workers that live, this one (`own`) among them.
@@ -176,7 +180,26 @@ impl Queue {
                 }
             }
         });
+        let (queue, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move { queue.owed.run(&queue.overlay, stop).await });
         self.tasks.close();
+    }
+
+    /// Makes a queued write visible to all workers, now if Redis answers, and else when it does; whether it is.
+    pub async fn show(&self, write: &Queued) -> bool {
+        let held = self.overlay.hold(write).await;
+        if held.is_err() {
+            self.owed.hold(write);
+        }
+        held.is_ok()
+    }
+
+    /// Notes what became of writes, now if Redis answers, and else when it does.
+    async fn settled(&self, settlements: Vec<overlay::Settlement>) {
+        if let Err(away) = self.overlay.settle(&settlements).await {
+            tracing::debug!("the overlay is told later: {}", away.0);
+            self.owed.settle(settlements);
+        }
     }
 
     /// Whether writes are taken, and why not.

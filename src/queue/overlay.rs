@@ -45,6 +45,8 @@ const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it can be asked what became of a queued write.
 const RECEIPT_SECONDS: &str = "86400";
+/// The same while it waits: no outage is longer, and what Redis alone remembers must end some day.
+const PENDING_SECONDS: &str = "7776000";
 
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
@@ -200,7 +202,7 @@ impl Overlay {
             .arg(op)
             .arg(tail)
             .arg(at.key.as_str())
-            .arg(RECEIPT_SECONDS);
+            .arg(PENDING_SECONDS);
         self.calls(&steps, HOLD_TIMEOUT).await.map(drop)
     }
 

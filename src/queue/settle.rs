@@ -3,16 +3,19 @@
 //! The order for each write: the store commits, all workers are told, the overlay forgets it and its receipt says why, the
 //! message is acknowledged. A crash in between repeats steps that can be repeated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::time::Instant;
 
 use super::overlay::{Fate, Settlement};
 use super::{Queued, Target};
-use crate::backend::{Applied, MOVED, RowKey};
+use crate::backend::{Applied, RowKey};
 use crate::layer::TAKEN;
 use crate::model::limits::OP_RING_ENTRIES;
-use crate::model::{Code, Error, Result};
+use crate::model::{Code, Error, Result, Scope};
+
+/// So many keys that make the same trouble say something of their store.
+const COMMON_KEYS_MIN: usize = 8;
 
 /// What is to be done with a message, by what its write came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +24,10 @@ pub(super) enum Verdict {
     Done(Fate),
     /// Its shard does not answer: all others of the lane wait with it.
     Down(String),
-    /// This key alone makes trouble, for now.
+    /// This key makes trouble, for now.
     Later(String),
+    /// The store refuses this row, for a reason that is not known to last.
+    Refused(String),
     /// It will never do.
     Dead(String),
 }
@@ -53,15 +58,32 @@ pub(super) async fn apply(target: &dyn Target, writes: &[Queued], deadline: Inst
             verdicts[at] = judge(&alone.unwrap_or_else(lost));
         }
     }
-    // What all keys have in common is no trouble of a key.
-    if verdicts.len() > 1 && verdicts.iter().all(|verdict| matches!(verdict, Verdict::Later(_))) {
-        for verdict in &mut verdicts {
-            if let Verdict::Later(why) = verdict {
+    weigh(writes, &mut verdicts);
+    verdicts
+}
+
+/// What many keys have in common is no trouble of a key, and what few have beside others that were applied is none of the store.
+fn weigh(writes: &[Queued], verdicts: &mut [Verdict]) {
+    let keys_of = |wanted: fn(&Verdict) -> bool| {
+        let those = writes.iter().zip(&*verdicts).filter(|(_, verdict)| wanted(verdict));
+        those.map(|(write, _)| &write.entry.at).collect::<HashSet<_>>().len()
+    };
+    let (later, down) = (
+        keys_of(|verdict| matches!(verdict, Verdict::Later(_))),
+        keys_of(|verdict| matches!(verdict, Verdict::Down(_))),
+    );
+    let others = keys_of(|_| true) - later - down;
+    for verdict in verdicts {
+        match verdict {
+            Verdict::Later(why) if others + down == 0 && later >= COMMON_KEYS_MIN => {
                 *verdict = Verdict::Down(std::mem::take(why));
             }
+            Verdict::Down(why) if others > down && down < COMMON_KEYS_MIN => {
+                *verdict = Verdict::Later(std::mem::take(why));
+            }
+            _ => {}
         }
     }
-    verdicts
 }
 
 /// One write for a key's, given from the oldest to the newest.
@@ -90,7 +112,8 @@ pub(super) fn judge(result: &Result<Applied>) -> Verdict {
     };
     let told = format!("{}: {}", error.code, error.message);
     match error.code {
-        Code::Unavailable if error.message.contains(MOVED) => Verdict::Later(told),
+        Code::Unavailable if error.scope == Scope::Row => Verdict::Refused(told),
+        Code::Unavailable | Code::Indeterminate if error.scope == Scope::Part => Verdict::Later(told),
         Code::Overloaded if error.message.contains(TAKEN) => Verdict::Down(told),
         Code::Unavailable | Code::Indeterminate | Code::DeadlineExceeded => Verdict::Down(told),
         Code::Overloaded | Code::ConflictPending | Code::Behind => Verdict::Later(told),
@@ -109,4 +132,58 @@ pub(super) fn judge(result: &Result<Applied>) -> Verdict {
 /// The note of a write that is settled.
 pub(super) fn settlement(write: &Queued, fate: Fate) -> Settlement {
     Settlement { at: write.entry.at.clone(), version: write.entry.row.version, fate }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Entry, OpRing, Row};
+    use crate::model::{Key, Namespace, Version};
+
+    fn queued(key: usize) -> Queued {
+        let key = Key::parse(&format!("k{key}")).unwrap();
+        let at = RowKey { namespace: Namespace::parse("n").unwrap(), key, slot: 7 };
+        let ring = OpRing::default();
+        let version = Version { hlc: 1, origin: 1 };
+        let row = Row { version, slot: 7, body: None, expires_at_ms: 0, ring, was: false };
+        Queued { entry: Entry { at, row }, taken_at_ms: 0 }
+    }
+
+    fn weighed(keys: &[usize], mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
+        let writes: Vec<Queued> = keys.iter().map(|key| queued(*key)).collect();
+        weigh(&writes, &mut verdicts);
+        verdicts
+    }
+
+    fn later() -> Verdict {
+        Verdict::Later("locked".to_owned())
+    }
+
+    fn down() -> Verdict {
+        Verdict::Down("away".to_owned())
+    }
+
+    #[test]
+    fn the_trouble_of_few_keys_is_theirs_and_that_of_all_is_the_stores() {
+        let done = || Verdict::Done(Fate::Applied);
+        // One locked key with two writes, or two of them, alone in a batch: what comes behind them goes on.
+        assert_eq!(weighed(&[1, 1], vec![later(), later()]), [later(), later()]);
+        assert_eq!(weighed(&[1, 2], vec![later(), later()]), [later(), later()]);
+        let many: Vec<usize> = (0..COMMON_KEYS_MIN).collect();
+        let all = weighed(&many, vec![later(); many.len()]);
+        assert!(all.iter().all(|verdict| matches!(verdict, Verdict::Down(_))), "{all:?}");
+        // A row on which the server fails, beside others that it applied.
+        let mixed = weighed(&[1, 2, 3], vec![done(), down(), done()]);
+        assert_eq!(mixed, [done(), Verdict::Later("away".to_owned()), done()]);
+        assert_eq!(weighed(&[1, 2], vec![down(), down()]), [down(), down()]);
+        assert_eq!(weighed(&[1, 2, 3], vec![done(), down(), down()]), [done(), down(), down()]);
+    }
+
+    #[test]
+    fn what_an_error_says_of_less_than_the_store_stops_less_than_the_lane() {
+        let unavailable = |scope| Err(Error::unavailable("x", 1).of(scope));
+        assert!(matches!(judge(&unavailable(Scope::Server)), Verdict::Down(_)));
+        assert!(matches!(judge(&unavailable(Scope::Part)), Verdict::Later(_)));
+        assert!(matches!(judge(&unavailable(Scope::Row)), Verdict::Refused(_)));
+    }
 }

@@ -30,8 +30,8 @@ impl Target for Store {
     fn admits(&self, _: &LaneShard) -> bool {
         !self.away.load(Ordering::Relaxed)
     }
-    fn load(&self, _: &LaneShard) -> (u64, f64) {
-        (0, 0.0)
+    fn load(&self, _: &LaneShard) -> crate::layer::Times {
+        crate::layer::Times::default()
     }
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>> {
         Box::pin(async move {

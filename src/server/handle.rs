@@ -136,8 +136,8 @@ async fn work<'s>(
             let got = match validate::get(get) {
                 // What lies in memory is answered whatever the others wait for, and brings nothing more into it.
                 Ok(get) => match store.get_at_hand(call, &get).await {
-                    Some(got) => got,
-                    None => match place(&shared.large_answers, call, room).await {
+                    Some(got) if has_room(shared, &got, room) => got,
+                    _ => match place(&shared.large_answers, call, room).await {
                         Ok(()) => store.get(call, get).await,
                         Err(error) => Err(error),
                     },
@@ -177,6 +177,15 @@ async fn work<'s>(
         }
     };
     reply.into()
+}
+
+/// Whether an answer that lay in memory may leave now: a large one needs a place as all others do.
+fn has_room<'s>(shared: &'s Shared, got: &Result<Got>, room: &mut Option<SemaphorePermit<'s>>) -> bool {
+    if !matches!(got, Ok(Got::Encoded(body)) if body.len() > LARGE_BYTES) {
+        return true;
+    }
+    *room = shared.large_answers.try_acquire().ok();
+    room.is_some()
 }
 
 /// A place among those whose answers may be large: what they bring into memory together is bounded by this.

@@ -35,6 +35,8 @@ const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 const SHORT_BYTES_MAX: usize = 4096;
 /// What their subjects end with: no namespace and no operation, so any worker that gets one has nothing to do.
 const FILLER_END: &str = ".v1.-.drain";
+/// Messages in a row that may be answered where they are taken; as many after them are not.
+const INLINE_MAX: u32 = 1024;
 
 /// Serves while this worker may serve, until it is stopped.
 ///
@@ -98,17 +100,32 @@ async fn serve<L>(
     lost: impl Future<Output = L>,
     stop: &CancellationToken,
 ) {
+    let serving_now = serving.clone();
     let refused = async { serving.wait_for(|serving| *serving != Serving::Yes).await.map(drop) };
     tokio::pin!(refused, lost);
-    let mut taken = 0;
+    let (mut taken, mut in_a_row) = (0, 0);
     let ended = loop {
+        // Where messages come faster than they are answered here, they are answered by all threads, and what else there is to
+        // hear is heard.
+        if in_a_row < INLINE_MAX
+            && let Some(Some(message)) = requests.next().now_or_never()
+        {
+            (taken, in_a_row) = (taken + 1, in_a_row + 1);
+            take(shared, message, true).await;
+            continue;
+        }
+        let is_inline = in_a_row < INLINE_MAX;
+        if !is_inline && (stop.is_cancelled() || *serving_now.borrow() != Serving::Yes) {
+            break true;
+        }
+        in_a_row = if is_inline || in_a_row >= 2 * INLINE_MAX { 0 } else { in_a_row + 1 };
         tokio::select! {
             // Taking a message comes first: it costs nothing to stop a moment later.
             biased;
             message = requests.next() => match message {
                 Some(message) => {
                     taken += 1;
-                    take(shared, message).await;
+                    take(shared, message, is_inline).await;
                 }
                 None => break false,
             },
@@ -147,7 +164,7 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
                 tokio::select! {
                     biased;
                     message = requests.next() => match message {
-                        Some(message) => take(shared, message).await,
+                        Some(message) => take(shared, message, false).await,
                         None => return,
                     },
                     _ = &mut flushed => break,
@@ -159,13 +176,13 @@ async fn drain(shared: &Arc<Shared>, requests: &mut Subscriber, taken: u64) {
         tracing::warn!("NATS did not end the subscription in time; may this worker publish to {filler}?");
         drop(bounded("unsubscribe", requests.unsubscribe()).await);
         while let Some(Some(message)) = requests.next().now_or_never() {
-            take(shared, message).await;
+            take(shared, message, false).await;
         }
     }
 }
 
 /// Takes a message: to be worked on, or to be refused at once.
-async fn take(shared: &Arc<Shared>, message: Message) {
+async fn take(shared: &Arc<Shared>, message: Message, is_inline: bool) {
     if message.reply.is_none() && message.subject.as_str().ends_with(FILLER_END) {
         return;
     }
@@ -173,7 +190,8 @@ async fn take(shared: &Arc<Shared>, message: Message) {
     let Some(permit) = shared.admission.admit(message.payload.len()) else {
         return handle::overloaded(shared, message).await;
     };
-    let is_short = message.payload.len() <= SHORT_BYTES_MAX && message.subject.as_str().ends_with(".get");
+    let is_short =
+        is_inline && message.payload.len() <= SHORT_BYTES_MAX && message.subject.as_str().ends_with(".get");
     let handler = shared.clone();
     let handling = async move {
         handle::request(&handler, message, received).await;

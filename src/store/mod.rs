@@ -176,26 +176,60 @@ impl Store {
             return Ok(());
         }
         let drained = self.check_drained(call).await?;
-        let configured = call.policy.partitioning.noted();
-        let noted = call.policy.backend.partitioning(&call.namespace, writes.then(|| configured.clone()));
+        if self.is_noted(&call.policy, &call.namespace, writes, call.deadline).await? && drained {
+            self.agree(&call.namespace);
+        }
+        Ok(())
+    }
+
+    /// The same for writes that were queued: none of them is applied into slots that others would not look in.
+    async fn agree_on_partitioning(
+        &self,
+        policy: &Policy,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<()> {
+        if self.agreed.read().unwrap_or_else(PoisonError::into_inner).contains(namespace) {
+            return Ok(());
+        }
+        let noted =
+            self.is_noted(policy, namespace, true, deadline).await.map_err(|error| match error.code {
+                // Another worker may be configured otherwise, and apply them; if none is, an operator must.
+                Code::Unsupported => Error::overloaded(error.message, DRAINING_RETRY_MS),
+                _ => error,
+            })?;
+        if noted && policy.settings.durability == Durability::OutageQueue {
+            self.agree(namespace);
+        }
+        Ok(())
+    }
+
+    fn agree(&self, namespace: &Namespace) {
+        let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);
+        if agreed.len() < AGREED_MAX {
+            agreed.insert(namespace.clone());
+        }
+    }
+
+    /// Whether the backend has noted how a namespace is partitioned, as this worker does it. `false`: nothing was ever written
+    /// there, or not all who should know can be asked yet.
+    async fn is_noted(
+        &self,
+        policy: &Policy,
+        namespace: &Namespace,
+        writes: bool,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let configured = policy.partitioning.noted();
+        let noted = policy.backend.partitioning(namespace, writes.then(|| configured.clone()));
         let late = |_| Error::deadline("the deadline passed before any work was done");
-        match timeout_at(call.deadline, noted).await.map_err(late)?? {
-            // Nothing was ever written there, or not all who should know can be asked yet.
-            None => Ok(()),
-            Some(noted) if noted == configured => {
-                if !drained {
-                    return Ok(());
-                }
-                let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);
-                if agreed.len() < AGREED_MAX {
-                    agreed.insert(call.namespace.clone());
-                }
-                Ok(())
-            }
+        match timeout_at(deadline, noted).await.map_err(late)?? {
+            None => Ok(false),
+            Some(noted) if noted == configured => Ok(true),
             Some(noted) => Err(Error::unsupported(format!(
                 "namespace {:?} was written with partition_by {noted:?}, and is configured with {configured:?}; \
                  changing it takes a migration to another namespace",
-                call.namespace.as_str()
+                namespace.as_str()
             ))),
         }
     }

@@ -17,10 +17,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Offered, Written};
 use crate::cache::Id;
-use crate::model::clock::hlc_at;
+use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::key::shorten;
 use crate::model::reply::{Durability, WriteReply};
-use crate::model::{Code, Error, Key, Outcome, Result, Version};
+use crate::model::{Code, Error, Key, Outcome, Result, Scope, Version};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, Pending, QUEUED_BYTES_MAX, Queued, Unqueued};
 
 use super::copies::ended;
@@ -72,7 +72,7 @@ impl Store {
         {
             return known(version, pending);
         }
-        self.place(call, &mut write, ahead.as_ref().ok());
+        self.place(&mut write, ahead.as_ref().ok());
         let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
         if write.entry().is_none() {
             if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
@@ -93,8 +93,16 @@ impl Store {
                 _ => reply,
             };
         }
+        let slot = write.at.slot;
         match self.write_directly(call, waiting, asked, write.clone()).await {
-            Direct::Answered(reply) => reply,
+            Direct::Answered(reply) => {
+                if let (Outcome::Applied, Some(backend)) =
+                    (reply.outcome, waiting.backends.get(&call.policy.settings.backend))
+                {
+                    backend.answered(slot, minted_at.elapsed());
+                }
+                reply
+            }
             Direct::Down(why) => self.enqueue(call, waiting, write, minted_at, why).await,
         }
     }
@@ -135,7 +143,7 @@ impl Store {
             Err(away) => vec![Err(away); keys.len()],
         };
         for ((write, key), ahead) in writes.iter_mut().zip(&keys).zip(ahead) {
-            self.place(call, write, ahead.as_ref().ok());
+            self.place(write, ahead.as_ref().ok());
             self.may_depend(call, waiting, key, ahead).await?;
             if write.entry().is_none() {
                 write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
@@ -154,13 +162,15 @@ impl Store {
     }
 
     /// Mints the version anew, above all that is known of the key.
-    fn place(&self, call: &Call, write: &mut backend::Write, ahead: Option<&Ahead>) {
+    fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
         let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
         let above = pending.max(ahead.and_then(|ahead| ahead.copy));
+        // Not when the request came: it may have waited, and the rule of [`PREDECESSOR_MS`] counts from here.
+        let now_ms = wall_ms();
         if let Some(above) = above {
-            self.saw(above, call.now_ms);
+            self.saw(above, now_ms);
         }
-        write.proposed = self.mint(call.now_ms);
+        write.proposed = self.mint(now_ms);
         if let Some(above) = above.filter(|above| *above >= write.proposed) {
             write.proposed.hlc = above.hlc + 1;
         }
@@ -223,7 +233,7 @@ impl Store {
             Some(Ok(Offered::Written(written))) => (Ok(written), false),
             Some(Err(error)) => (Err(error), false),
             Some(Ok(Offered::Superseded)) => {
-                let bumping = backend::Write { proposed: self.mint(call.now_ms), ..write };
+                let bumping = backend::Write { proposed: self.mint(wall_ms()), ..write };
                 let written = call.policy.backend.write(vec![bumping], call.deadline).await.pop();
                 (written.unwrap_or_else(lost), true)
             }
@@ -232,8 +242,9 @@ impl Store {
         let end = ended(call, &asked.key, writing.keeps_records(), &written);
         writing.finish([end]).await;
         match written {
-            // The second try is raised above what stands there: if it lands later, it would undo what came after it.
-            Err(error) if is_down(&error) || (!bumped && error.code == Code::Indeterminate) => {
+            // The second try is raised above what stands there: if it lands later, it would undo what came after it. If it
+            // certainly does not, the write is not queued either: under its own version it is known to lose.
+            Err(error) if !bumped && (is_down(&error) || error.code == Code::Indeterminate) => {
                 Direct::Down(error)
             }
             written => Direct::Answered(self.reply(call, asked, written).await),
@@ -284,7 +295,7 @@ impl Store {
             }
             Err(Unqueued::Unknown(how)) => return Error::indeterminate(how).into(),
         }
-        let seen = waiting.queue.overlay().hold(&queued).await;
+        let seen = waiting.queue.show(&queued).await;
         if minted_at.elapsed() > QUEUED_WITHIN {
             return Error::indeterminate("the write is queued, but was not seen by others in time").into();
         }
@@ -296,7 +307,7 @@ impl Store {
             version: Some(version),
             durability: Durability::Queue,
             duplicate: false,
-            read_your_write: seen.is_ok(),
+            read_your_write: seen,
             record: None,
             existed: None,
         }
@@ -328,7 +339,7 @@ fn known(version: Version, pending: &Pending) -> WriteReply {
 
 /// Whether an error says that the backend does not answer, and that nothing happened.
 pub(super) fn is_down(error: &Error) -> bool {
-    matches!(error.code, Code::Unavailable | Code::DeadlineExceeded)
+    error.scope != Scope::Row && matches!(error.code, Code::Unavailable | Code::DeadlineExceeded)
 }
 
 fn lost() -> Result<Written> {

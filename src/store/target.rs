@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::backend::{Applied, Boxed, DynBackend, Entry, RowKey};
 use crate::cache::{Ended, Id};
+use crate::layer::Times;
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Key, Namespace, Outcome, Result, Version};
 use crate::queue::{LaneShard, Queued, Target};
@@ -26,8 +27,8 @@ impl Target for Store {
         self.on_shard(shard, |backend, index| backend.admits_drains(index)).unwrap_or(true)
     }
 
-    fn load(&self, shard: &LaneShard) -> (u64, f64) {
-        self.on_shard(shard, |backend, index| backend.write_load(index)).unwrap_or((0, 0.0))
+    fn load(&self, shard: &LaneShard) -> Times {
+        self.on_shard(shard, |backend, index| backend.answered_so_far(index)).unwrap_or_default()
     }
 
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>> {
@@ -91,6 +92,11 @@ impl Store {
         places: &[usize],
         deadline: Instant,
     ) -> Vec<Result<Applied>> {
+        // They were queued while nobody could say how the namespace is partitioned.
+        let namespace = &writes[places[0]].entry.at.namespace;
+        if let Err(error) = self.agree_on_partitioning(policy, namespace, deadline).await {
+            return vec![Err(error); places.len()];
+        }
         let entries: Vec<Entry> = places.iter().map(|at| placed(policy, &writes[*at])).collect();
         let ids = entries.iter().map(|entry| Id::new(entry.at.namespace.clone(), entry.at.key.clone()));
         let left = deadline.saturating_duration_since(Instant::now());

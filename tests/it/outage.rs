@@ -328,3 +328,72 @@ async fn a_store_of_the_worker_itself_takes_the_mode_and_applies() {
         caller.drained().await;
     }
 }
+
+/// A write whose own version is known to lose to what stands there is not queued under it: that would be an acknowledged write
+/// that nobody ever sees.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_known_to_lose_is_refused_and_not_queued() {
+    let (server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let worker = blocking(|| Worker::start(setup(&url, rabbit, redis, "")));
+    blocking(|| wait_whole(&worker));
+    let caller = Caller::of(&worker).await;
+    assert_eq!(caller.call("put", json!({"key": "k", "value": 1})).await["outcome"], "applied");
+    // A version that another worker's clock gave, and a disk that is full just when the write is raised above it.
+    server.sql(&database, "UPDATE rec SET hlc = hlc + (10000::bigint << 16) WHERE key = 'k'");
+    server.sql(
+        &database,
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END$$",
+    );
+    server.sql(
+        &database,
+        "CREATE TRIGGER full_disk BEFORE UPDATE ON rec FOR EACH ROW EXECUTE FUNCTION full_disk()",
+    );
+    let refused = caller.call("put", json!({"key": "k", "value": 2})).await;
+    assert_eq!(
+        (&refused["outcome"], &refused["error"]["code"]),
+        (&json!("refused"), &json!("unavailable")),
+        "{refused}"
+    );
+    let status = caller.drained().await;
+    assert_eq!(status["dead_letters"], 0, "{status}");
+    server.sql(&database, "DROP TRIGGER full_disk ON rec");
+    let applied = caller.until("it is applied", "put", json!({"key": "k", "value": 3}), |reply| {
+        reply["outcome"] == "applied"
+    });
+    applied.await;
+    assert_eq!(caller.call("get", json!({"key": "k"})).await["record"]["value"], 3);
+}
+
+/// While a store is down nobody can say how a namespace in it is partitioned. Who applies the writes then asks: a worker that is
+/// configured otherwise does not put them where nobody looks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queued_writes_of_a_worker_that_is_partitioned_otherwise_wait_for_one_that_is_not() {
+    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let url = server.database();
+    let right = setup(&url, rabbit, redis, "");
+    let mut one = blocking(|| Worker::start(right.clone()));
+    blocking(|| wait_whole(&one));
+    let caller = Caller::of(&one).await;
+    assert_eq!(caller.call("put", json!({"key": "u/1", "value": 1})).await["outcome"], "applied");
+    blocking(|| one.kill9());
+    blocking(|| server.kill9());
+    let wrong = right.clone().rest(&format!("{}partition_by = \"key\"\n", right.rest));
+    let mut other = blocking(|| Worker::start(wrong));
+    let queued = caller.until("it is queued", "put", json!({"key": "u/1", "value": 2}), |reply| {
+        reply["outcome"] == "queued"
+    });
+    queued.await;
+    blocking(|| server.restart());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let status = caller.control("queue_status", json!({})).await;
+    let waits = |status: &Json| status["lanes"].as_array().unwrap().iter().any(|lane| lane["depth"] != 0);
+    assert!(waits(&status), "{status}");
+    blocking(|| other.kill9());
+    blocking(|| one.restart());
+    caller.drained().await;
+    let stands = caller.until("it stands", "get", json!({"key": "u/1"}), |reply| reply["pending"] == false);
+    assert_eq!(stands.await["record"]["value"], 2);
+}

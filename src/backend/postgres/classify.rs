@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::model::{Code, Error};
+use crate::model::{Code, Error, Scope};
 
 /// What is said of a server that takes no writes.
 pub(super) const READ_ONLY: &str = "read-only, as a standby is: is this the primary?";
@@ -56,7 +56,10 @@ pub(super) fn classify(shard: &str, stage: Stage, error: &sqlx::Error) -> Fault 
             }
             let error = match code {
                 // Of a write, sent or not, `internal` would say that it may have happened.
-                Code::Internal if stage != Stage::Read => Error::unavailable(at(message), RETRY_AFTER_MS),
+                Code::Internal if stage == Stage::Write => {
+                    Error::unavailable(at(message), RETRY_AFTER_MS).of(Scope::Row)
+                }
+                Code::Internal if stage == Stage::Before => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Unavailable => Error::unavailable(at(message), RETRY_AFTER_MS),
                 Code::Overloaded => Error::overloaded(at(message), BUSY_AFTER_MS),
                 code => Error::new(code, at(message)),
@@ -134,10 +137,12 @@ fn verdict(state: &str) -> Verdict {
         "XX001" | "XX002" => says(Code::Corrupt, "its files are damaged", Remedy::Apart),
         state => match &state[..state.len().min(2)] {
             "08" => says(Code::Unavailable, "connection", Remedy::Again),
-            "22" | "23" => says(Code::Unsupported, "it refuses the row", Remedy::Apart),
+            // Data, constraints, check options, and what a trigger raises.
+            "22" | "23" | "44" | "P0" => says(Code::Unsupported, "it refuses the row", Remedy::Apart),
             "53" => says(Code::Overloaded, "out of resources", Remedy::None),
-            "57" | "58" | "XX" => says(Code::Unavailable, "", Remedy::None),
-            _ => says(Code::Internal, "", Remedy::None),
+            // It may be one row that the server trips over.
+            "57" | "58" | "XX" => says(Code::Unavailable, "", Remedy::Apart),
+            _ => says(Code::Internal, "", Remedy::Apart),
         },
     }
 }
@@ -172,11 +177,13 @@ mod tests {
             ("22021", Code::Unsupported, Remedy::Apart, "row"),
             ("23514", Code::Unsupported, Remedy::Apart, "row"),
             ("08006", Code::Unavailable, Remedy::Again, "connection"),
-            ("58030", Code::Unavailable, Remedy::None, ""),
-            ("XX000", Code::Unavailable, Remedy::None, ""),
+            ("58030", Code::Unavailable, Remedy::Apart, ""),
+            ("P0001", Code::Unsupported, Remedy::Apart, "row"),
+            ("44000", Code::Unsupported, Remedy::Apart, "row"),
+            ("XX000", Code::Unavailable, Remedy::Apart, ""),
             ("XX001", Code::Corrupt, Remedy::Apart, "damaged"),
             ("XX002", Code::Corrupt, Remedy::Apart, "damaged"),
-            ("", Code::Internal, Remedy::None, ""),
+            ("", Code::Internal, Remedy::Apart, ""),
         ] {
             let verdict = verdict(state);
             assert_eq!((verdict.code, verdict.remedy), (code, remedy), "{state}");

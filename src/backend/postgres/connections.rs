@@ -133,7 +133,7 @@ impl Connections {
             match self.connect(&self.options).await {
                 Ok(connection) => return Ok(self.loan(connection, Instant::now(), place)),
                 // It lets nobody new in; those that others use come back.
-                Err(error @ Error::Database(_)) if self.rests() || self.in_use() > 1 => {
+                Err(error) if keeps_out(&error) && (self.rests() || self.in_use() > 1) => {
                     let rested = async {
                         if !self.rests() {
                             self.rested.notified().await;
@@ -330,6 +330,12 @@ impl Loan {
         self.in_transaction = false;
         Ok(())
     }
+}
+
+/// Whether a server that is well lets nobody new in. One that starts, stops or recovers has ended those that were in.
+fn keeps_out(error: &Error) -> bool {
+    let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    state.is_some_and(|state| !state.starts_with("57P"))
 }
 
 impl Drop for Loan {

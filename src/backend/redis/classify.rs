@@ -6,7 +6,7 @@
 
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
 use crate::link;
-use crate::model::{Code, Error};
+use crate::model::{Code, Error, Scope};
 
 /// What a caller is told to wait while a server is only busy, milliseconds.
 const BUSY_AFTER_MS: i64 = 100;
@@ -48,7 +48,9 @@ pub(super) fn refused(shard: &str, code: &str, message: &str) -> Fault {
         Code::Overloaded => Error::overloaded(message, BUSY_AFTER_MS),
         code => Error::new(code, message),
     };
-    Fault { error, remedy }
+    // Where there is no room, deletes and reads go on.
+    let scope = if code == "OOM" { Scope::Part } else { Scope::Server };
+    Fault { error: error.of(scope), remedy }
 }
 
 /// The word that a script gives for one row: an error as the server writes them.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{RowKey, Write, Written};
 use crate::model::budget::Budget;
-use crate::model::{Error, Result};
+use crate::model::{Error, Result, Scope};
 use crate::placement::SLOTS;
 
 /// What a caller is told to wait while a server is not there, milliseconds.
@@ -51,8 +51,8 @@ pub(super) enum Remedy {
 
 /// The fault of a slot that its server says it does not own.
 pub(super) fn not_owner(at: &RowKey) -> Fault {
-    let message = format!("slot {} {}", at.slot, super::MOVED);
-    Fault { error: Error::unavailable(message, RETRY_AFTER_MS), remedy: Remedy::Again }
+    let message = format!("slot {} is being moved to another server", at.slot);
+    Fault { error: Error::unavailable(message, RETRY_AFTER_MS).of(Scope::Part), remedy: Remedy::Again }
 }
 
 /// Runs work that must not be cut off in the middle, because something of it may be under way on the server called `who`.

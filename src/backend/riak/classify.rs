@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::model::{Code, Error};
+use crate::model::{Code, Error, Scope};
 
 /// What a caller is told to wait while a node or a quorum is not there, milliseconds.
 pub(super) const RETRY_AFTER_MS: i64 = 500;
@@ -94,7 +94,7 @@ impl Fault {
     pub(super) fn of_write(self) -> Error {
         match self.effect {
             Effect::None => self.error,
-            Effect::Unknown => Error::indeterminate(self.error.message),
+            Effect::Unknown => Error::indeterminate(self.error.message).of(self.error.scope),
         }
     }
 }
@@ -114,7 +114,7 @@ pub(super) fn classify(node: &str, text: &str) -> Fault {
         code => Error::new(code, message),
     };
     Fault {
-        error,
+        error: error.of(verdict.scope),
         effect: verdict.effect,
         remedy: verdict.remedy,
         blames_node: verdict.blames_node,
@@ -130,6 +130,7 @@ struct Verdict {
     remedy: Remedy,
     blames_node: bool,
     spoils: bool,
+    scope: Scope,
 }
 
 /// What a text means (Riak KV 3.2.3). Texts with numbers in them are told by how they begin.
@@ -141,8 +142,11 @@ fn verdict(text: &str) -> Verdict {
         remedy,
         blames_node: false,
         spoils: false,
+        scope: Scope::Server,
     };
     let node = |verdict| Verdict { blames_node: true, ..verdict };
+    // Its replicas are away: those of others are not.
+    let of_key = |verdict| Verdict { scope: Scope::Part, ..verdict };
     let crash =
         |hint| Verdict { spoils: true, ..says(Code::Unavailable, hint, Effect::Unknown, Remedy::Again) };
     let unavailable = |hint, effect, remedy| says(Code::Unavailable, hint, effect, remedy);
@@ -169,19 +173,19 @@ fn verdict(text: &str) -> Verdict {
             node(unavailable("the node is starting", Effect::None, Remedy::Again))
         }
         _ if begins("{pr_val_unsatisfied,") => {
-            unavailable("too few primary replicas of the key are up", Effect::None, Remedy::Fallbacks)
+            of_key(unavailable("too few primary replicas of the key are up", Effect::None, Remedy::Fallbacks))
         }
         _ if begins("{r_val_unsatisfied,") => {
-            unavailable("too few replicas answered the read", Effect::None, Remedy::Again)
+            of_key(unavailable("too few replicas answered the read", Effect::None, Remedy::Again))
         }
         _ if begins("{pw_val_unsatisfied,")
             || begins("{w_val_unsatisfied,")
             || begins("{dw_val_unsatisfied,") =>
         {
-            unavailable("too few replicas took the write", Effect::Unknown, Remedy::Again)
+            of_key(unavailable("too few replicas took the write", Effect::Unknown, Remedy::Again))
         }
         _ if begins("{node_confirms_val_unsatisfied,") => {
-            unavailable("too few machines took the write", Effect::Unknown, Remedy::Again)
+            of_key(unavailable("too few machines took the write", Effect::Unknown, Remedy::Again))
         }
         _ if begins("{n_val_violation,") => {
             unavailable("r, pr, w, dw or pw is more than the bucket type's n_val", Effect::None, Remedy::None)
@@ -195,7 +199,7 @@ fn verdict(text: &str) -> Verdict {
             says(Code::TooLarge, "the record is larger than object.size.maximum", Effect::None, Remedy::None)
         }
         _ if begins("{too_many_siblings,") => {
-            unavailable("the key has too many siblings", Effect::None, Remedy::Reread)
+            of_key(unavailable("the key has too many siblings", Effect::None, Remedy::Reread))
         }
         _ if begins("{precommit_fail,") => {
             says(Code::Internal, "a pre-commit hook refuses the record", Effect::None, Remedy::None)

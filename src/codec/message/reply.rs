@@ -8,7 +8,7 @@ use crate::codec::value::{self, DecodeFault};
 use crate::model::reply::{
     BatchReply, BatchResult, Durability, GetReply, Reply, ScanReply, Source, WriteReply,
 };
-use crate::model::{Code, Error, Key, Outcome, Record, Result, Version};
+use crate::model::{Code, Error, Key, Outcome, Record, Result, Scope, Version};
 
 /// Writes a reply.
 pub fn encode_reply(reply: &Reply) -> Vec<u8> {
@@ -295,6 +295,7 @@ fn error(error: wire::Error) -> Result<Error> {
         retry_after_ms: error.retry_after_ms,
         version: version(&error.version)?,
         details: error.details,
+        scope: Scope::Server,
     })
 }
 

@@ -25,7 +25,17 @@ async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
     blocking(|| wait_whole(&worker));
     let caller = Arc::new(Caller::of(&worker).await);
     caller.call("put", json!({"key": "k", "value": 1})).await;
-    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT poison CHECK (key NOT LIKE 'bad%')");
+    // Half of the poison breaks a constraint, half meets a trigger that raises what no table of codes knows.
+    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT poison CHECK (key NOT LIKE 'bad%1%')");
+    server.sql(
+        &database,
+        "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN IF NEW.key LIKE 'bad%' THEN RAISE EXCEPTION 'poison'; END IF; RETURN NEW; END$$",
+    );
+    server.sql(
+        &database,
+        "CREATE TRIGGER poison BEFORE INSERT OR UPDATE ON rec FOR EACH ROW EXECUTE FUNCTION poison()",
+    );
     blocking(|| server.kill9());
     caller
         .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
@@ -80,6 +90,7 @@ async fn poison_is_set_aside_foreseen_and_replayed_after_its_cause_is_mended() {
         "{failing}"
     );
     server.sql(&database, "ALTER TABLE rec DROP CONSTRAINT poison");
+    server.sql(&database, "DROP TRIGGER poison ON rec");
     // One of them is overtaken once the cause is mended.
     let newer = caller.call("put", json!({"key": letters[3]["key"], "value": "newer"})).await;
     assert_eq!(newer["outcome"], "applied", "{newer}");
