@@ -199,14 +199,17 @@ impl Shard {
         first: Option<&str>,
     ) -> Result<Option<String>, Fault> {
         let deadline = Instant::now() + CALL_MAX;
-        if let Some(first) = first {
+        let get = redis::cmd("HGET").arg(PARTITIONING_KEY).arg(namespace.as_str()).to_owned();
+        let mut noted = self.call(Stage::Read, &get, deadline).await?;
+        // Asked first, because a full server refuses to note it even where it is noted, and deletes wait for this.
+        if let (Value::Nil, Some(first)) = (&noted, first) {
             let note =
                 redis::cmd("HSETNX").arg(PARTITIONING_KEY).arg(namespace.as_str()).arg(first).to_owned();
             // Nothing is lost by noting it twice, so this is no write that may have happened.
             self.call(Stage::Read, &note, deadline).await?;
+            noted = self.call(Stage::Read, &get, deadline).await?;
         }
-        let get = redis::cmd("HGET").arg(PARTITIONING_KEY).arg(namespace.as_str()).to_owned();
-        match self.call(Stage::Read, &get, deadline).await? {
+        match noted {
             Value::Nil => Ok(None),
             noted => Ok(Some(self.text(&noted)?.into_owned())),
         }

@@ -196,6 +196,17 @@ impl Shard {
         command: &Cmd,
         deadline: Instant,
     ) -> Result<Value, Fault> {
+        self.unless_full(stage, script, command, deadline).await?
+    }
+
+    /// A script; the inner fault is that the server is full, so that nothing of it happened.
+    async fn unless_full(
+        &self,
+        stage: Stage,
+        script: &Script,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<Result<Value, Fault>, Fault> {
         let link = self.any_link();
         let mut answer = link.call(command, deadline).await;
         if matches!(&answer, Err(link::redis::Fault::Refused { code, .. }) if code == "NOSCRIPT") {
@@ -203,9 +214,17 @@ impl Shard {
             link.call(&load, deadline).await.map_err(|fault| self.judge(Stage::Read, &fault))?;
             answer = link.call(command, deadline).await;
         }
-        let value = answer.map_err(|fault| self.judge(stage, &fault))?;
-        self.budget.succeeded();
-        Ok(value)
+        match answer {
+            Ok(value) => {
+                self.budget.succeeded();
+                Ok(Ok(value))
+            }
+            Err(fault) => {
+                let full = matches!(&fault, link::redis::Fault::Refused { code, .. } if code == "OOM");
+                let fault = self.judge(stage, &fault);
+                if full { Ok(Err(fault)) } else { Err(fault) }
+            }
+        }
     }
 
     /// A deadline by the server's clock.
@@ -255,21 +274,52 @@ impl Shard {
         }
     }
 
-    /// Writes, each by itself.
+    /// Writes, each by itself. Where the server is full, its deletes are not refused with the puts beside them.
     pub(super) async fn write(
         &self,
         proposals: &[Proposal],
         deadlines: Deadlines,
     ) -> Result<Vec<Word>, Fault> {
-        let deletes = proposals.iter().all(|proposal| proposal.body.is_none());
-        let script = if deletes { &SCRIPTS.delete } else { &SCRIPTS.write };
+        let each: Vec<&Proposal> = proposals.iter().collect();
+        let full = match self.proposed(&SCRIPTS.write, &each, deadlines).await? {
+            Ok(words) => return Ok(words),
+            Err(full) => full,
+        };
+        let deletes: Vec<&Proposal> = each.into_iter().filter(|proposal| proposal.body.is_none()).collect();
+        if deletes.is_empty() {
+            return Err(full);
+        }
+        // Nothing of the puts happened, whatever becomes of these.
+        let words = match self.proposed(&SCRIPTS.delete, &deletes, deadlines).await {
+            Ok(Ok(words)) => words,
+            Ok(Err(fault)) | Err(fault) => vec![Word::Failed(fault); deletes.len()],
+        };
+        let mut words = words.into_iter();
+        let word = |proposal: &Proposal| match proposal.body {
+            Some(_) => Word::Failed(full.clone()),
+            None => words.next().unwrap_or_else(|| Word::Failed(self.odd("fewer words than writes"))),
+        };
+        Ok(proposals.iter().map(word).collect())
+    }
+
+    /// One script of writes.
+    async fn proposed(
+        &self,
+        script: &Script,
+        proposals: &[&Proposal],
+        deadlines: Deadlines,
+    ) -> Result<Result<Vec<Word>, Fault>, Fault> {
         let mut ask = scripts::ask_rows(script, proposals.iter().map(|proposal| &proposal.at));
         ask.arg(self.deadline_ms(deadlines.first)?);
         for proposal in proposals {
             ask.arg(scripts::parameters(proposal)).arg(proposal.body.as_deref().unwrap_or_default());
         }
-        let value = self.run(Stage::Write, script, &ask, deadlines.last).await?;
-        self.array(value, proposals.len())?.into_iter().map(|word| self.word(&word)).collect()
+        let value = match self.unless_full(Stage::Write, script, &ask, deadlines.last).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
+        let words = self.array(value, proposals.len())?;
+        Ok(Ok(words.iter().map(|word| self.word(word)).collect::<Result<_, _>>()?))
     }
 
     /// The word for a write, as `write.lua` gives it.
@@ -300,36 +350,89 @@ impl Shard {
 
     /// Writes rows that were decided on what was read, all or none.
     pub(super) async fn commit(&self, rows: &[Decided], deadline: Instant) -> Result<Committed, Fault> {
-        let mut ask = scripts::ask_rows(&SCRIPTS.commit, rows.iter().map(|row| &row.at));
+        let full = match self.committed(&SCRIPTS.commit, rows, deadline).await? {
+            Ok(committed) => return Ok(committed),
+            Err(full) => full,
+        };
+        let grows = rows.iter().any(|decided| decided.row.as_ref().is_some_and(|row| row.body.is_some()));
+        match grows {
+            true => Err(full),
+            false => self.committed(&SCRIPTS.commit_deletes, rows, deadline).await?,
+        }
+    }
+
+    /// One script of rows that stand or fall together.
+    async fn committed(
+        &self,
+        script: &Script,
+        rows: &[Decided],
+        deadline: Instant,
+    ) -> Result<Result<Committed, Fault>, Fault> {
+        let mut ask = scripts::ask_rows(script, rows.iter().map(|row| &row.at));
         ask.arg(self.deadline_ms(deadline)?);
         for Decided { at, version, live, gc_floor, row } in rows {
             let version = version.map_or_else(|| "-".repeat(32), |version| version.to_string());
             ask.arg(format!("{:04}1{gc_floor:016x}{version}{}", at.slot, u8::from(*live)));
             ask.arg(row.as_ref().map(rows::encode).unwrap_or_default());
         }
-        let value = self.run(Stage::Write, &SCRIPTS.commit, &ask, deadline).await?;
-        match self.text(&value)?.as_ref() {
-            "A" => Ok(Committed::Done),
-            "L" => Ok(Committed::Late),
-            "N" => Ok(Committed::NotOwner),
-            "X" => Ok(Committed::Overtaken),
+        let value = match self.unless_full(Stage::Write, script, &ask, deadline).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
+        Ok(Ok(match self.text(&value)?.as_ref() {
+            "A" => Committed::Done,
+            "L" => Committed::Late,
+            "N" => Committed::NotOwner,
+            "X" => Committed::Overtaken,
             other => match other.strip_prefix('E') {
-                Some(error) => Err(refused_row(&self.name, error)),
-                None => Err(self.odd(&format!("the word {other:?}"))),
+                Some(error) => return Err(refused_row(&self.name, error)),
+                None => return Err(self.odd(&format!("the word {other:?}"))),
             },
-        }
+        }))
     }
 
-    /// Merges rows that carry their versions; a word for each.
-    pub(super) async fn apply(&self, entries: &[&Entry], deadline: Instant) -> Result<Vec<String>, Fault> {
-        let mut ask = scripts::ask_rows(&SCRIPTS.apply, entries.iter().map(|entry| &entry.at));
+    /// Merges rows that carry their versions; a word or the fault of each. Where the server is full, tombstones are not refused
+    /// with the documents beside them.
+    pub(super) async fn apply(
+        &self,
+        entries: &[&Entry],
+        deadline: Instant,
+    ) -> Result<Vec<Result<String, Fault>>, Fault> {
+        let full = match self.merged(&SCRIPTS.apply, entries, deadline).await? {
+            Ok(words) => return Ok(words.into_iter().map(Ok).collect()),
+            Err(full) => full,
+        };
+        let deletes: Vec<&Entry> = entries.iter().copied().filter(|entry| entry.row.body.is_none()).collect();
+        if deletes.is_empty() {
+            return Err(full);
+        }
+        let mut words = self.merged(&SCRIPTS.apply_deletes, &deletes, deadline).await??.into_iter();
+        let word = |entry: &&Entry| match entry.row.body {
+            Some(_) => Err(full.clone()),
+            None => words.next().ok_or_else(|| self.odd("fewer words than rows")),
+        };
+        Ok(entries.iter().map(word).collect())
+    }
+
+    /// One script of rows to merge.
+    async fn merged(
+        &self,
+        script: &Script,
+        entries: &[&Entry],
+        deadline: Instant,
+    ) -> Result<Result<Vec<String>, Fault>, Fault> {
+        let mut ask = scripts::ask_rows(script, entries.iter().map(|entry| &entry.at));
         ask.arg(self.deadline_ms(deadline)?);
         for Entry { row, .. } in entries {
             ask.arg(rows::encode(row));
         }
-        let value = self.run(Stage::Write, &SCRIPTS.apply, &ask, deadline).await?;
+        let value = match self.unless_full(Stage::Write, script, &ask, deadline).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
         let words = self.array(value, entries.len())?;
-        words.iter().map(|word| self.text(word).map(std::borrow::Cow::into_owned)).collect()
+        let word = |word: &Value| self.text(word).map(std::borrow::Cow::into_owned);
+        Ok(Ok(words.iter().map(word).collect::<Result<_, _>>()?))
     }
 
     /// An answer that has so many parts.

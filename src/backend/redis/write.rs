@@ -200,9 +200,9 @@ impl Shared {
             };
             let fault = match server.shard.apply(entries, deadline).await {
                 Ok(words) => {
-                    let moved = words.iter().position(|word| word == "N");
+                    let moved = words.iter().position(|word| matches!(word, Ok(word) if word == "N"));
                     match moved {
-                        None => return words.iter().map(|word| applied(&server.shard, word)).collect(),
+                        None => return words.into_iter().map(|word| applied(&server.shard, word)).collect(),
                         Some(at) => not_owner(&entries[at].at),
                     }
                 }
@@ -230,8 +230,8 @@ fn portions<T>(list: &[T], bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
     parts
 }
 
-fn applied(shard: &Shard, word: &str) -> Result<Applied> {
-    match word {
+fn applied(shard: &Shard, word: Result<String, Fault>) -> Result<Applied> {
+    match word.map_err(|fault| fault.error)?.as_str() {
         "A" => Ok(Applied::Applied),
         "S" => Ok(Applied::Superseded),
         "B" => Ok(Applied::BelowFloor),
@@ -304,7 +304,7 @@ impl group::Table for Snapshot {
     }
 }
 
-fn proposal(write: &Write) -> Proposal {
+pub(super) fn proposal(write: &Write) -> Proposal {
     let (body, expires_at_ms, keep) = match &write.action {
         Action::Put { body, expiry } => {
             let keep = matches!(expiry, Expiry::KeepOr(_));

@@ -15,6 +15,7 @@ for at = 1, count do
     local version, live = string.rep('-', 32), '0'
     if head ~= '' then version, live = version_of(head), is_live(head) and '1' or '0' end
     if '1' .. floor .. version .. live ~= sub(seen, 5) then return 'X' end
+    if full and head == '' and ARGV[2 * at + 1] ~= '' then return 'E' .. NO_ROOM end
     kinds[at] = sub(head, 2, 2)
 end
 for at = 1, count do

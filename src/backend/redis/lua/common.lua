@@ -3,6 +3,8 @@
 -- told in rows.rs.
 local HEAD, HEAD_MAX, ENTRY, RING_MAX = 70, 198, 32, 128
 local NO_OP, ZERO = '0000000000000000', '0000000000000000'
+-- While the server is `full`, a tombstone may take the place of what is there, and nothing may be added.
+local NO_ROOM = 'OOM a tombstone where no row is takes memory'
 local sub, format = string.sub, string.format
 
 local time = redis.call('TIME')
