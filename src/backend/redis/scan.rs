@@ -181,13 +181,18 @@ impl Shard {
             bury.arg(grace_ms).arg(CLOCK_EPSILON_MS);
             // What is dead is dead: burying it twice is as once.
             let value = self.run(Stage::Read, &SCRIPTS.bury, &bury, Instant::now() + CALL_MAX).await?;
-            let counts = self.array(value, 2)?;
+            let counts = self.array(value, 5)?;
             let count = |at: usize| match counts[at] {
                 Value::Int(count) => usize::try_from(count).unwrap_or(0),
                 _ => 0,
             };
             swept.expired += count(0);
             swept.removed += count(1);
+            if count(2) > 0 {
+                let (row, why) = (self.text(&counts[3])?, self.text(&counts[4])?);
+                let damaged = count(2);
+                tracing::warn!(shard = self.name, damaged, %row, "rows that cannot be read are not swept: {why}");
+            }
         }
         Ok((swept, (next != b"0").then_some(next)))
     }

@@ -14,10 +14,14 @@ use crate::backend::decide::Now;
 use crate::backend::remote::clock::ServerClock;
 use crate::backend::remote::lane::Deadlines;
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{Entry, Row, RowKey};
+use crate::backend::{Entry, OpRing, Row, RowKey};
 use crate::link;
 use crate::model::budget::Budget;
 use crate::model::{Error, Result, Version};
+
+/// Bytes of rows after which the script of a read tells no more of them: it stops the whole server, which holds all that it tells.
+/// The last row may go beyond.
+pub(super) const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// See the module.
 pub(super) struct Shard {
@@ -96,6 +100,7 @@ pub(super) struct Decided {
     /// What it was decided on.
     pub(super) version: Option<Version>,
     pub(super) live: bool,
+    pub(super) ring: OpRing,
     pub(super) gc_floor: u64,
     /// The row as it is to stand; `None` = as it is.
     pub(super) row: Option<Row>,
@@ -235,14 +240,33 @@ impl Shard {
         })
     }
 
-    /// Reads rows; `None` where the slot is not this server's.
+    /// Reads rows; `None` where the slot is not this server's. Small ones stand so at one moment, large ones each at its own.
     pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Result<Vec<Option<Seen>>, Fault> {
-        let value = self.run(Stage::Read, &SCRIPTS.read, &read(keys), deadline).await?;
-        self.seen(keys.len(), value)
+        Ok(self.read_told(keys, deadline).await?.0)
     }
 
-    /// What the script that reads says of so many keys.
-    pub(super) fn seen(&self, count: usize, value: Value) -> Result<Vec<Option<Seen>>, Fault> {
+    /// [`Self::read`], and how many scripts it took.
+    pub(super) async fn read_told(
+        &self,
+        keys: &[RowKey],
+        deadline: Instant,
+    ) -> Result<(Vec<Option<Seen>>, usize), Fault> {
+        let (mut each, mut scripts) = (Vec::with_capacity(keys.len()), 0);
+        while each.len() < keys.len() {
+            scripts += 1;
+            let rest = &keys[each.len()..];
+            let value = self.run(Stage::Read, &SCRIPTS.read, &read(rest), deadline).await?;
+            each.extend(self.seen(rest.len(), value)?);
+        }
+        Ok((each, scripts))
+    }
+
+    /// What the script that reads says of the first of so many keys, of one at least.
+    pub(super) fn seen(&self, asked: usize, value: Value) -> Result<Vec<Option<Seen>>, Fault> {
+        let count = match &value {
+            Value::Array(told) => (told.len() / 2).clamp(1, asked),
+            _ => asked,
+        };
         let mut told = self.array(value, 2 * count + 1)?.into_iter();
         let wall_ms = match told.next() {
             Some(Value::Int(ms)) => ms,
@@ -370,9 +394,10 @@ impl Shard {
     ) -> Result<Result<Committed, Fault>, Fault> {
         let mut ask = scripts::ask_rows(script, rows.iter().map(|row| &row.at));
         ask.arg(self.deadline_ms(deadline)?);
-        for Decided { at, version, live, gc_floor, row } in rows {
+        for Decided { at, version, live, ring, gc_floor, row } in rows {
             let version = version.map_or_else(|| "-".repeat(32), |version| version.to_string());
-            ask.arg(format!("{:04}1{gc_floor:016x}{version}{}", at.slot, u8::from(*live)));
+            let (live, ring) = (u8::from(*live), rows::remembered(ring));
+            ask.arg(format!("{:04}1{gc_floor:016x}{version}{live}{ring}", at.slot));
             ask.arg(row.as_ref().map(rows::encode).unwrap_or_default());
         }
         let value = match self.unless_full(Stage::Write, script, &ask, deadline).await? {
@@ -463,6 +488,7 @@ impl Shard {
 pub(super) fn read(keys: &[RowKey]) -> Cmd {
     let records = keys.iter().map(scripts::record);
     let mut ask = scripts::ask(&SCRIPTS.read, std::iter::once(SLOTS_KEY.to_owned()).chain(records));
+    ask.arg(READ_BYTES_MAX);
     for at in keys {
         ask.arg(format!("{:04}", at.slot));
     }
