@@ -1,8 +1,12 @@
 //! The command line as a user meets it: what is printed where, and the exit codes.
 
 use crate::support::nats::Nats;
+use crate::support::postgres::Postgres;
 use crate::support::process::own_environment;
-use crate::support::worker::{Backend, Worker};
+use crate::support::rabbit::Rabbit;
+use crate::support::redis::Redis;
+use crate::support::riak::Riak;
+use crate::support::worker::{Backend, Setup, Worker};
 use serde_json::Value as Json;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -203,6 +207,42 @@ fn every_settings_file_that_comes_along_is_good() {
         files += 1;
     }
     assert!(files >= 5, "{files} files");
+}
+
+/// The whole of it, on parts of this run's own, and each of its namespaces serves.
+#[test]
+fn a_worker_with_everything_serves_every_namespace() {
+    let mut text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/full.toml")).unwrap();
+    let (copies, sessions) =
+        (Redis::start(&[]), Redis::start(&["--appendonly", "yes", "--appendfsync", "always"]));
+    let (riak, files) = (Riak::start(1), tempfile::tempdir().unwrap());
+    for (stands, ours) in [
+        ("amqp://guest:guest@127.0.0.1:5672/%2f", Rabbit::shared().url()),
+        ("redis://127.0.0.1:6379", copies.url()),
+        ("./data", files.path().display().to_string()),
+        ("postgres://datastore@127.0.0.1:5439/datastore", Postgres::shared().database()),
+        ("redis://127.0.0.1:6389", sessions.url()),
+        ("127.0.0.1:8087", riak.hosts()[0].clone()),
+    ] {
+        assert_eq!(text.matches(stands).count(), 1, "{stands}");
+        text = text.replace(stands, &ours);
+    }
+    let worker = Worker::start(Setup::new(Nats::shared(), Backend::Memory).rest(&format!("\n{text}")));
+    for namespace in ["scratch", "files", "documents", "sessions", "archive", "any-other"] {
+        let put = datastore(&worker, &["put", namespace, "k", "\"v\"", "--json"]);
+        assert_eq!(put.code, 0, "{namespace}: {put:?}");
+        let told: Json = serde_json::from_str(&put.stdout).unwrap();
+        // Not `queued`: the store itself is reached.
+        assert_eq!(
+            (&told["outcome"], &told["durability"]),
+            (&"applied".into(), &"backend".into()),
+            "{namespace}"
+        );
+        let get = datastore(&worker, &["get", namespace, "k"]);
+        assert_eq!((get.code, get.stdout.trim()), (0, "\"v\""), "{namespace}: {get:?}");
+        let delete = datastore(&worker, &["delete", namespace, "k"]);
+        assert_eq!(delete.code, 0, "{namespace}: {delete:?}");
+    }
 }
 
 #[test]

@@ -100,10 +100,13 @@ async fn look(shard: &Shard, known: &mut Known) -> Result<(), Fault> {
         return Err(Fault { error, remedy: Remedy::None });
     }
     // What may not be asked counts as not promised.
-    let synced = ask(redis::cmd("CONFIG").arg("GET").arg("appendfsync")).await.ok().and_then(second);
-    let logged = field(&info, "aof_enabled") == Some("1");
-    shard.durable.store(logged && synced.as_deref() == Some("always"), Ordering::Relaxed);
-    let never_synced = logged && synced.as_deref() == Some("no");
+    let setting =
+        async |name: &str| ask(redis::cmd("CONFIG").arg("GET").arg(name)).await.ok().and_then(second);
+    let synced = setting("appendfsync").await;
+    let synced_on_rewrite = setting("no-appendfsync-on-rewrite").await.as_deref() == Some("no");
+    let durable = log_is_whole(&info) && synced.as_deref() == Some("always") && synced_on_rewrite;
+    shard.durable.store(durable, Ordering::Relaxed);
+    let never_synced = field(&info, "aof_enabled") == Some("1") && synced.as_deref() == Some("no");
     if never_synced && !known.warned {
         tracing::warn!(
             shard = shard.name,
@@ -138,6 +141,16 @@ async fn look(shard: &Shard, known: &mut Known) -> Result<(), Fault> {
         shard.set_mark(None);
     }
     Ok(())
+}
+
+/// Whether the append-only file holds all that the server does. One that was switched on does not before it is written anew, and
+/// syncs nothing until then; nothing tells that rewrite from a later one, so during those nothing is promised either.
+fn log_is_whole(info: &str) -> bool {
+    let says = |name, value| field(info, name) == Some(value);
+    says("aof_enabled", "1")
+        && says("aof_rewrite_in_progress", "0")
+        && says("aof_rewrite_scheduled", "0")
+        && says("aof_last_bgrewrite_status", "ok")
 }
 
 /// Why a server must not be used as a store, by what it tells of itself.

@@ -263,14 +263,18 @@ async fn read(
     keys: &[RowKey],
     deadline: Instant,
 ) -> Result<Vec<Shown>, Fault> {
-    let mut commands = redis::pipe();
-    commands.add_command(info()).add_command(shard::read(keys));
-    let [info, rows] = together(shard, &commands, deadline).await?;
-    let (as_of, now_ms) = as_of(shard, history, &info)?;
-    let seen = shard.seen(keys.len(), rows)?;
-    let shown = seen.into_iter().map(|seen: Option<Seen>| {
-        let found = seen.and_then(|seen| seen.row.ok()).map(|row| row.map(|row| row.found(now_ms)));
-        Shown { found, as_of }
-    });
-    Ok(shown.collect())
+    let mut shown = Vec::with_capacity(keys.len());
+    while shown.len() < keys.len() {
+        let rest = &keys[shown.len()..];
+        let mut commands = redis::pipe();
+        commands.add_command(info()).add_command(shard::read(rest));
+        let [info, rows] = together(shard, &commands, deadline).await?;
+        let (as_of, now_ms) = as_of(shard, history, &info)?;
+        let seen = shard.seen(rest.len(), rows)?;
+        shown.extend(seen.into_iter().map(|seen: Option<Seen>| {
+            let found = seen.and_then(|seen| seen.row.ok()).map(|row| row.map(|row| row.found(now_ms)));
+            Shown { found, as_of }
+        }));
+    }
+    Ok(shown)
 }

@@ -31,7 +31,6 @@ const TIME_MAX: i64 = 999_999_999_999_999;
 /// Writes a row.
 pub(super) fn encode(row: &Row) -> Vec<u8> {
     let body = row.body.as_ref().map_or(&[][..], |body| body);
-    let time = |ms: i64| ms.clamp(0, TIME_MAX);
     let mut bytes = Vec::with_capacity(HEAD_BYTES + row.ring.entries.len() * ENTRY_BYTES + body.len());
     let head = format!(
         "1{}{}{}{:04}{}{:015}{:015}",
@@ -44,11 +43,22 @@ pub(super) fn encode(row: &Row) -> Vec<u8> {
         time(row.ring.evicted_at_ms),
     );
     bytes.extend_from_slice(head.as_bytes());
-    for (op, fingerprint) in &row.ring.entries {
-        bytes.extend_from_slice(format!("{op:016x}{fingerprint:016x}").as_bytes());
-    }
+    bytes.extend_from_slice(entries(&row.ring).as_bytes());
     bytes.extend_from_slice(body);
     bytes
+}
+
+/// What is remembered of operations, as `commit.lua` compares it: when one was last pushed out, and those that are there.
+pub(super) fn remembered(ring: &OpRing) -> String {
+    format!("{:015}{}", time(ring.evicted_at_ms), entries(ring))
+}
+
+fn entries(ring: &OpRing) -> String {
+    ring.entries.iter().map(|(op, fingerprint)| format!("{op:016x}{fingerprint:016x}")).collect()
+}
+
+fn time(ms: i64) -> i64 {
+    ms.clamp(0, TIME_MAX)
 }
 
 /// Reads a row; the document shares the bytes. `None` where it is none.

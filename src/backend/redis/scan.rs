@@ -181,13 +181,18 @@ impl Shard {
             bury.arg(grace_ms).arg(CLOCK_EPSILON_MS);
             // What is dead is dead: burying it twice is as once.
             let value = self.run(Stage::Read, &SCRIPTS.bury, &bury, Instant::now() + CALL_MAX).await?;
-            let counts = self.array(value, 2)?;
+            let counts = self.array(value, 5)?;
             let count = |at: usize| match counts[at] {
                 Value::Int(count) => usize::try_from(count).unwrap_or(0),
                 _ => 0,
             };
             swept.expired += count(0);
             swept.removed += count(1);
+            if count(2) > 0 {
+                let (row, why) = (self.text(&counts[3])?, self.text(&counts[4])?);
+                let damaged = count(2);
+                tracing::warn!(shard = self.name, damaged, %row, "rows that cannot be read are not swept: {why}");
+            }
         }
         Ok((swept, (next != b"0").then_some(next)))
     }
@@ -199,14 +204,17 @@ impl Shard {
         first: Option<&str>,
     ) -> Result<Option<String>, Fault> {
         let deadline = Instant::now() + CALL_MAX;
-        if let Some(first) = first {
+        let get = redis::cmd("HGET").arg(PARTITIONING_KEY).arg(namespace.as_str()).to_owned();
+        let mut noted = self.call(Stage::Read, &get, deadline).await?;
+        // Asked first, because a full server refuses to note it even where it is noted, and deletes wait for this.
+        if let (Value::Nil, Some(first)) = (&noted, first) {
             let note =
                 redis::cmd("HSETNX").arg(PARTITIONING_KEY).arg(namespace.as_str()).arg(first).to_owned();
             // Nothing is lost by noting it twice, so this is no write that may have happened.
             self.call(Stage::Read, &note, deadline).await?;
+            noted = self.call(Stage::Read, &get, deadline).await?;
         }
-        let get = redis::cmd("HGET").arg(PARTITIONING_KEY).arg(namespace.as_str()).to_owned();
-        match self.call(Stage::Read, &get, deadline).await? {
+        match noted {
             Value::Nil => Ok(None),
             noted => Ok(Some(self.text(&noted)?.into_owned())),
         }

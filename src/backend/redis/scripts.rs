@@ -31,13 +31,17 @@ const ORDERS: &str = "ds1/o/";
 /// What the server writes is refused as a whole while it has no memory left, before the script begins.
 macro_rules! writes {
     ($file:literal) => {
-        concat!("#!lua\n", include_str!("lua/common.lua"), include_str!($file))
+        concat!("#!lua\nlocal full = false\n", include_str!("lua/common.lua"), include_str!($file))
     };
 }
-/// What frees memory runs also then.
+/// What frees memory runs also then. It makes no new rows, of which there would be no end.
 macro_rules! frees {
     ($file:literal) => {
-        concat!("#!lua flags=allow-oom\n", include_str!("lua/common.lua"), include_str!($file))
+        concat!(
+            "#!lua flags=allow-oom\nlocal full = true\n",
+            include_str!("lua/common.lua"),
+            include_str!($file)
+        )
     };
 }
 macro_rules! reads {
@@ -58,10 +62,12 @@ pub(super) struct Scripts {
     pub(super) scan: Script,
     pub(super) placed: Script,
     pub(super) write: Script,
-    /// [`Self::write`] of deletes alone.
-    pub(super) delete: Script,
     pub(super) commit: Script,
     pub(super) apply: Script,
+    /// Those three for a full server: of tombstones alone, over rows that are there.
+    pub(super) delete: Script,
+    pub(super) commit_deletes: Script,
+    pub(super) apply_deletes: Script,
     pub(super) bury: Script,
     pub(super) assign: Script,
 }
@@ -73,9 +79,11 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
         scan: script(reads!("lua/scan.lua")),
         placed: script(reads!("lua/placed.lua")),
         write: script(writes!("lua/write.lua")),
-        delete: script(frees!("lua/write.lua")),
         commit: script(writes!("lua/commit.lua")),
         apply: script(writes!("lua/apply.lua")),
+        delete: script(frees!("lua/write.lua")),
+        commit_deletes: script(frees!("lua/commit.lua")),
+        apply_deletes: script(frees!("lua/apply.lua")),
         bury: script(frees!("lua/bury.lua")),
         assign: script(concat!("#!lua\n", include_str!("lua/assign.lua"))),
     }
@@ -83,9 +91,10 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
 
 impl Scripts {
     /// Each of them.
-    pub(super) fn all(&self) -> [&Script; 9] {
-        let Self { read, scan, placed, write, delete, commit, apply, bury, assign } = self;
-        [read, scan, placed, write, delete, commit, apply, bury, assign]
+    pub(super) fn all(&self) -> [&Script; 11] {
+        let Self { read, scan, placed, write, commit, apply, .. } = self;
+        let Self { delete, commit_deletes, apply_deletes, bury, assign, .. } = self;
+        [read, scan, placed, write, commit, apply, delete, commit_deletes, apply_deletes, bury, assign]
     }
 }
 

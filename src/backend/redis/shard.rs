@@ -14,10 +14,14 @@ use crate::backend::decide::Now;
 use crate::backend::remote::clock::ServerClock;
 use crate::backend::remote::lane::Deadlines;
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{Entry, Row, RowKey};
+use crate::backend::{Entry, OpRing, Row, RowKey};
 use crate::link;
 use crate::model::budget::Budget;
 use crate::model::{Error, Result, Version};
+
+/// Bytes of rows after which the script of a read tells no more of them: it stops the whole server, which holds all that it tells.
+/// The last row may go beyond.
+pub(super) const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// See the module.
 pub(super) struct Shard {
@@ -96,6 +100,7 @@ pub(super) struct Decided {
     /// What it was decided on.
     pub(super) version: Option<Version>,
     pub(super) live: bool,
+    pub(super) ring: OpRing,
     pub(super) gc_floor: u64,
     /// The row as it is to stand; `None` = as it is.
     pub(super) row: Option<Row>,
@@ -196,6 +201,17 @@ impl Shard {
         command: &Cmd,
         deadline: Instant,
     ) -> Result<Value, Fault> {
+        self.unless_full(stage, script, command, deadline).await?
+    }
+
+    /// A script; the inner fault is that the server is full, so that nothing of it happened.
+    async fn unless_full(
+        &self,
+        stage: Stage,
+        script: &Script,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<Result<Value, Fault>, Fault> {
         let link = self.any_link();
         let mut answer = link.call(command, deadline).await;
         if matches!(&answer, Err(link::redis::Fault::Refused { code, .. }) if code == "NOSCRIPT") {
@@ -203,9 +219,17 @@ impl Shard {
             link.call(&load, deadline).await.map_err(|fault| self.judge(Stage::Read, &fault))?;
             answer = link.call(command, deadline).await;
         }
-        let value = answer.map_err(|fault| self.judge(stage, &fault))?;
-        self.budget.succeeded();
-        Ok(value)
+        match answer {
+            Ok(value) => {
+                self.budget.succeeded();
+                Ok(Ok(value))
+            }
+            Err(fault) => {
+                let full = matches!(&fault, link::redis::Fault::Refused { code, .. } if code == "OOM");
+                let fault = self.judge(stage, &fault);
+                if full { Ok(Err(fault)) } else { Err(fault) }
+            }
+        }
     }
 
     /// A deadline by the server's clock.
@@ -216,14 +240,33 @@ impl Shard {
         })
     }
 
-    /// Reads rows; `None` where the slot is not this server's.
+    /// Reads rows; `None` where the slot is not this server's. Small ones stand so at one moment, large ones each at its own.
     pub(super) async fn read(&self, keys: &[RowKey], deadline: Instant) -> Result<Vec<Option<Seen>>, Fault> {
-        let value = self.run(Stage::Read, &SCRIPTS.read, &read(keys), deadline).await?;
-        self.seen(keys.len(), value)
+        Ok(self.read_told(keys, deadline).await?.0)
     }
 
-    /// What the script that reads says of so many keys.
-    pub(super) fn seen(&self, count: usize, value: Value) -> Result<Vec<Option<Seen>>, Fault> {
+    /// [`Self::read`], and how many scripts it took.
+    pub(super) async fn read_told(
+        &self,
+        keys: &[RowKey],
+        deadline: Instant,
+    ) -> Result<(Vec<Option<Seen>>, usize), Fault> {
+        let (mut each, mut scripts) = (Vec::with_capacity(keys.len()), 0);
+        while each.len() < keys.len() {
+            scripts += 1;
+            let rest = &keys[each.len()..];
+            let value = self.run(Stage::Read, &SCRIPTS.read, &read(rest), deadline).await?;
+            each.extend(self.seen(rest.len(), value)?);
+        }
+        Ok((each, scripts))
+    }
+
+    /// What the script that reads says of the first of so many keys, of one at least.
+    pub(super) fn seen(&self, asked: usize, value: Value) -> Result<Vec<Option<Seen>>, Fault> {
+        let count = match &value {
+            Value::Array(told) => (told.len() / 2).clamp(1, asked),
+            _ => asked,
+        };
         let mut told = self.array(value, 2 * count + 1)?.into_iter();
         let wall_ms = match told.next() {
             Some(Value::Int(ms)) => ms,
@@ -255,21 +298,52 @@ impl Shard {
         }
     }
 
-    /// Writes, each by itself.
+    /// Writes, each by itself. Where the server is full, its deletes are not refused with the puts beside them.
     pub(super) async fn write(
         &self,
         proposals: &[Proposal],
         deadlines: Deadlines,
     ) -> Result<Vec<Word>, Fault> {
-        let deletes = proposals.iter().all(|proposal| proposal.body.is_none());
-        let script = if deletes { &SCRIPTS.delete } else { &SCRIPTS.write };
+        let each: Vec<&Proposal> = proposals.iter().collect();
+        let full = match self.proposed(&SCRIPTS.write, &each, deadlines).await? {
+            Ok(words) => return Ok(words),
+            Err(full) => full,
+        };
+        let deletes: Vec<&Proposal> = each.into_iter().filter(|proposal| proposal.body.is_none()).collect();
+        if deletes.is_empty() {
+            return Err(full);
+        }
+        // Nothing of the puts happened, whatever becomes of these.
+        let words = match self.proposed(&SCRIPTS.delete, &deletes, deadlines).await {
+            Ok(Ok(words)) => words,
+            Ok(Err(fault)) | Err(fault) => vec![Word::Failed(fault); deletes.len()],
+        };
+        let mut words = words.into_iter();
+        let word = |proposal: &Proposal| match proposal.body {
+            Some(_) => Word::Failed(full.clone()),
+            None => words.next().unwrap_or_else(|| Word::Failed(self.odd("fewer words than writes"))),
+        };
+        Ok(proposals.iter().map(word).collect())
+    }
+
+    /// One script of writes.
+    async fn proposed(
+        &self,
+        script: &Script,
+        proposals: &[&Proposal],
+        deadlines: Deadlines,
+    ) -> Result<Result<Vec<Word>, Fault>, Fault> {
         let mut ask = scripts::ask_rows(script, proposals.iter().map(|proposal| &proposal.at));
         ask.arg(self.deadline_ms(deadlines.first)?);
         for proposal in proposals {
             ask.arg(scripts::parameters(proposal)).arg(proposal.body.as_deref().unwrap_or_default());
         }
-        let value = self.run(Stage::Write, script, &ask, deadlines.last).await?;
-        self.array(value, proposals.len())?.into_iter().map(|word| self.word(&word)).collect()
+        let value = match self.unless_full(Stage::Write, script, &ask, deadlines.last).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
+        let words = self.array(value, proposals.len())?;
+        Ok(Ok(words.iter().map(|word| self.word(word)).collect::<Result<_, _>>()?))
     }
 
     /// The word for a write, as `write.lua` gives it.
@@ -300,36 +374,90 @@ impl Shard {
 
     /// Writes rows that were decided on what was read, all or none.
     pub(super) async fn commit(&self, rows: &[Decided], deadline: Instant) -> Result<Committed, Fault> {
-        let mut ask = scripts::ask_rows(&SCRIPTS.commit, rows.iter().map(|row| &row.at));
-        ask.arg(self.deadline_ms(deadline)?);
-        for Decided { at, version, live, gc_floor, row } in rows {
-            let version = version.map_or_else(|| "-".repeat(32), |version| version.to_string());
-            ask.arg(format!("{:04}1{gc_floor:016x}{version}{}", at.slot, u8::from(*live)));
-            ask.arg(row.as_ref().map(rows::encode).unwrap_or_default());
-        }
-        let value = self.run(Stage::Write, &SCRIPTS.commit, &ask, deadline).await?;
-        match self.text(&value)?.as_ref() {
-            "A" => Ok(Committed::Done),
-            "L" => Ok(Committed::Late),
-            "N" => Ok(Committed::NotOwner),
-            "X" => Ok(Committed::Overtaken),
-            other => match other.strip_prefix('E') {
-                Some(error) => Err(refused_row(&self.name, error)),
-                None => Err(self.odd(&format!("the word {other:?}"))),
-            },
+        let full = match self.committed(&SCRIPTS.commit, rows, deadline).await? {
+            Ok(committed) => return Ok(committed),
+            Err(full) => full,
+        };
+        let grows = rows.iter().any(|decided| decided.row.as_ref().is_some_and(|row| row.body.is_some()));
+        match grows {
+            true => Err(full),
+            false => self.committed(&SCRIPTS.commit_deletes, rows, deadline).await?,
         }
     }
 
-    /// Merges rows that carry their versions; a word for each.
-    pub(super) async fn apply(&self, entries: &[&Entry], deadline: Instant) -> Result<Vec<String>, Fault> {
-        let mut ask = scripts::ask_rows(&SCRIPTS.apply, entries.iter().map(|entry| &entry.at));
+    /// One script of rows that stand or fall together.
+    async fn committed(
+        &self,
+        script: &Script,
+        rows: &[Decided],
+        deadline: Instant,
+    ) -> Result<Result<Committed, Fault>, Fault> {
+        let mut ask = scripts::ask_rows(script, rows.iter().map(|row| &row.at));
+        ask.arg(self.deadline_ms(deadline)?);
+        for Decided { at, version, live, ring, gc_floor, row } in rows {
+            let version = version.map_or_else(|| "-".repeat(32), |version| version.to_string());
+            let (live, ring) = (u8::from(*live), rows::remembered(ring));
+            ask.arg(format!("{:04}1{gc_floor:016x}{version}{live}{ring}", at.slot));
+            ask.arg(row.as_ref().map(rows::encode).unwrap_or_default());
+        }
+        let value = match self.unless_full(Stage::Write, script, &ask, deadline).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
+        Ok(Ok(match self.text(&value)?.as_ref() {
+            "A" => Committed::Done,
+            "L" => Committed::Late,
+            "N" => Committed::NotOwner,
+            "X" => Committed::Overtaken,
+            other => match other.strip_prefix('E') {
+                Some(error) => return Err(refused_row(&self.name, error)),
+                None => return Err(self.odd(&format!("the word {other:?}"))),
+            },
+        }))
+    }
+
+    /// Merges rows that carry their versions; a word or the fault of each. Where the server is full, tombstones are not refused
+    /// with the documents beside them.
+    pub(super) async fn apply(
+        &self,
+        entries: &[&Entry],
+        deadline: Instant,
+    ) -> Result<Vec<Result<String, Fault>>, Fault> {
+        let full = match self.merged(&SCRIPTS.apply, entries, deadline).await? {
+            Ok(words) => return Ok(words.into_iter().map(Ok).collect()),
+            Err(full) => full,
+        };
+        let deletes: Vec<&Entry> = entries.iter().copied().filter(|entry| entry.row.body.is_none()).collect();
+        if deletes.is_empty() {
+            return Err(full);
+        }
+        let mut words = self.merged(&SCRIPTS.apply_deletes, &deletes, deadline).await??.into_iter();
+        let word = |entry: &&Entry| match entry.row.body {
+            Some(_) => Err(full.clone()),
+            None => words.next().ok_or_else(|| self.odd("fewer words than rows")),
+        };
+        Ok(entries.iter().map(word).collect())
+    }
+
+    /// One script of rows to merge.
+    async fn merged(
+        &self,
+        script: &Script,
+        entries: &[&Entry],
+        deadline: Instant,
+    ) -> Result<Result<Vec<String>, Fault>, Fault> {
+        let mut ask = scripts::ask_rows(script, entries.iter().map(|entry| &entry.at));
         ask.arg(self.deadline_ms(deadline)?);
         for Entry { row, .. } in entries {
             ask.arg(rows::encode(row));
         }
-        let value = self.run(Stage::Write, &SCRIPTS.apply, &ask, deadline).await?;
+        let value = match self.unless_full(Stage::Write, script, &ask, deadline).await? {
+            Ok(value) => value,
+            Err(full) => return Ok(Err(full)),
+        };
         let words = self.array(value, entries.len())?;
-        words.iter().map(|word| self.text(word).map(std::borrow::Cow::into_owned)).collect()
+        let word = |word: &Value| self.text(word).map(std::borrow::Cow::into_owned);
+        Ok(Ok(words.iter().map(word).collect::<Result<_, _>>()?))
     }
 
     /// An answer that has so many parts.
@@ -360,6 +488,7 @@ impl Shard {
 pub(super) fn read(keys: &[RowKey]) -> Cmd {
     let records = keys.iter().map(scripts::record);
     let mut ask = scripts::ask(&SCRIPTS.read, std::iter::once(SLOTS_KEY.to_owned()).chain(records));
+    ask.arg(READ_BYTES_MAX);
     for at in keys {
         ask.arg(format!("{:04}", at.slot));
     }

@@ -200,9 +200,9 @@ impl Shared {
             };
             let fault = match server.shard.apply(entries, deadline).await {
                 Ok(words) => {
-                    let moved = words.iter().position(|word| word == "N");
+                    let moved = words.iter().position(|word| matches!(word, Ok(word) if word == "N"));
                     match moved {
-                        None => return words.iter().map(|word| applied(&server.shard, word)).collect(),
+                        None => return words.into_iter().map(|word| applied(&server.shard, word)).collect(),
                         Some(at) => not_owner(&entries[at].at),
                     }
                 }
@@ -230,8 +230,8 @@ fn portions<T>(list: &[T], bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
     parts
 }
 
-fn applied(shard: &Shard, word: &str) -> Result<Applied> {
-    match word {
+fn applied(shard: &Shard, word: Result<String, Fault>) -> Result<Applied> {
+    match word.map_err(|fault| fault.error)?.as_str() {
         "A" => Ok(Applied::Applied),
         "S" => Ok(Applied::Superseded),
         "B" => Ok(Applied::BelowFloor),
@@ -252,8 +252,7 @@ async fn decide_all(
     let mut keys: Vec<RowKey> = writes.iter().map(|write| write.at.clone()).collect();
     keys.sort_by(|one, other| (one.key.as_str()).cmp(other.key.as_str()));
     keys.dedup();
-    // In one script, so that all is judged on what stood there at one moment.
-    let read = shard.read(&keys, deadline).await?;
+    let (read, scripts) = shard.read_told(&keys, deadline).await?;
     let mut table = Snapshot::default();
     let mut decided = Vec::with_capacity(keys.len());
     let mut wall_ms = 0;
@@ -264,23 +263,25 @@ async fn decide_all(
         (table.gc_floor, wall_ms) = (now.gc_floor, now.wall_ms);
         let live = present.as_ref().is_some_and(|row| row.live(now.wall_ms).is_some());
         let version = present.as_ref().map(|row| row.version);
+        let ring = present.as_ref().map(|row| row.ring.clone()).unwrap_or_default();
         table.rows.insert(group::stored_key(&at), present.map(Arc::new));
-        decided.push(Decided { at, version, live, gc_floor: now.gc_floor, row: None });
+        decided.push(Decided { at, version, live, ring, gc_floor: now.gc_floor, row: None });
     }
     let mut group = group::Group::new(&table, wall_ms);
-    let written = match group.write_atomic(writes) {
-        Ok(written) => written,
-        Err(failed) => return Ok(Some(Err(failed))),
+    let written = group.write_atomic(writes);
+    let mut changes = match &written {
+        Ok(_) => group.into_changes().rows,
+        Err(_) => HashMap::new(),
     };
-    let mut changes = group.into_changes().rows;
-    if changes.is_empty() {
-        return Ok(Some(Ok(written)));
+    // What one script read stood there at one moment. Of what several read, the script that compares it says so.
+    if changes.is_empty() && scripts < 2 {
+        return Ok(Some(written));
     }
     for row in &mut decided {
         row.row = changes.remove(&group::stored_key(&row.at)).flatten().map(Arc::unwrap_or_clone);
     }
     match shard.commit(&decided, deadline).await? {
-        Committed::Done => Ok(Some(Ok(written))),
+        Committed::Done => Ok(Some(written)),
         Committed::Late => Ok(Some(Err((0, late())))),
         Committed::NotOwner => Err(not_owner(&writes[0].at)),
         Committed::Overtaken => Ok(None),
@@ -304,7 +305,7 @@ impl group::Table for Snapshot {
     }
 }
 
-fn proposal(write: &Write) -> Proposal {
+pub(super) fn proposal(write: &Write) -> Proposal {
     let (body, expires_at_ms, keep) = match &write.action {
         Action::Put { body, expiry } => {
             let keep = matches!(expiry, Expiry::KeepOr(_));

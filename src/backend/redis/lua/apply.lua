@@ -28,6 +28,7 @@ local function apply(record, order, entry)
     if not head then return 'E' .. wrong end
     if head == '' then
         if sub(entry, 9, 24) <= floor then return 'B' end
+        if full then return 'E' .. NO_ROOM end
         wrong = keep_order(order, record, '', sub(entry, 2, 2))
         if wrong then return 'E' .. wrong end
         redis.call('SET', record, entry)

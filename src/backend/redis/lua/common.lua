@@ -3,7 +3,11 @@
 -- told in rows.rs.
 local HEAD, HEAD_MAX, ENTRY, RING_MAX = 70, 198, 32, 128
 local NO_OP, ZERO = '0000000000000000', '0000000000000000'
+-- While the server is `full`, a tombstone may take the place of what is there, and nothing may be added.
+local NO_ROOM = 'OOM a tombstone where no row is takes memory'
 local sub, format = string.sub, string.format
+-- Format, kind, was, entries, slot; version; two times.
+local SHAPE = '^1[rt][01][0-4]%d%d%d%d' .. string.rep('%x', 32) .. string.rep('%d', 30)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -18,7 +22,9 @@ end
 local function head_of(record)
     local head = redis.pcall('GETRANGE', record, 0, HEAD_MAX - 1)
     if type(head) == 'table' then return nil, head.err end
-    if head ~= '' and (#head < HEAD or not string.find(head, '^1[rt][01][0-4]%d%d%d%d%x+')) then
+    if head == '' then return head end
+    local ring_end = string.find(head, SHAPE) and HEAD + ENTRY * tonumber(sub(head, 4, 4))
+    if not ring_end or #head < ring_end or string.find(sub(head, HEAD + 1, ring_end), '%X') then
         return nil, 'CORRUPT it is no row of this format'
     end
     return head

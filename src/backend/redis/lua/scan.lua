@@ -23,7 +23,8 @@ for at, key in ipairs(keys) do
     row = row or ''
     if string.sub(row, 1, 1) == '1' then
         local expires = tonumber(string.sub(row, 41, 55))
-        if string.sub(row, 2, 2) ~= 'r' or (expires ~= 0 and expires <= now) then row = '' end
+        -- One that is damaged is told as it is.
+        if string.sub(row, 2, 2) == 't' or (expires and expires ~= 0 and expires <= now) then row = '' end
     end
     told[2 * at], told[2 * at + 1] = key, row
     if row ~= '' then

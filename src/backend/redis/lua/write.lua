@@ -73,6 +73,7 @@ local function write(record, order, asked, body)
         if #ring >= RING_MAX then ring, evicted = sub(ring, 1, RING_MAX - ENTRY), now end
         ring = op .. fingerprint(version) .. ring
     end
+    if full and was_kind == '' then return 'E' .. NO_ROOM end
     wrong = keep_order(order, record, was_kind, kind)
     if wrong then return 'E' .. wrong end
     local was = live and '1' or '0'

@@ -34,6 +34,33 @@ async fn from_replica(store: &RedisStore, key: &str, staleness: Duration) -> Age
     }
 }
 
+/// What one script cannot tell is asked of the replica again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_shows_large_records_that_are_read_together() {
+    let primary = Redis::start(&[]);
+    let replica = replica_of(&primary);
+    let store = open_with_replica(&primary, &replica).await;
+    let keys: Vec<RowKey> = (0..4).map(|n| at(&format!("k{n}"))).collect();
+    for key in &keys {
+        let body = vec![b'x'; shard::READ_BYTES_MAX].into();
+        let action = Action::Put { body, expiry: Expiry::New(Lifetime::Forever) };
+        write(&store, Write { action, ..put(key.key.as_str()) }).await.unwrap();
+    }
+    let within = Duration::from_secs(60);
+    from_replica(&store, "k0", within).await;
+    let begun = Instant::now();
+    loop {
+        let shown = Backend::read_aged(&store, keys.clone(), within, deadline()).await;
+        if shown.iter().all(|aged| aged.as_ref().unwrap().as_of.is_some()) {
+            assert!(shown.iter().all(|aged| aged.as_ref().unwrap().found.is_some()));
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(40), "the replica does not show all of them");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Backend::close(&store).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_answers_what_is_new_enough_and_says_how_old_it_is() {
     let primary = Redis::start(&[]);
