@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::classify::{Fault, Remedy};
-use super::node::Node;
+use super::node::{Line, Node};
 use super::place::{OWN_BUCKET, Place};
 use super::scan::{KEY_INDEX, Query};
+use super::settings::{OfType, Quorum};
 use super::siblings::Present;
 use super::wire::{BucketProps, GetBucketTypeReq, GetReq, GetServerInfoReq};
 use crate::model::clock::wall_ms;
@@ -110,6 +111,7 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
     if let Some(why) = misfit(&props) {
         return Err(Unfit::Wrong(format!("Riak bucket type {bucket_type:?} {why}")));
     }
+    *shared.of_type.lock().unwrap_or_else(PoisonError::into_inner) = of_type(&props);
     let query = Query { index: KEY_INDEX, low: Bytes::from_static(b"a"), high: Bytes::from_static(b"b") };
     let bucket = Bytes::from_static(OWN_BUCKET.as_bytes());
     let indexed = shared.index(&bucket, &query, 1, None, deadline).await.map(drop);
@@ -120,6 +122,16 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
         }
     }
     Ok(())
+}
+
+/// What the properties say of replicas.
+fn of_type(props: &BucketProps) -> OfType {
+    let known = OfType::default();
+    OfType {
+        n_val: props.n_val.unwrap_or(known.n_val),
+        pr: props.pr.map_or(known.pr, Quorum),
+        pw: props.pw.map_or(known.pw, Quorum),
+    }
 }
 
 /// What is wrong with a bucket type's properties, and what they should be.
@@ -157,7 +169,9 @@ async fn look_after(shared: &Arc<Shared>, node: &Arc<Node>) {
             ..GetReq::default()
         };
         // The node notes itself what came of it.
-        if let Ok(found) = node.ask(&request, LOOK_MAX, Instant::now() + LOOK_MAX * 2).await
+        let deadline = Instant::now() + LOOK_MAX * 2;
+        if let Ok(turn) = node.enter(Line::Quick, LOOK_MAX, deadline).await
+            && let Ok(found) = turn.ask(&request, LOOK_MAX, deadline).await
             && let Some(row) = Present::read(&place, &found.content, None, wall_ms()).row
         {
             shared.floor.raise(row.version.hlc);

@@ -186,3 +186,119 @@ async fn a_cluster_that_goes_is_told_at_once_and_found_again() {
     }
     Backend::close(&riak).await;
 }
+
+/// Many more callers than connections: those in line at a node that goes silent go to the others, in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_place_at_a_node_that_goes_silent_is_served_by_another() {
+    let double = Double::start(3);
+    let riak = open(&double).await;
+    for n in 0..50 {
+        write(&riak, put(&format!("k{n}"), "a", 1), within(5000)).await.unwrap();
+    }
+    let (stop, longest_ms) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let callers = (0..256_u64).map(|caller| {
+        let (riak, stop, longest_ms) = (&riak, &stop, &longest_ms);
+        async move {
+            let (mut calls, mut failed) = (0, Vec::new());
+            while !stop.load(Ordering::Acquire) {
+                let begun = Instant::now();
+                let done = if caller % 8 == 0 {
+                    write(riak, put(&format!("own{caller}"), "b", caller), within(5000)).await.map(drop)
+                } else {
+                    read(riak, &format!("k{}", (calls * 7 + caller) % 50), within(5000)).await.map(drop)
+                };
+                failed.extend(done.err());
+                longest_ms.fetch_max(begun.elapsed().as_millis() as usize, Ordering::AcqRel);
+                calls += 1;
+            }
+            (calls, failed)
+        }
+    });
+    let run = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        double.set(1, Health::Silent);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stop.store(true, Ordering::Release);
+    };
+    let (callers, ()) = futures_util::join!(join_all(callers), run);
+    let calls: u64 = callers.iter().map(|(calls, _)| calls).sum();
+    let failed: Vec<_> = callers.into_iter().flat_map(|(_, failed)| failed).collect();
+    let longest = longest_ms.load(Ordering::Acquire);
+    println!("256 callers, {calls} calls, {} failed; the longest took {longest} ms", failed.len());
+    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed[0]);
+    assert!(longest < 5000, "{longest} ms");
+    Backend::close(&riak).await;
+}
+
+/// A part of the cluster that hangs stalls every index query; what asks for one key goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_hang_never_take_the_places_of_reads_and_writes() {
+    let double = Double::start(3);
+    let riak = Arc::new(open(&double).await);
+    for n in 0..10 {
+        write(&riak, put(&format!("k{n}"), "a", 1), within(5000)).await.unwrap();
+    }
+    double.set(1, Health::Silent);
+    let scans: Vec<_> = (0..64)
+        .map(|_| {
+            let riak = riak.clone();
+            tokio::spawn(async move { Backend::scan(&*riak, range(10), within(8000)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for n in 0..40 {
+        let key = format!("k{}", n % 10);
+        assert!(read(&riak, &key, within(1000)).await.unwrap().is_some());
+        // One replica of three is silent, the quorum is there.
+        write(&riak, put(&key, "b", 2), within(1000)).await.unwrap();
+    }
+    double.set(1, Health::Up);
+    for scan in scans {
+        scan.abort();
+    }
+    Backend::close(&*riak).await;
+}
+
+/// Whatever `pw` says, a write looks for as many primaries as a read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_never_takes_a_key_that_exists_for_missing_whatever_its_quorum() {
+    let double = Double::start(5);
+    let keys: Vec<String> = (0..80).map(|n| format!("k{n}")).collect();
+    let riak = open(&double).await;
+    for key in &keys {
+        write(&riak, put(key, "a", 1), within(5000)).await.unwrap();
+    }
+    Backend::close(&riak).await;
+    for node in [1, 2, 3] {
+        double.stop(node);
+    }
+    for (pr, pw, asked) in [
+        (Quorum(1), Quorum::DEFAULT, 1),
+        (Quorum::QUORUM, Quorum(1), 2),
+        (Quorum::DEFAULT, Quorum::QUORUM, 2),
+        (Quorum::ALL, Quorum(0), 3),
+    ] {
+        let quorums = Quorums { pr, pw, ..Quorums::default() };
+        let riak = Riak::open(&RiakSettings { quorums, ..settings(double.hosts()) }).unwrap();
+        heals(&riak).await;
+        let (mut written, mut refused) = (0, 0);
+        for key in &keys {
+            match Backend::write(&riak, vec![put(key, "b", 2)], within(5000)).await.remove(0) {
+                Ok(Written::Applied { existed, .. }) => {
+                    assert!(existed, "{key} exists; pr {pr:?}, pw {pw:?}");
+                    written += 1;
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => {
+                    assert_eq!(error.code, Code::Unavailable, "nothing happened: {error:?}");
+                    let primaries = format!("pr_val_unsatisfied,{asked}");
+                    assert!(error.message.contains(&primaries), "pr {pr:?}, pw {pw:?}: {error:?}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("pr {pr:?}, pw {pw:?}: {written} written, {refused} refused");
+        assert!(refused > 0, "pr {pr:?}, pw {pw:?}");
+        Backend::close(&riak).await;
+    }
+}
