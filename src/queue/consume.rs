@@ -7,6 +7,8 @@
 //! against them. A key that makes trouble by itself waits alone, and what comes behind it on the same key with it; the others go on.
 //! What takes longer goes round the ladder. What will never do becomes a dead letter.
 
+mod rung;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +33,7 @@ use super::topology::RUNGS;
 use super::{LaneShard, PREFETCH, Queue, Target};
 use crate::backend::RowKey;
 use crate::model::clock::{wall_ms, wall_of};
+use rung::rung;
 
 /// Bound on sending a message elsewhere.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -367,6 +370,7 @@ impl Lane {
         let begun = Instant::now();
         let mut pause = DOWN_PAUSE.0;
         loop {
+            self.tell().await;
             let writes: Vec<_> = batch.iter().map(|held| held.write.clone()).collect();
             let verdicts = {
                 let _turn = self.pace.begin(writes.len()).await;
@@ -518,25 +522,33 @@ impl Lane {
         Ok(())
     }
 
-    /// Tells of this lane, once in a while.
+    /// Tells of this lane, once in a while, and at once where it was said to hold nothing and does: applying may take long, and
+    /// nothing is said meanwhile.
     async fn tell(&mut self) {
         let elapsed = self.told.at.elapsed();
-        if elapsed < TELL_EVERY && !self.told.due {
+        let holds_some = !self.in_hand.is_empty() || !self.delivered.is_empty();
+        if elapsed < TELL_EVERY && !(self.told.due && holds_some) {
             return;
         }
         self.take_in();
-        let lately = self.told.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
-        let rate = self.told.rate + (lately - self.told.rate) * RATE_PART;
         let word = Word {
             in_hand: (self.in_hand.len() + self.delivered.len()) as u64,
             oldest_ms: self.in_hand.values().min().copied().unwrap_or(0),
-            rate,
+            rate: self.told.rate_now(elapsed),
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
         };
         self.told =
-            Told { at: Instant::now(), due: false, settled: 0, rate, bytes_each: self.told.bytes_each };
+            Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };
         self.queue.lanes.tell(&self.name, word).await;
+    }
+}
+
+impl Told {
+    /// The rate to tell, so long after the last.
+    fn rate_now(&self, elapsed: Duration) -> f64 {
+        let lately = self.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
+        self.rate + (lately - self.rate) * RATE_PART
     }
 }
 
@@ -546,49 +558,6 @@ async fn subscribe(link: &Link, name: &str) -> Result<(Channel, Consumer), Strin
     let consuming = channel.basic_consume(name.into(), "".into(), options, arguments);
     let consumer = bounded("consume", consuming).await?;
     Ok((channel, consumer))
-}
-
-/// A rung of the ladder: each message waits until it is due, and goes back to its lane.
-async fn rung(
-    queue: &Queue,
-    target: &dyn Target,
-    link: &Link,
-    name: &str,
-    stop: &CancellationToken,
-) -> Result<(), String> {
-    let (channel, mut consumer) = subscribe(link, name).await?;
-    loop {
-        let delivery = tokio::select! {
-            () = stop.cancelled() => return bounded("channel", channel.close(200, "stopping".into())).await,
-            delivery = consumer.next() => delivery,
-        };
-        let delivery = delivery.ok_or("the consumer was cancelled")?.map_err(|error| error.to_string())?;
-        let sent = match read(delivery) {
-            Err(unreadable) => {
-                let sent = queue.bury_unreadable(&unreadable, name).await;
-                (unreadable.tag, sent)
-            }
-            Ok(held) => {
-                let wait_ms = u64::try_from(held.notes.due_ms - wall_ms()).unwrap_or(0);
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-                }
-                let sent = match target.shard(&held.write.entry.at) {
-                    Ok(shard) => queue.send_back(&held, &shard).await,
-                    Err(error) => queue.bury(&held, name, &error.message).await,
-                };
-                (held.tag, sent)
-            }
-        };
-        match sent {
-            (tag, Ok(())) => {
-                let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
-                acked.map_err(|error| error.to_string())?;
-            }
-            (_, Err(unqueued)) => return Err(format!("{unqueued:?}")),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,41 +1,31 @@
 //! Dead letters: acknowledged writes that are not visible, and what an operator can do about them.
 //!
-//! One operator works at a time, because the queue has one consumer at a time. Each call does a bounded part of the work and
-//! may be the last: looking moves each letter from the front of the queue to its end, with the broker's word for the copy before the
-//! original is let go, so a letter may be seen twice and is never lost.
+//! Each call does a bounded part of the work (`walk`) and may be the last. What changes something is logged letter by letter as it
+//! is done, so that it is known also where the rest of the step, or its answer, is lost.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3Default;
 
-use super::connection::bounded;
 use super::lanes::LaneStatus;
-use super::letters::{Held, Unreadable, read};
+use super::letters::{Held, Unreadable};
 use super::overlay::Fate;
 use super::settle::{Verdict, judge, settlement};
-use super::{Notes, PREFETCH, Queue, Queued, Target};
+use super::walk::{Act, Actor, held};
+use super::{Notes, Queue, Queued, Target};
 use crate::backend::{Applied, Boxed};
 use crate::model::clock::wall_ms;
+use crate::model::key::shorten;
 use crate::model::{Error, Result};
 
-/// Letters that one call looks at.
-pub(super) const STEP_MAX: usize = 500;
-/// How long a call waits for the next letter; another operator may have it.
-const NEXT_WAIT: Duration = Duration::from_secs(2);
-/// Bound on one call's work.
-const STEP_TIME: Duration = Duration::from_secs(3);
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a caller is told to wait while another operator is at work, milliseconds.
-const BUSY_RETRY_MS: i64 = 1000;
 
 /// A dead letter as it lies there.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// Its message's id: of a readable one the version.
+    /// What it is called: of a readable one the version; of another what [`unreadable_id`] makes of its message.
     pub id: String,
     /// The write; `None` where it cannot be read.
     pub write: Option<Queued>,
@@ -73,31 +63,19 @@ pub struct Replayed {
     pub failed: Vec<(String, String)>,
     /// Those that the filter left alone.
     pub skipped: usize,
+    /// Why the step was cut off, where it was: a letter that was applied may lie there still, and is superseded next time.
+    pub ended_early: Option<String>,
 }
 
-/// What an operator does with a letter.
-pub enum Act {
-    /// Leaves it, at the end of the queue.
-    Keep,
-    /// The same, and looks at no other.
-    KeepAndEnd,
-    /// Lets it go.
-    Remove,
-}
-
-/// Whoever decides on letters, one after the other.
-trait Actor: Send {
-    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act>;
-}
-
-/// One who needs to look at a letter only.
-struct Decides<F>(F);
-
-impl<F: FnMut(&DeadLetter) -> Act + Send> Actor for Decides<F> {
-    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act> {
-        let act = (self.0)(letter);
-        Box::pin(async move { act })
-    }
+/// What a step of a purge did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Letters looked at.
+    pub looked_at: usize,
+    /// Those that were let go.
+    pub removed: usize,
+    /// Why the step was cut off, where it was: a letter that was let go may lie there still.
+    pub ended_early: Option<String>,
 }
 
 /// One who applies those that are wanted.
@@ -112,7 +90,6 @@ struct Replay<'q, F> {
 impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
     fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act> {
         Box::pin(async move {
-            self.done.looked_at += 1;
             if !(self.wanted)(letter) {
                 self.done.skipped += 1;
                 return Act::Keep;
@@ -121,14 +98,29 @@ impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
                 Some(write) => self.queue.replay_one(self.target, write, self.forced).await,
                 None => Verdict::Dead(letter.notes.reason.clone()),
             };
-            match verdict {
-                Verdict::Done(Fate::Superseded) => self.done.superseded += 1,
-                Verdict::Done(_) => self.done.applied += 1,
+            let came_to = match verdict {
+                Verdict::Done(fate @ Fate::Superseded) => {
+                    self.done.superseded += 1;
+                    fate.word()
+                }
+                Verdict::Done(fate) => {
+                    self.done.applied += 1;
+                    fate.word()
+                }
                 Verdict::Down(why) | Verdict::Later(why) | Verdict::Refused(why) | Verdict::Dead(why) => {
                     self.done.failed.push((letter.id.clone(), why));
                     return Act::Keep;
                 }
-            }
+            };
+            let (namespace, key) = letter.at();
+            let (id, forced) = (&letter.id, self.forced);
+            tracing::info!(
+                id,
+                namespace,
+                key = shorten(key),
+                forced,
+                "an operator replayed a dead letter: {came_to}"
+            );
             Act::Remove
         })
     }
@@ -143,17 +135,12 @@ impl Queue {
             let now_ms = wall_ms();
             let words = self.lanes.words(now_ms).await;
             let mut lanes = Vec::new();
-            for (lane, _) in self.topology.lanes() {
-                let ready = depth(&channel, &lane).await?;
-                let word = words.get(&lane).copied().unwrap_or_default();
-                lanes.push(word.status(lane, ready, now_ms));
+            let rungs = (0..super::topology::RUNGS.len()).map(|rung| self.topology.rung(rung));
+            for lane in self.topology.lanes().into_iter().map(|(lane, _)| lane).chain(rungs) {
+                let holds = held(&channel, &lane).await?;
+                lanes.push(LaneStatus::of(words.get(&lane), lane, holds, now_ms));
             }
-            for rung in 0..super::topology::RUNGS.len() {
-                let name = self.topology.rung(rung);
-                let ready = depth(&channel, &name).await?;
-                lanes.push(super::lanes::Word::default().status(name, ready, now_ms));
-            }
-            Ok((lanes, depth(&channel, &self.topology.dead()).await?))
+            Ok((lanes, held(&channel, &self.topology.dead()).await?.ready))
         };
         let status = asked.await.map_err(|why: String| Error::unavailable(why, 500));
         link.close().await;
@@ -163,53 +150,6 @@ impl Queue {
     /// How many dead letters there are.
     pub async fn dead_letters(&self) -> Result<u64> {
         Ok(self.status().await?.1)
-    }
-
-    /// Looks at up to `most` letters from the front of the queue on, and does with each as `act` says.
-    pub async fn walk(
-        &self,
-        most: usize,
-        act: impl FnMut(&DeadLetter) -> Act + Send,
-    ) -> Result<Vec<DeadLetter>> {
-        self.walk_with(most, &mut Decides(act)).await
-    }
-
-    async fn walk_with(&self, most: usize, actor: &mut dyn Actor) -> Result<Vec<DeadLetter>> {
-        let unavailable = |why: String| Error::unavailable(why, BUSY_RETRY_MS);
-        let link = self.broker.connect("operator").await.map_err(unavailable)?;
-        let walked = async {
-            let channel = link.consuming(PREFETCH).await?;
-            // As many as there are now: what is moved to the end is not looked at again.
-            let left = usize::try_from(depth(&channel, &self.topology.dead()).await?).unwrap_or(usize::MAX);
-            let mut consumer = subscribe(&channel, &self.topology.dead()).await?;
-            let (mut seen, begun) = (Vec::new(), Instant::now());
-            while seen.len() < left.min(most).min(STEP_MAX) && begun.elapsed() < STEP_TIME {
-                let Ok(Some(delivery)) = timeout(NEXT_WAIT, consumer.next()).await else {
-                    if seen.is_empty() {
-                        return Err("another operator works on the dead letters".to_owned());
-                    }
-                    break;
-                };
-                let delivery = delivery.map_err(|error| error.to_string())?;
-                let (bytes, tag) = (delivery.data.len(), delivery.delivery_tag);
-                let read = read(delivery);
-                let letter = letter(&read, bytes);
-                let act = actor.act(&letter).await;
-                if !matches!(act, Act::Remove) {
-                    self.move_to_end(&read).await?;
-                }
-                let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
-                acked.map_err(|error| error.to_string())?;
-                seen.push(letter);
-                if matches!(act, Act::KeepAndEnd) {
-                    break;
-                }
-            }
-            Ok(seen)
-        };
-        let walked = walked.await.map_err(unavailable);
-        link.close().await;
-        walked
     }
 
     /// A step of a replay: of up to `most` letters, those that `wanted` picks are applied under the version they have, or,
@@ -223,8 +163,24 @@ impl Queue {
     ) -> Result<Replayed> {
         let done = Replayed::default();
         let mut replay = Replay { queue: self, target, forced, wanted, done };
-        self.walk_with(most, &mut replay).await?;
-        Ok(replay.done)
+        let walked = self.walk_with(most, &mut replay).await?;
+        Ok(Replayed { looked_at: walked.looked_at, ended_early: walked.ended_early, ..replay.done })
+    }
+
+    /// A step of a purge: of up to `most` letters, those of these ids are let go.
+    pub async fn purge(&self, most: usize, ids: &HashSet<String>) -> Result<Purged> {
+        let mut removed = 0;
+        let act = |letter: &DeadLetter| {
+            if !ids.contains(&letter.id) {
+                return Act::Keep;
+            }
+            removed += 1;
+            let (namespace, key) = letter.at();
+            tracing::warn!(id = letter.id, namespace, key = shorten(key), "an operator purges a dead letter");
+            Act::Remove
+        };
+        let walked = self.walk(most, act).await?;
+        Ok(Purged { looked_at: walked.looked_at, removed, ended_early: walked.ended_early })
     }
 
     /// Applies one write again.
@@ -263,45 +219,50 @@ impl Queue {
             Err(error) => Foreseen::Failing(format!("{}: {}", error.code, error.message)),
         }
     }
-
-    async fn move_to_end(&self, read: &Result<Held, Box<Unreadable>>) -> Result<(), String> {
-        let moved = match read {
-            Ok(held) => self.send(self.topology.dead(), &held.write, &held.notes).await,
-            Err(unreadable) => self.bury_unreadable(unreadable, &unreadable.notes.lane).await,
-        };
-        moved.map_err(|unqueued| format!("a dead letter could not be moved: {unqueued:?}"))
-    }
 }
 
-fn letter(read: &Result<Held, Box<Unreadable>>, bytes: usize) -> DeadLetter {
-    match read {
-        Ok(held) => DeadLetter {
-            id: held.write.entry.row.version.to_string(),
-            write: Some(held.write.clone()),
-            notes: held.notes.clone(),
-            bytes,
-            body: Vec::new(),
-        },
-        Err(unreadable) => {
-            let mut notes = unreadable.notes.clone();
-            if notes.reason.is_empty() {
-                notes.reason.clone_from(&unreadable.reason);
+/// What an unreadable message is called: by all of it, because the id that it came with may be anybody's, or nobody's.
+fn unreadable_id(letter: &Unreadable) -> String {
+    let mut hash = Xxh3Default::new();
+    hash.update(&(letter.id.len() as u64).to_le_bytes());
+    hash.update(letter.id.as_bytes());
+    hash.update(&letter.body);
+    format!("unreadable-{:032x}", hash.digest128())
+}
+
+// === impl DeadLetter ===
+
+impl DeadLetter {
+    pub(super) fn of(read: &Result<Held, Box<Unreadable>>, bytes: usize) -> Self {
+        match read {
+            Ok(held) => Self {
+                id: held.write.entry.row.version.to_string(),
+                write: Some(held.write.clone()),
+                notes: held.notes.clone(),
+                bytes,
+                body: Vec::new(),
+            },
+            Err(unreadable) => {
+                let mut notes = unreadable.notes.clone();
+                if notes.reason.is_empty() {
+                    notes.reason.clone_from(&unreadable.reason);
+                }
+                Self {
+                    id: unreadable_id(unreadable),
+                    write: None,
+                    notes,
+                    bytes,
+                    body: unreadable.body.clone(),
+                }
             }
-            DeadLetter { id: unreadable.id.clone(), write: None, notes, bytes, body: unreadable.body.clone() }
         }
     }
-}
 
-/// How many messages a queue holds ready.
-async fn depth(channel: &Channel, name: &str) -> Result<u64, String> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    let declared = channel.queue_declare(name.into(), passive, FieldTable::default());
-    Ok(u64::from(bounded(&format!("queue {name}"), declared).await?.message_count()))
-}
-
-async fn subscribe(channel: &Channel, name: &str) -> Result<Consumer, String> {
-    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    bounded("consume", channel.basic_consume(name.into(), "".into(), options, arguments)).await
+    /// Its namespace and key, as far as they are known.
+    fn at(&self) -> (&str, &str) {
+        let at = self.write.as_ref().map(|write| &write.entry.at);
+        at.map_or(("", ""), |at| (at.namespace.as_str(), at.key.as_str()))
+    }
 }
 
 // === impl Foreseen ===

@@ -1,7 +1,8 @@
 //! What the consumers of lanes know of them, for whoever asks any worker: kept in Redis for a few seconds.
 //!
 //! A lane's depth is what the broker holds ready, and what its consumer has in hand; only that one knows how old the
-//! oldest is and how fast it goes. Bytes are the depth by the size that its messages had lately.
+//! oldest is and how fast it goes. Bytes are the depth by the size that its messages had lately. Where there is a consumer and no
+//! word of it, what it has in hand is not known, and never taken for nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,28 +11,34 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
+use super::walk::Holds;
 use crate::link::redis::Redis;
 use crate::model::{Error, Result};
 
-/// A word about a lane is believed for so long.
-const FRESH_MS: i64 = 5_000;
+/// A word about a lane is believed for so long: its consumer says nothing while it applies a batch, which may take
+/// five seconds, nor while it waits its turn for that.
+const FRESH_MS: i64 = 15_000;
 const CALL_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A lane as an operator sees it.
+/// A lane, or a rung of the ladder, as an operator sees it. What is `None` nobody knows at the moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LaneStatus {
     /// Name of its queue.
     pub name: String,
-    /// Writes that wait.
-    pub depth: u64,
+    /// Writes that the broker holds and has handed to nobody.
+    pub ready: u64,
+    /// Writes that its consumer has in hand.
+    pub in_hand: Option<u64>,
+    /// Writes that wait: both.
+    pub depth: Option<u64>,
     /// About how many bytes they have.
-    pub bytes: u64,
-    /// How long the oldest has waited, milliseconds.
-    pub oldest_age_ms: i64,
+    pub bytes: Option<u64>,
+    /// How long the oldest in hand has waited, milliseconds; 0 where none is.
+    pub oldest_age_ms: Option<i64>,
     /// Writes settled in a second, lately.
-    pub rate: f64,
-    /// How long it takes at that rate until the lane is empty, milliseconds; 0 where it is, or nobody knows.
-    pub drain_ms: i64,
+    pub rate: Option<f64>,
+    /// How long it takes at that rate until the lane is empty, milliseconds; 0 where it is, or does not move.
+    pub drain_ms: Option<i64>,
 }
 
 /// What a consumer tells of its lane.
@@ -95,21 +102,37 @@ impl Word {
             said_ms: parts.next()?.parse().ok()?,
         })
     }
+}
 
-    /// A lane of which the broker holds so many ready.
-    pub(super) fn status(self, name: String, ready: u64, now_ms: i64) -> LaneStatus {
-        let depth = ready + self.in_hand;
-        let drain_ms = match self.rate > 0.0 {
-            true => (depth as f64 / self.rate * 1000.0) as i64,
-            false => 0,
+impl LaneStatus {
+    /// What is known of a lane from its consumer's word and the broker.
+    pub(super) fn of(word: Option<&Word>, name: String, holds: Holds, now_ms: i64) -> Self {
+        let in_hand = match holds {
+            // A broker that comes up counts nothing yet, neither messages nor consumers.
+            Holds { consumers: 0, ready: 0 } => None,
+            // What no consumer has is in nobody's hands, whatever the last one said.
+            Holds { consumers: 0, .. } => Some(0),
+            _ => word.map(|word| word.in_hand),
         };
-        LaneStatus {
+        let depth = in_hand.map(|in_hand| holds.ready + in_hand);
+        let or_none = |known: Option<u64>| if depth == Some(0) { Some(0) } else { known };
+        let drain_ms = |word: &Word| match word.rate > 0.0 {
+            true => depth.map(|depth| (depth as f64 / word.rate * 1000.0) as i64),
+            false => Some(0),
+        };
+        Self {
             name,
+            ready: holds.ready,
+            in_hand,
             depth,
-            bytes: depth * self.bytes_each,
-            oldest_age_ms: if self.oldest_ms == 0 { 0 } else { (now_ms - self.oldest_ms).max(0) },
-            rate: self.rate,
-            drain_ms,
+            bytes: or_none(depth.and_then(|depth| Some(depth * word?.bytes_each))),
+            oldest_age_ms: match word {
+                _ if in_hand == Some(0) => Some(0),
+                Some(word) if word.oldest_ms == 0 => Some(0),
+                word => word.map(|word| (now_ms - word.oldest_ms).max(0)),
+            },
+            rate: word.map(|word| word.rate),
+            drain_ms: if depth == Some(0) { Some(0) } else { word.and_then(drain_ms) },
         }
     }
 }

@@ -27,6 +27,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod walk;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
@@ -48,12 +49,13 @@ use crate::layer::Times;
 use crate::model::{Error, Key, Namespace, Result};
 
 pub use connection::check_url;
-pub use dead::{Act, DeadLetter, Foreseen, Replayed};
+pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
 pub use overlay::{Ahead, Away, Fate, Overlay, Pending};
 pub use publish::Unqueued;
 pub use topology::Topology;
+pub use walk::{Act, STAY_MAX, Walked};
 
 use connection::Broker;
 use publish::{Letter, Publisher};

@@ -1,5 +1,6 @@
 //! The queue over a real broker and a real Redis, with a store in memory behind it.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -19,6 +20,8 @@ struct Store {
     memory: Memory,
     away: AtomicBool,
     mended: AtomicBool,
+    /// Milliseconds that a batch takes.
+    slow_ms: AtomicU64,
     applied: Mutex<Vec<(String, u64)>>,
     announced: AtomicU64,
 }
@@ -35,6 +38,7 @@ impl Target for Store {
     }
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>> {
         Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed))).await;
             let mut results = Vec::new();
             for write in writes {
                 results.push(match self.refuses(write) {
@@ -131,6 +135,16 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+async fn letters_of(queue: &Queue) -> Vec<DeadLetter> {
+    let mut letters = Vec::new();
+    let walked = queue.walk(100, |letter| {
+        letters.push(letter.clone());
+        Act::Keep
+    });
+    assert_eq!(walked.await.unwrap().ended_early, None);
+    letters
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
@@ -155,7 +169,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     assert_eq!(pending.body.unwrap(), "v942");
     until("all wait", async || {
         let (lanes, dead) = queue.status().await.unwrap();
-        lanes.iter().map(|lane| lane.depth).sum::<u64>() == 1000 && dead == 0
+        lanes.iter().map(|lane| lane.depth).sum::<Option<u64>>() == Some(1000) && dead == 0
     })
     .await;
     assert!(store.applied.lock().unwrap().is_empty());
@@ -169,7 +183,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     assert_eq!(fate, Fate::Applied);
     until("nothing waits", async || {
         let (lanes, dead) = queue.status().await.unwrap();
-        lanes.iter().all(|lane| lane.depth == 0) && dead == 0
+        lanes.iter().all(|lane| lane.depth == Some(0)) && dead == 0
     })
     .await;
     queue.stop().await;
@@ -191,7 +205,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;
     assert_eq!(store.body("good8").await.as_deref(), Some("v8"));
-    let letters = queue.walk(100, |_| Act::Keep).await.unwrap();
+    let letters = letters_of(&queue).await;
     assert_eq!(letters.len(), 3);
     assert!(letters[0].notes.reason.contains("it refuses the row"), "{:?}", letters[0].notes);
     assert!(letters[0].notes.lane.starts_with("q2.wb.main.main."));
@@ -254,11 +268,6 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
     until("it is back", async || queue.state().is_ok()).await;
     let store = Arc::new(Store::default());
     queue.start(store.clone(), 1, || vec![1]);
-    until("all is applied", async || {
-        let (lanes, _) = queue.status().await.unwrap();
-        lanes.iter().all(|lane| lane.depth == 0)
-    })
-    .await;
     let mut newest: std::collections::HashMap<String, u64> = std::collections::HashMap::new();
     for write in &taken {
         let hlc = write.entry.row.version.hlc;
@@ -267,9 +276,198 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
     }
     println!("confirmed {} of {} before the kill", taken.len(), others.len() + 200);
     for (key, hlc) in newest {
-        let found =
-            Backend::read(&store.memory, vec![row_key(&key)], soon()).await.remove(0).unwrap().unwrap();
-        assert!(found.version.hlc >= hlc, "{key}: a confirmed write is lost");
+        until(&format!("{key}: every confirmed write is applied"), async || {
+            let found = Backend::read(&store.memory, vec![row_key(&key)], soon()).await.remove(0).unwrap();
+            found.is_some_and(|found| found.version.hlc >= hlc)
+        })
+        .await;
     }
+    queue.stop().await;
+}
+
+/// What waits, of all lanes and rungs; `None` where nobody knows.
+async fn waiting(queue: &Queue) -> Option<u64> {
+    queue.status().await.unwrap().0.iter().map(|lane| lane.depth).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_on_the_ladder_or_is_being_applied_is_counted() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q4", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.slow_ms.store(6_500, Ordering::Relaxed);
+    queue.start(store.clone(), 1, || vec![1]);
+    until("all lanes are worked on", async || {
+        queue.status().await.unwrap().0.iter().all(|lane| lane.in_hand == Some(0) && lane.rate.is_some())
+    })
+    .await;
+    // It is ahead of the clock, so it waits ten minutes.
+    let mut ahead = put("ahead", "later", 0);
+    ahead.entry.row.version.hlc = hlc_at(wall_ms() + 60_000);
+    ahead.taken_at_ms = wall_ms() - 5_000;
+    queue.put(&only(), &ahead, soon()).await.unwrap();
+    let rung = async || {
+        let lanes = queue.status().await.unwrap().0;
+        lanes.into_iter().find(|lane| lane.name == "q4.wb.retry.600s").unwrap()
+    };
+    until("it is counted on the ladder", async || rung().await.depth == Some(1)).await;
+    queue.put(&only(), &put("k", "v", 0), soon()).await.unwrap();
+    until("it is counted in its lane", async || waiting(&queue).await == Some(2)).await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(5_500) {
+        assert_eq!(waiting(&queue).await, Some(2), "after {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let rung = rung().await;
+    assert_eq!((rung.ready, rung.in_hand), (0, Some(1)), "{rung:?}");
+    assert!(rung.oldest_age_ms >= Some(10_000) && rung.bytes > Some(50), "{rung:?}");
+    until("the other is applied", async || waiting(&queue).await == Some(1)).await;
+    queue.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_can_tell_is_not_taken_for_nothing() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let mut redis = tokio::task::block_in_place(|| Redis::start(&[]));
+    let settings = Settings {
+        url: rabbit.url(),
+        prefix: "q5".to_owned(),
+        lane_bytes_max: 1 << 30,
+        redis_url: redis.url(),
+    };
+    let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
+    until("the queue is there", async || queue.state().is_ok() && queue.overlay().health().is_ok()).await;
+    assert_eq!(waiting(&queue).await, None, "nobody is there who could tell");
+    let store = Arc::new(Store::default());
+    queue.start(store.clone(), 1, || vec![1]);
+    until("all lanes are worked on", async || {
+        queue.status().await.unwrap().0.iter().all(|lane| lane.in_hand == Some(0) && lane.rate.is_some())
+    })
+    .await;
+    tokio::task::block_in_place(|| redis.kill9());
+    until("nobody knows", async || waiting(&queue).await.is_none()).await;
+    let lanes = queue.status().await.unwrap().0;
+    assert!(lanes.iter().all(|lane| lane.ready == 0 && lane.in_hand.is_none()), "{lanes:?}");
+    queue.stop().await;
+}
+
+/// Puts what is no queued write among the dead letters.
+async fn bury_unreadable(queue: &Queue, id: &str, body: &[u8]) {
+    let unreadable = letters::Unreadable {
+        tag: 0,
+        id: id.to_owned(),
+        body: body.to_vec(),
+        notes: Notes::default(),
+        reason: "it cannot be read".to_owned(),
+    };
+    queue.bury_unreadable(&unreadable, "somewhere").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unreadable_letters_are_told_apart_and_purged_each_by_its_own_name() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q6", 1 << 30).await;
+    for (id, body) in [("", "one"), ("", "two"), ("same", "one"), ("same", "three")] {
+        bury_unreadable(&queue, id, body.as_bytes()).await;
+    }
+    until("four are dead", async || queue.dead_letters().await.unwrap() == 4).await;
+    let letters = letters_of(&queue).await;
+    let ids: HashSet<String> = letters.iter().map(|letter| letter.id.clone()).collect();
+    assert_eq!(ids.len(), 4, "{letters:?}");
+    // Moved to the end they are what they were.
+    assert!(letters_of(&queue).await.iter().all(|letter| ids.contains(&letter.id)));
+    let one = HashSet::from([letters[1].id.clone()]);
+    let purged = queue.purge(100, &one).await.unwrap();
+    assert_eq!((purged.looked_at, purged.removed), (4, 1), "{purged:?}");
+    let left = letters_of(&queue).await;
+    assert!(left.len() == 3 && left.iter().all(|letter| letter.body != b"two"), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_that_stay_are_the_first_again_in_their_order() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q7", 1 << 30).await;
+    for n in 0..300 {
+        bury_unreadable(&queue, "", format!("{n}").as_bytes()).await;
+    }
+    until("all are dead", async || queue.dead_letters().await.unwrap() == 300).await;
+    let mut left = 300;
+    for page in 0..3 {
+        let mut ids = Vec::new();
+        let walked = queue.walk(100, |letter| {
+            ids.push(letter.id.clone());
+            Act::Stay
+        });
+        assert_eq!(walked.await.unwrap(), Walked { looked_at: 100, ended_early: None });
+        assert_eq!(queue.dead_letters().await.unwrap(), left, "they are counted as soon as the walk is over");
+        let purged = queue.purge(100, &ids.into_iter().collect()).await.unwrap();
+        assert_eq!((purged.looked_at, purged.removed), (100, 100), "page {page}: {purged:?}");
+        left -= 100;
+    }
+    assert_eq!(queue.dead_letters().await.unwrap(), 0);
+}
+
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_loses_the_broker_is_counted_and_logged_as_far_as_it_came() {
+    let rabbit = Mutex::new(tokio::task::block_in_place(Rabbit::start));
+    let queue = open(&rabbit.lock().unwrap(), "q8", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    let writes: Vec<Queued> = (0..6).map(|n| put(&format!("k{n}"), "v", n)).collect();
+    let bury = async || {
+        for write in &writes {
+            let notes = Notes { reason: "for a test".to_owned(), ..Notes::default() };
+            until("it is buried", async || queue.send(queue.topology.dead(), write, &notes).await.is_ok())
+                .await;
+        }
+    };
+    bury().await;
+    let log = Log::default();
+    let to = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || to.clone()).with_ansi(false).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    // With one subscriber alone the library asks that of whichever thread logs first, which may be another test's.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let logged = |what: &str| String::from_utf8_lossy(&log.0.lock().unwrap()).matches(what).count();
+    let looked_at = AtomicU64::new(0);
+    let third = || {
+        if looked_at.fetch_add(1, Ordering::Relaxed) == 2 {
+            tokio::task::block_in_place(|| rabbit.lock().unwrap().kill9());
+        }
+        true
+    };
+    let replayed = queue.replay(&*store, 100, false, |_| third()).await.unwrap();
+    assert!(replayed.ended_early.is_some(), "{replayed:?}");
+    assert_eq!(replayed.applied, replayed.looked_at, "{replayed:?}");
+    assert!((3..=6).contains(&replayed.applied), "{replayed:?}");
+    assert_eq!(logged("replayed a dead letter: applied"), replayed.applied);
+
+    tokio::task::block_in_place(|| rabbit.lock().unwrap().restart());
+    until("it is back", async || queue.state().is_ok()).await;
+    until("they lie there", async || queue.dead_letters().await.is_ok()).await;
+    bury().await;
+    let ids: HashSet<String> = writes.iter().map(|write| write.entry.row.version.to_string()).collect();
+    let mut removed = 0;
+    until("all are purged", async || {
+        if let Ok(purged) = queue.purge(100, &ids).await {
+            removed += purged.removed;
+        }
+        removed >= 6
+    })
+    .await;
+    assert_eq!(logged("purges a dead letter"), removed);
     queue.stop().await;
 }

@@ -5,13 +5,18 @@
 //! something is logged.
 //!
 //! ```text
-//! queue_status  {}                                        {lanes: [{name, depth, bytes, oldest_age_ms, rate, drain_ms}], dead_letters}
-//! queue_list    {limit, values}                           {letters: [...]}: from the front of the queue; they move to its end
-//! queue_show    {id, looked_at}                           {letter, looked_at}: the letter with its value and what a replay would come to
-//! queue_replay  {limit, force, namespace, prefix, id, reason}   {looked_at, applied, superseded, skipped, failed: [{id, reason}]}
-//! queue_purge   {ids}                                     {looked_at, removed}
-//! receipt       {namespace, key, version}                 {state, version, reason}
+//! queue_status  {}                            {lanes: [{name, depth, ready, in_hand, bytes, oldest_age_ms, rate, drain_ms}],
+//!                                             dead_letters}; what nobody knows is null
+//! queue_list    {limit, values, stay}         {letters: [...]}: from the front of the queue; they move to its end, or stay
+//! queue_show    {id, limit}                   {letter, looked_at}: with its value and what a replay would come to
+//! queue_replay  {limit, force, namespace, prefix, id, reason}
+//!                                             {looked_at, applied, superseded, skipped, failed: [{id, reason}], ended_early}
+//! queue_purge   {ids, limit}                  {looked_at, removed, ended_early}
+//! receipt       {namespace, key, version}     {state, version, reason}
 //! ```
+//!
+//! A reply is bounded by what NATS takes in one message. A list ends where the next letter does not fit; of a letter that would
+//! not fit alone the value is left out, and `left_out: "too_large"` says so. `ended_early` says why a step that had begun was cut off.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,8 +27,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
 use crate::codec::{json as wire, stored};
+use crate::model::key::shorten;
 use crate::model::{Error, Key, Namespace, Record, Result, Version};
-use crate::queue::{Act, DeadLetter, Fate, Foreseen, Queue};
+use crate::queue::{Act, DeadLetter, Fate, Foreseen, Queue, STAY_MAX};
 
 use super::{Shared, bounded};
 
@@ -32,8 +38,12 @@ pub(super) const COMMANDS: [&str; 6] =
     ["queue_status", "queue_list", "queue_show", "queue_replay", "queue_purge", "receipt"];
 /// Letters that one reply lists at most.
 const LISTED_MAX: usize = 100;
-/// Bytes of values in one reply, beyond which it ends.
-const VALUES_BYTES_MAX: usize = 256 * 1024;
+/// What a reply has around its letters: names, brackets, numbers.
+const FRAME_BYTES: usize = 128;
+/// Bytes of the reasons of one replay; of what fails beyond that the reply names the ids, and the letters tell why.
+const REASONS_BYTES_MAX: usize = 64 * 1024;
+
+const _: () = assert!(LISTED_MAX <= STAY_MAX, "a list whose letters stay is not cut short by the broker");
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -45,6 +55,9 @@ struct List {
     limit: usize,
     #[serde(default)]
     values: bool,
+    /// They stay at the front: whoever removes them next finds them there.
+    #[serde(default)]
+    stay: bool,
 }
 
 #[derive(Deserialize)]
@@ -84,15 +97,21 @@ struct Receipt {
 pub(super) fn answer(shared: &Arc<Shared>, command: &str, message: Message, to: Subject) {
     let (shared, command) = (shared.clone(), command.to_owned());
     shared.clone().handlers.spawn(async move {
-        let body = match run(&shared, &command, &message.payload).await {
-            Ok(body) => body,
-            Err(error) => json!({"error": {
+        let told = |error: Error| {
+            json!({"error": {
                 "code": error.code.word(), "message": error.message, "retry": error.retry().word(),
                 "retry_after_ms": error.retry_after_ms,
-            }}),
+            }})
         };
-        if let Err(error) = bounded("reply", shared.client.publish(to, body.to_string().into())).await {
-            tracing::debug!(%error, "an operator reply could not be sent");
+        let body = run(&shared, &command, &message.payload).await.unwrap_or_else(told);
+        let (mut body, room) = (body.to_string(), shared.reply_bytes_max());
+        if body.len() > room {
+            let bytes = body.len();
+            let error = Error::too_large(format!("{command}: a reply of {bytes} bytes, the limit is {room}"));
+            body = told(error).to_string();
+        }
+        if let Err(error) = bounded("reply", shared.client.publish(to, body.into())).await {
+            tracing::warn!(%error, command, "an operator reply could not be sent");
         }
     });
 }
@@ -106,7 +125,7 @@ async fn run(shared: &Shared, command: &str, payload: &[u8]) -> Result<Json> {
             read::<Nothing>(payload)?;
             status(queue).await
         }
-        "queue_list" => list(queue, &read(payload)?).await,
+        "queue_list" => list(shared, queue, &read(payload)?).await,
         "queue_show" => show(shared, queue, &read(payload)?).await,
         "queue_replay" => replay(shared, queue, &read(payload)?).await,
         "queue_purge" => purge(queue, &read(payload)?).await,
@@ -123,23 +142,46 @@ async fn status(queue: &Queue) -> Result<Json> {
     let (lanes, dead_letters) = queue.status().await?;
     let lane = |lane: &crate::queue::LaneStatus| {
         json!({
-            "name": lane.name, "depth": lane.depth, "bytes": lane.bytes, "oldest_age_ms": lane.oldest_age_ms,
-            "rate": (lane.rate * 10.0).round() / 10.0, "drain_ms": lane.drain_ms,
+            "name": lane.name, "depth": lane.depth, "ready": lane.ready, "in_hand": lane.in_hand, "bytes": lane.bytes,
+            "oldest_age_ms": lane.oldest_age_ms, "rate": lane.rate.map(|rate| (rate * 10.0).round() / 10.0),
+            "drain_ms": lane.drain_ms,
         })
     };
     Ok(json!({"lanes": lanes.iter().map(lane).collect::<Vec<_>>(), "dead_letters": dead_letters}))
 }
 
-async fn list(queue: &Queue, asked: &List) -> Result<Json> {
-    let mut bytes = 0;
-    let letters = queue
-        .walk(asked.limit.min(LISTED_MAX), |letter| {
-            bytes += letter.bytes;
-            if asked.values && bytes > VALUES_BYTES_MAX { Act::KeepAndEnd } else { Act::Keep }
-        })
-        .await?;
-    let letters: Vec<Json> = letters.iter().map(|letter| told(letter, asked.values)).collect();
+async fn list(shared: &Shared, queue: &Queue, asked: &List) -> Result<Json> {
+    let room = shared.reply_bytes_max().saturating_sub(FRAME_BYTES);
+    let (mut letters, mut bytes) = (Vec::new(), 0);
+    let act = |letter: &DeadLetter| {
+        let (told, size) = listed(letter, asked.values, room);
+        if bytes + size > room {
+            return Act::End;
+        }
+        bytes += size;
+        letters.push(told);
+        if asked.stay { Act::Stay } else { Act::Keep }
+    };
+    queue.walk(asked.limit.min(LISTED_MAX), act).await?;
     Ok(json!({"letters": letters}))
+}
+
+/// A letter for a list and its bytes there: whole where a reply has room for it, or without its value, or but for its name.
+fn listed(letter: &DeadLetter, with_value: bool, room: usize) -> (Json, usize) {
+    let sized = |told: Json| {
+        let bytes = told.to_string().len() + 1;
+        (told, bytes)
+    };
+    let whole = sized(told(letter, with_value));
+    if whole.1 <= room {
+        return whole;
+    }
+    let left_out = |mut told: Json| {
+        told["left_out"] = "too_large".into();
+        sized(told)
+    };
+    let without = left_out(told(letter, false));
+    if without.1 <= room { without } else { left_out(json!({"id": letter.id, "bytes": letter.bytes})) }
 }
 
 async fn show(shared: &Shared, queue: &Queue, asked: &Show) -> Result<Json> {
@@ -153,13 +195,20 @@ async fn show(shared: &Shared, queue: &Queue, asked: &Show) -> Result<Json> {
             Act::KeepAndEnd
         })
         .await?
-        .len();
+        .looked_at;
     let Some(letter) = found else { return Ok(json!({"looked_at": looked_at})) };
     let foreseen = queue.foresee(&*shared.store, &letter).await;
     let mut body = told(&letter, true);
     body["predicted"] = foreseen.word().into();
     if let Foreseen::Failing(why) = foreseen {
         body["predicted_reason"] = why.into();
+    }
+    let (bytes, room) = (body.to_string().len() + FRAME_BYTES, shared.reply_bytes_max());
+    if bytes > room {
+        let id = &letter.id;
+        return Err(Error::too_large(format!(
+            "dead letter {id} takes {bytes} bytes of JSON with its value, a reply has room for {room}"
+        )));
     }
     Ok(json!({"letter": body, "looked_at": looked_at}))
 }
@@ -181,30 +230,38 @@ async fn replay(shared: &Shared, queue: &Queue, asked: &Replay) -> Result<Json> 
         failed = done.failed.len(),
         skipped = done.skipped,
         force = asked.force,
+        namespace = asked.namespace,
+        prefix = shorten(&asked.prefix),
+        id = shorten(&asked.id),
+        reason = shorten(&asked.reason),
+        ended_early = done.ended_early,
         "an operator replays dead letters"
     );
-    let failed: Vec<Json> =
-        done.failed.iter().map(|(id, reason)| json!({"id": id, "reason": reason})).collect();
+    let mut reasons = REASONS_BYTES_MAX;
+    let told_of = |(id, reason): &(String, String)| match reasons.checked_sub(reason.len()) {
+        Some(left) => {
+            reasons = left;
+            json!({"id": id, "reason": reason})
+        }
+        None => json!({"id": id, "reason": ""}),
+    };
+    let failed: Vec<Json> = done.failed.iter().map(told_of).collect();
     Ok(json!({
         "looked_at": done.looked_at, "applied": done.applied, "superseded": done.superseded,
-        "skipped": done.skipped, "failed": failed,
+        "skipped": done.skipped, "failed": failed, "ended_early": done.ended_early,
     }))
 }
 
 async fn purge(queue: &Queue, asked: &Purge) -> Result<Json> {
-    let mut removed = 0;
-    let looked_at = queue
-        .walk(asked.limit, |letter| {
-            if !asked.ids.contains(&letter.id) {
-                return Act::Keep;
-            }
-            removed += 1;
-            Act::Remove
-        })
-        .await?
-        .len();
-    tracing::warn!(removed, "an operator purges dead letters");
-    Ok(json!({"looked_at": looked_at, "removed": removed}))
+    let done = queue.purge(asked.limit, &asked.ids).await?;
+    tracing::warn!(
+        removed = done.removed,
+        asked = asked.ids.len(),
+        looked_at = done.looked_at,
+        ended_early = done.ended_early,
+        "an operator purges dead letters"
+    );
+    Ok(json!({"looked_at": done.looked_at, "removed": done.removed, "ended_early": done.ended_early}))
 }
 
 async fn receipt(queue: &Queue, asked: &Receipt) -> Result<Json> {
@@ -228,7 +285,7 @@ fn told(letter: &DeadLetter, with_value: bool) -> Json {
     let Some(write) = &letter.write else {
         body["unreadable"] = true.into();
         if with_value {
-            body["body"] = letter.body.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+            body["body"] = hex(&letter.body).into();
         }
         return body;
     };
@@ -247,8 +304,15 @@ fn told(letter: &DeadLetter, with_value: bool) -> Json {
                 let text = wire::encode_record(&record, true);
                 body["record"] = serde_json::from_slice(&text).unwrap_or(Json::Null);
             }
-            Err(fault) => body["damaged"] = fault.to_string().into(),
+            Err(fault) => {
+                body["damaged"] = fault.to_string().into();
+                body["body"] = hex(document).into();
+            }
         }
     }
     body
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

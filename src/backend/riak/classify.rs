@@ -78,7 +78,11 @@ impl Fault {
 
     /// While the request was in line another one found that the node is not well: nothing was sent.
     pub(super) fn left_line(node: &str) -> Self {
-        Self { blames_node: false, in_line: true, ..Self::unreachable(node, "the node failed other requests") }
+        Self {
+            blames_node: false,
+            in_line: true,
+            ..Self::unreachable(node, "the node failed other requests")
+        }
     }
 
     /// The connection broke behind the request, or what came over it makes no sense.

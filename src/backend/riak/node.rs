@@ -72,7 +72,12 @@ impl Node {
     }
 
     /// Waits for a place: for so long, nobody beyond the deadline, and only while the node is well.
-    pub(super) async fn enter(&self, line: Line, wait: Duration, deadline: Instant) -> Result<Turn<'_>, Fault> {
+    pub(super) async fn enter(
+        &self,
+        line: Line,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<Turn<'_>, Fault> {
         let flying = Flying::new(&self.in_flight);
         let until = deadline.min(Instant::now() + wait + ANSWER_GRACE);
         let places = match line {

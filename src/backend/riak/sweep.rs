@@ -78,7 +78,9 @@ impl Shared {
             let left = keys.len() - at;
             if Instant::now() >= deadline {
                 let namespace = String::from_utf8_lossy(bucket);
-                tracing::warn!("sweep of namespace {namespace:?}: no time for {left} keys; the next walk meets them");
+                tracing::warn!(
+                    "sweep of namespace {namespace:?}: no time for {left} keys; the next walk meets them"
+                );
                 return false;
             }
             let place = Place { bucket: bucket.clone(), key: key.clone() };

@@ -1,0 +1,185 @@
+//! Walks along the dead letters, from the front of their queue on.
+//!
+//! One operator walks at a time, because the queue has one consumer at a time. Each walk is bounded and may be cut off
+//! anywhere: a letter that is kept moves to the end of the queue, with the broker's word for the copy before the original is let
+//! go, so it may be seen twice and is never lost. One that stays is not acknowledged at all; it lies at the front again
+//! when the walk is over.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Link, bounded};
+use super::dead::DeadLetter;
+use super::letters::{Held, Unreadable, read};
+use super::{PREFETCH, Queue};
+use crate::backend::Boxed;
+use crate::model::{Error, Result};
+
+/// Letters that one walk looks at.
+const STEP_MAX: usize = 500;
+/// Letters that stay, of one walk: the broker hands out no more that are not acknowledged.
+pub const STAY_MAX: usize = PREFETCH as usize;
+/// How long a walk waits for the next letter; another operator may have it.
+const NEXT_WAIT: Duration = Duration::from_secs(2);
+/// Bound on one walk.
+const STEP_TIME: Duration = Duration::from_secs(3);
+/// How long a walk waits until what it gives back lies in the queue again, and between two looks.
+const RETURN_WAIT: Duration = Duration::from_millis(500);
+const RETURN_LOOK: Duration = Duration::from_millis(5);
+/// What a caller is told to wait while another operator is at work, milliseconds.
+const BUSY_RETRY_MS: i64 = 1000;
+
+/// What an operator does with a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Moves it to the end of the queue.
+    Keep,
+    /// The same, and looks at no other.
+    KeepAndEnd,
+    /// Leaves it where it lies; at most [`STAY_MAX`] of a walk.
+    Stay,
+    /// Lets it go.
+    Remove,
+    /// Has not looked at it, nor looks at any other.
+    End,
+}
+
+/// How far a walk came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Letters that were looked at, and done with as was said.
+    pub looked_at: usize,
+    /// Why it was cut off, where it was: what was done last may not have reached the broker.
+    pub ended_early: Option<String>,
+}
+
+/// Whoever decides on letters, one after the other.
+pub(super) trait Actor: Send {
+    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act>;
+}
+
+/// One who needs to look at a letter only.
+struct Decides<F>(F);
+
+impl<F: FnMut(&DeadLetter) -> Act + Send> Actor for Decides<F> {
+    fn act<'a>(&'a mut self, letter: &'a DeadLetter) -> Boxed<'a, Act> {
+        let act = (self.0)(letter);
+        Box::pin(async move { act })
+    }
+}
+
+impl Queue {
+    /// Looks at up to `most` letters from the front of the queue on, and does with each as `act` says. An error says that
+    /// none was looked at.
+    pub async fn walk(&self, most: usize, act: impl FnMut(&DeadLetter) -> Act + Send) -> Result<Walked> {
+        self.walk_with(most, &mut Decides(act)).await
+    }
+
+    pub(super) async fn walk_with(&self, most: usize, actor: &mut dyn Actor) -> Result<Walked> {
+        let unavailable = |why: String| Error::unavailable(why, BUSY_RETRY_MS);
+        let link = self.broker.connect("operator").await.map_err(unavailable)?;
+        let mut looked_at = 0;
+        let ended = self.walk_along(&link, most, actor, &mut looked_at).await;
+        link.close().await;
+        match ended {
+            Err(why) if looked_at == 0 => Err(unavailable(why)),
+            ended => Ok(Walked { looked_at, ended_early: ended.err() }),
+        }
+    }
+
+    async fn walk_along(
+        &self,
+        link: &Link,
+        most: usize,
+        actor: &mut dyn Actor,
+        looked_at: &mut usize,
+    ) -> Result<(), String> {
+        let most = most.min(STEP_MAX);
+        let channel = link.consuming(u16::try_from(most).unwrap_or(PREFETCH).clamp(1, PREFETCH)).await?;
+        // As many as there are now: what is moved to the end is not looked at again.
+        let there = held(&channel, &self.topology.dead()).await?.ready;
+        let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let mut consumer = subscribe(&channel, &self.topology.dead()).await?;
+        let (mut stay, mut removed, begun) = (0, 0, Instant::now());
+        while *looked_at < most && stay < STAY_MAX && begun.elapsed() < STEP_TIME {
+            let delivery = match timeout(NEXT_WAIT, consumer.next()).await {
+                Ok(Some(delivery)) => delivery.map_err(|error| error.to_string())?,
+                Ok(None) => return Err("the connection to RabbitMQ is lost".to_owned()),
+                Err(_) if *looked_at == 0 => {
+                    return Err("another operator works on the dead letters".to_owned());
+                }
+                Err(_) => break,
+            };
+            let (bytes, tag) = (delivery.data.len(), delivery.delivery_tag);
+            let read = read(delivery);
+            let act = actor.act(&DeadLetter::of(&read, bytes)).await;
+            if act == Act::End {
+                break;
+            }
+            *looked_at += 1;
+            match act {
+                Act::Stay => {
+                    stay += 1;
+                    continue;
+                }
+                Act::Remove => removed += 1,
+                Act::Keep | Act::KeepAndEnd | Act::End => self.move_to_end(&read).await?,
+            }
+            let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
+            acked.map_err(|error| error.to_string())?;
+            if act == Act::KeepAndEnd {
+                break;
+            }
+        }
+        give_back(&channel, &consumer, &self.topology.dead(), there.saturating_sub(removed)).await
+    }
+
+    async fn move_to_end(&self, read: &Result<Held, Box<Unreadable>>) -> Result<(), String> {
+        let moved = match read {
+            Ok(held) => self.send(self.topology.dead(), &held.write, &held.notes).await,
+            Err(unreadable) => self.bury_unreadable(unreadable, &unreadable.notes.lane).await,
+        };
+        moved.map_err(|unqueued| format!("a dead letter could not be moved: {unqueued:?}"))
+    }
+}
+
+/// Gives back what was delivered and not acknowledged, and waits until it is counted among the others again: whoever asks next
+/// would find fewer letters than there are. That the broker answers here also says that it has had all acknowledgements.
+async fn give_back(channel: &Channel, consumer: &Consumer, name: &str, at_least: u64) -> Result<(), String> {
+    bounded("cancel", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+    // Number 0 is all that the channel has.
+    let all = BasicNackOptions { multiple: true, requeue: true };
+    channel.basic_nack(0, all).await.map_err(|error| format!("RabbitMQ: give back: {error}"))?;
+    let begun = Instant::now();
+    while held(channel, name).await?.ready < at_least && begun.elapsed() < RETURN_WAIT {
+        tokio::time::sleep(RETURN_LOOK).await;
+    }
+    Ok(())
+}
+
+/// What a queue holds, as the broker counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holds {
+    /// Messages that no consumer has.
+    pub(super) ready: u64,
+    pub(super) consumers: u64,
+}
+
+pub(super) async fn held(channel: &Channel, name: &str) -> Result<Holds, String> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    let declared = channel.queue_declare(name.into(), passive, FieldTable::default());
+    let declared = bounded(&format!("queue {name}"), declared).await?;
+    Ok(Holds { ready: declared.message_count().into(), consumers: declared.consumer_count().into() })
+}
+
+async fn subscribe(channel: &Channel, name: &str) -> Result<Consumer, String> {
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    bounded("consume", channel.basic_consume(name.into(), "".into(), options, arguments)).await
+}
