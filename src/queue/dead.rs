@@ -203,7 +203,7 @@ impl Queue {
         let verdict = judge(&applied.unwrap_or_else(|| Err(Error::internal("the store lost a write"))));
         if let Verdict::Done(fate) = &verdict {
             // The receipt is that of the version its writer was told.
-            drop(self.overlay.settle(&[settlement(write, fate.clone())]).await);
+            self.settled(vec![settlement(write, fate.clone())]).await;
         }
         verdict
     }

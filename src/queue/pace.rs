@@ -20,9 +20,10 @@ const BATCHES_MAX: f64 = super::topology::LANES as f64;
 const BATCHES_FIRST: f64 = 2.0;
 /// What a batch that went well adds.
 const BATCHES_STEP: f64 = 0.25;
-/// Rows in a second while requests write: the first rate, the least, and what a good word adds.
-const RATE_FIRST: f64 = 400.0;
-const RATE_MIN: f64 = 50.0;
+/// Rows in a second while requests write: the first rate, the least, and what a good word adds. With less a drain hardly ends, and
+/// requests that are slow beside so little are slow for another reason.
+const RATE_FIRST: f64 = 600.0;
+const RATE_MIN: f64 = 300.0;
 const RATE_STEP: f64 = 40.0;
 /// What is left of the rate when requests are slow.
 const RATE_CUT: f64 = 0.6;
@@ -256,19 +257,19 @@ mod tests {
             pace.look(after(&mut so_far, &[(995, MS(2)), (5, MS(10))]));
         }
         let first = rows_in(&pace, MS(900)).await;
-        assert!((200..=500).contains(&first), "{first}");
+        assert!((400..=700).contains(&first), "{first}");
         for _ in 0..100 {
             pace.learn(after(&mut so_far, &[(199, MS(2)), (1, MS(10))]));
         }
         let grown = rows_in(&pace, MS(900)).await;
-        assert!(grown > first * 5, "{grown} after {first}");
+        assert!(grown > first * 4, "{grown} after {first}");
         // The mean hardly moves, but too many take long.
         for _ in 0..20 {
             pace.learn(after(&mut so_far, &[(195, MS(2)), (5, MS(30))]));
         }
         let cut = rows_in(&pace, MS(900)).await;
-        assert!(cut < first / 2 && cut > 0, "{cut} after {grown}");
-        assert_eq!(pace.batch_max(128), BATCH_ROWS_MIN);
+        assert!((200..=350).contains(&cut), "{cut} after {grown}");
+        assert_eq!(pace.batch_max(128), 12);
         // Nobody writes any more.
         tokio::time::sleep(QUIET).await;
         assert!(rows_in(&pace, MS(900)).await > 10_000);
@@ -282,7 +283,7 @@ mod tests {
         for _ in 0..50 {
             pace.learn(after(&mut so_far, &[(200, MS(50))]));
         }
-        assert!(rows_in(&pace, MS(900)).await < before / 2);
+        assert!(rows_in(&pace, MS(900)).await < before * 2 / 3);
         // Long after the drain it is.
         tokio::time::sleep(REST * 2).await;
         for _ in 0..50 {
