@@ -26,8 +26,10 @@ pub(super) struct Fault {
     pub(super) remedy: Remedy,
     /// Whether the node is avoided for a while.
     pub(super) blames_node: bool,
-    /// Whether the connection can be used again.
+    /// Whether the connection cannot be used again.
     pub(super) spoils_connection: bool,
+    /// Whether the request was still in line at the node. To ask another node then repeats nothing.
+    pub(super) in_line: bool,
 }
 
 /// What a failed write may have done.
@@ -67,12 +69,20 @@ impl Fault {
         Self { blames_node, ..Self::unreachable(node, "connection: not made in time") }
     }
 
-    /// Every connection of the pool was in use until the deadline: nothing was sent.
+    /// Every connection of the pool was in use for too long: nothing was sent. Another node may have room.
     pub(super) fn crowded(node: &str) -> Self {
         let message = format!("Riak {node}: every connection of the pool was in use");
         let error = Error::overloaded(message, RETRY_AFTER_MS / 5);
-        let fault = Self { effect: Effect::None, blames_node: false, ..Self::broken(error) };
-        Self { remedy: Remedy::None, ..fault }
+        Self { effect: Effect::None, blames_node: false, in_line: true, ..Self::broken(error) }
+    }
+
+    /// While the request was in line another one found that the node is not well: nothing was sent.
+    pub(super) fn left_line(node: &str) -> Self {
+        Self {
+            blames_node: false,
+            in_line: true,
+            ..Self::unreachable(node, "the node failed other requests")
+        }
     }
 
     /// The connection broke behind the request, or what came over it makes no sense.
@@ -87,7 +97,8 @@ impl Fault {
 
     fn broken(error: Error) -> Self {
         let effect = Effect::Unknown;
-        Self { error, effect, remedy: Remedy::Again, blames_node: true, spoils_connection: true }
+        let remedy = Remedy::Again;
+        Self { error, effect, remedy, blames_node: true, spoils_connection: true, in_line: false }
     }
 
     /// What a write that ended so is answered.
@@ -119,6 +130,7 @@ pub(super) fn classify(node: &str, text: &str) -> Fault {
         remedy: verdict.remedy,
         blames_node: verdict.blames_node,
         spoils_connection: verdict.spoils,
+        in_line: false,
     }
 }
 

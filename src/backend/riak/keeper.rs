@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::classify::{Fault, Remedy};
-use super::node::Node;
+use super::node::{Line, Node};
 use super::place::{OWN_BUCKET, Place};
 use super::scan::{KEY_INDEX, Query};
 use super::siblings::Present;
@@ -157,7 +157,9 @@ async fn look_after(shared: &Arc<Shared>, node: &Arc<Node>) {
             ..GetReq::default()
         };
         // The node notes itself what came of it.
-        if let Ok(found) = node.ask(&request, LOOK_MAX, Instant::now() + LOOK_MAX * 2).await
+        let deadline = Instant::now() + LOOK_MAX * 2;
+        if let Ok(turn) = node.enter(Line::Quick, LOOK_MAX, deadline).await
+            && let Ok(found) = turn.ask(&request, LOOK_MAX, deadline).await
             && let Some(row) = Present::read(&place, &found.content, None, wall_ms()).row
         {
             shared.floor.raise(row.version.hlc);

@@ -4,6 +4,9 @@
 //! requests lie in its input. It is thrown away after anything but a reply that belongs to the request or an error that leaves
 //! it sound; a request whose caller has gone takes its connection with it. The one that was used last is used next, so that
 //! what is idle stays idle.
+//!
+//! There are only so many places for requests. Who waits for one goes elsewhere as soon as the node is found not to be well,
+//! and the queries that may take long have places of their own, so that they never stand in the way of the others.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use super::classify::{Fault, classify};
@@ -22,7 +25,18 @@ use super::wire::{self, Frame, NoReply, Request};
 /// Connections that are being opened at once: a node's backlog is 128, and what does not fit there waits a second.
 const OPENING_MAX: usize = 4;
 /// How much longer than the node the caller waits, so that a node that gives up can say so.
-const ANSWER_GRACE: Duration = Duration::from_millis(100);
+pub(super) const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// Patient requests at one node at once, beside the others: while a part of the cluster hangs each of them may last seconds.
+const PATIENT_PLACES: usize = 4;
+
+/// Which places a request takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Of one key: the pool's.
+    Quick,
+    /// Of an index: some few of their own.
+    Patient,
+}
 
 /// See the module.
 pub(super) struct Node {
@@ -30,6 +44,9 @@ pub(super) struct Node {
     pub(super) address: String,
     connect_timeout: Duration,
     places: Semaphore,
+    patient_places: Semaphore,
+    /// Tells those in line that the node is to be avoided.
+    failed: Notify,
     opening: Semaphore,
     idle: Mutex<Vec<TcpStream>>,
     in_flight: AtomicUsize,
@@ -44,6 +61,8 @@ impl Node {
             address,
             connect_timeout,
             places: Semaphore::new(pool_size),
+            patient_places: Semaphore::new(PATIENT_PLACES),
+            failed: Notify::new(),
             opening: Semaphore::new(OPENING_MAX),
             idle: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -52,26 +71,31 @@ impl Node {
         }
     }
 
-    /// Sends a request and waits for its reply: the node so long as `wait`, the caller a little longer, nobody beyond the
-    /// deadline.
-    pub(super) async fn ask<R: Request>(
+    /// Waits for a place: for so long, nobody beyond the deadline, and only while the node is well.
+    pub(super) async fn enter(
         &self,
-        request: &R,
+        line: Line,
         wait: Duration,
         deadline: Instant,
-    ) -> Result<R::Reply, Fault> {
-        let _flying = Flying::new(&self.in_flight);
-        let asked = self.exchange(request, wait, deadline).await;
-        match &asked {
-            Ok(_) => self.absolve(),
-            Err(fault) if fault.blames_node => self.blame(&fault.error.message),
-            Err(_) => {}
+    ) -> Result<Turn<'_>, Fault> {
+        let flying = Flying::new(&self.in_flight);
+        let until = deadline.min(Instant::now() + wait + ANSWER_GRACE);
+        let places = match line {
+            Line::Quick => &self.places,
+            Line::Patient => &self.patient_places,
+        };
+        tokio::select! {
+            // A place that comes free because its request failed is no place to go to.
+            biased;
+            () = self.failed.notified() => Err(Fault::left_line(&self.address)),
+            place = timeout_at(until, places.acquire()) => match place {
+                Ok(Ok(place)) => Ok(Turn { node: self, _place: place, _flying: flying }),
+                _ => Err(Fault::crowded(&self.address)),
+            },
         }
-        asked
     }
 
-    /// The same without a word on how the node is.
-    pub(super) async fn exchange<R: Request>(
+    async fn exchange<R: Request>(
         &self,
         request: &R,
         wait: Duration,
@@ -79,9 +103,6 @@ impl Node {
     ) -> Result<R::Reply, Fault> {
         let begun = Instant::now();
         let until = deadline.min(begun + wait + ANSWER_GRACE);
-        let Ok(Ok(_place)) = timeout_at(until, self.places.acquire()).await else {
-            return Err(Fault::crowded(&self.address));
-        };
         let mut stream = match self.rested() {
             Some(stream) => stream,
             None => self.connect(until).await?,
@@ -169,6 +190,7 @@ impl Node {
         drop(blame);
         // What else is open there is most likely of no use either, and would cost its caller a wait.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.failed.notify_waiters();
     }
 
     fn absolve(&self) {
@@ -182,6 +204,44 @@ impl Node {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A place at a node, for one request.
+pub(super) struct Turn<'n> {
+    node: &'n Node,
+    _place: SemaphorePermit<'n>,
+    _flying: Flying<'n>,
+}
+
+impl Turn<'_> {
+    /// Sends a request and waits for its reply: the node so long as `wait`, the caller a little longer, nobody beyond the
+    /// deadline.
+    pub(super) async fn ask<R: Request>(
+        self,
+        request: &R,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<R::Reply, Fault> {
+        let node = self.node;
+        let asked = node.exchange(request, wait, deadline).await;
+        // The place is kept until the node is judged: those in line must know before one of them gets it.
+        match &asked {
+            Ok(_) => node.absolve(),
+            Err(fault) if fault.blames_node => node.blame(&fault.error.message),
+            Err(_) => {}
+        }
+        asked
+    }
+
+    /// The same without a word on how the node is.
+    pub(super) async fn ask_gently<R: Request>(
+        self,
+        request: &R,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<R::Reply, Fault> {
+        self.node.exchange(request, wait, deadline).await
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::classify::{Effect, Fault, Remedy};
-use super::node::Node;
+use super::node::{ANSWER_GRACE, Line, Node};
 use super::settings::RiakSettings;
 use super::wire::Request;
 use crate::model::Error;
@@ -44,12 +44,22 @@ impl Pool {
     /// Asks until there is a reply, a failure that is final, or no time. The fault of the last try is told, with what any of
     /// them may have done.
     pub(super) async fn ask<R: Request>(&self, request: R, deadline: Instant) -> Result<R::Reply, Fault> {
-        self.ask_patiently(request, self.request_timeout, deadline).await
+        self.ask_in(Line::Quick, request, self.request_timeout, deadline).await
     }
 
     /// The same of a request that may take a node longer than others.
     pub(super) async fn ask_patiently<R: Request>(
         &self,
+        request: R,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<R::Reply, Fault> {
+        self.ask_in(Line::Patient, request, patience, deadline).await
+    }
+
+    async fn ask_in<R: Request>(
+        &self,
+        line: Line,
         mut request: R,
         patience: Duration,
         deadline: Instant,
@@ -60,16 +70,11 @@ impl Pool {
         let mut effect = Effect::None;
         let mut last: Option<Fault> = None;
         for _ in 0..self.nodes.len() + EXTRA_TRIES {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if deadline <= Instant::now() {
                 break;
             }
-            // Where there is another node, a silent one must leave time to ask it.
-            let share = if self.nodes.len() > 1 { (left / 2).max(WAIT_MIN) } else { left };
-            let wait = patience.min(share).min(left);
-            request.set_timeout(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
             let at = self.choose(&asked);
-            let fault = match self.nodes[at].ask(&request, wait, deadline).await {
+            let fault = match self.ask_at(at, line, &mut request, patience, deadline).await {
                 Ok(reply) => {
                     self.budget.succeeded();
                     return Ok(reply);
@@ -77,7 +82,8 @@ impl Pool {
                 Err(fault) => fault,
             };
             effect = effect.max(fault.effect);
-            let repeat = fault.remedy == Remedy::Again && self.budget.take();
+            // What no node has seen yet is no burden to any: it costs no repeat.
+            let repeat = fault.remedy == Remedy::Again && (fault.in_line || self.budget.take());
             last = Some(Fault { effect, ..fault });
             if !repeat {
                 break;
@@ -92,6 +98,28 @@ impl Pool {
         Err(last.unwrap_or_else(late))
     }
 
+    /// One try. What the wait for a place took is not taken from the node's time, but from the caller's.
+    async fn ask_at<R: Request>(
+        &self,
+        at: usize,
+        line: Line,
+        request: &mut R,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<R::Reply, Fault> {
+        let turn = self.nodes[at].enter(line, self.share(patience, deadline), deadline).await?;
+        let wait = self.share(patience, deadline);
+        request.set_timeout(millis(wait));
+        turn.ask(request, wait, deadline).await
+    }
+
+    /// How long one step of a try may take: where there is another node, a silent one must leave time to ask it.
+    fn share(&self, patience: Duration, deadline: Instant) -> Duration {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = if self.nodes.len() > 1 { (left / 2).max(WAIT_MIN) } else { left };
+        patience.min(share).min(left)
+    }
+
     /// Asks one node once, for what is of use only if it comes at once: no node is blamed for it.
     pub(super) async fn ask_once<R: Request>(
         &self,
@@ -99,8 +127,11 @@ impl Pool {
         wait: Duration,
         deadline: Instant,
     ) -> Result<R::Reply, Fault> {
-        request.set_timeout(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
-        self.nodes[self.choose(&[])].exchange(&request, wait, deadline).await
+        let deadline = deadline.min(Instant::now() + wait + ANSWER_GRACE);
+        let turn = self.nodes[self.choose(&[])].enter(Line::Quick, wait, deadline).await?;
+        let wait = wait.min(deadline.saturating_duration_since(Instant::now()));
+        request.set_timeout(millis(wait));
+        turn.ask_gently(&request, wait, deadline).await
     }
 
     /// The node to ask, one that has not been asked if there is one.
@@ -120,6 +151,11 @@ impl Pool {
     }
 }
 
+/// A wait as a request says it.
+fn millis(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
 /// The fault of a request whose deadline passed before any node was asked.
 fn late() -> Fault {
     Fault {
@@ -128,5 +164,6 @@ fn late() -> Fault {
         remedy: Remedy::None,
         blames_node: false,
         spoils_connection: false,
+        in_line: false,
     }
 }

@@ -89,19 +89,24 @@ async fn read(riak: &Riak, key: &str, deadline: Instant) -> Result<Option<Found>
     Backend::read(riak, vec![at(key)], deadline).await.remove(0)
 }
 
-/// The keys of all pages of so many rows.
-async fn scan(riak: &Riak, limit: usize, reverse: bool) -> Vec<String> {
-    let mut range = Range {
+/// All keys of the tests' namespace, in pages of so many.
+fn range(limit: usize) -> Range {
+    Range {
         namespace: Namespace::parse("n").unwrap(),
         start: String::new(),
         end: None,
         after: None,
-        reverse,
+        reverse: false,
         keys_only: true,
         limit,
         max_bytes: 1 << 20,
         staleness: Duration::ZERO,
-    };
+    }
+}
+
+/// The keys of all pages of so many rows.
+async fn scan(riak: &Riak, limit: usize, reverse: bool) -> Vec<String> {
+    let mut range = Range { reverse, ..range(limit) };
     let mut keys = Vec::new();
     loop {
         let page = Backend::scan(riak, range.clone(), within(20_000)).await.unwrap();

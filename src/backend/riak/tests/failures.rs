@@ -186,3 +186,75 @@ async fn a_cluster_that_goes_is_told_at_once_and_found_again() {
     }
     Backend::close(&riak).await;
 }
+
+/// Many more callers than connections: those in line at a node that goes silent go to the others, in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_place_at_a_node_that_goes_silent_is_served_by_another() {
+    let double = Double::start(3);
+    let riak = open(&double).await;
+    for n in 0..50 {
+        write(&riak, put(&format!("k{n}"), "a", 1), within(5000)).await.unwrap();
+    }
+    let (stop, longest_ms) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let callers = (0..256_u64).map(|caller| {
+        let (riak, stop, longest_ms) = (&riak, &stop, &longest_ms);
+        async move {
+            let (mut calls, mut failed) = (0, Vec::new());
+            while !stop.load(Ordering::Acquire) {
+                let begun = Instant::now();
+                let done = if caller % 8 == 0 {
+                    write(riak, put(&format!("own{caller}"), "b", caller), within(5000)).await.map(drop)
+                } else {
+                    read(riak, &format!("k{}", (calls * 7 + caller) % 50), within(5000)).await.map(drop)
+                };
+                failed.extend(done.err());
+                longest_ms.fetch_max(begun.elapsed().as_millis() as usize, Ordering::AcqRel);
+                calls += 1;
+            }
+            (calls, failed)
+        }
+    });
+    let run = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        double.set(1, Health::Silent);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stop.store(true, Ordering::Release);
+    };
+    let (callers, ()) = futures_util::join!(join_all(callers), run);
+    let calls: u64 = callers.iter().map(|(calls, _)| calls).sum();
+    let failed: Vec<_> = callers.into_iter().flat_map(|(_, failed)| failed).collect();
+    let longest = longest_ms.load(Ordering::Acquire);
+    println!("256 callers, {calls} calls, {} failed; the longest took {longest} ms", failed.len());
+    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed[0]);
+    assert!(longest < 5000, "{longest} ms");
+    Backend::close(&riak).await;
+}
+
+/// A part of the cluster that hangs stalls every index query; what asks for one key goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_hang_never_take_the_places_of_reads_and_writes() {
+    let double = Double::start(3);
+    let riak = Arc::new(open(&double).await);
+    for n in 0..10 {
+        write(&riak, put(&format!("k{n}"), "a", 1), within(5000)).await.unwrap();
+    }
+    double.set(1, Health::Silent);
+    let scans: Vec<_> = (0..64)
+        .map(|_| {
+            let riak = riak.clone();
+            tokio::spawn(async move { Backend::scan(&*riak, range(10), within(8000)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for n in 0..40 {
+        let key = format!("k{}", n % 10);
+        assert!(read(&riak, &key, within(1000)).await.unwrap().is_some());
+        // One replica of three is silent, the quorum is there.
+        write(&riak, put(&key, "b", 2), within(1000)).await.unwrap();
+    }
+    double.set(1, Health::Up);
+    for scan in scans {
+        scan.abort();
+    }
+    Backend::close(&*riak).await;
+}

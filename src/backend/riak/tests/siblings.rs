@@ -106,17 +106,7 @@ async fn a_hundred_siblings_are_one_after_the_next_write_and_what_is_foreign_is_
     let damage = read(&riak, "k", within(5000)).await.unwrap_err();
     assert_eq!(damage.code, Code::Corrupt, "{damage:?}");
     write(&riak, put("l", "a", 1), within(5000)).await.unwrap();
-    let range = Range {
-        namespace: Namespace::parse("n").unwrap(),
-        start: String::new(),
-        end: None,
-        after: None,
-        reverse: false,
-        keys_only: false,
-        limit: 10,
-        max_bytes: 1 << 20,
-        staleness: Duration::ZERO,
-    };
+    let range = Range { keys_only: false, ..range(10) };
     let page = Backend::scan(&riak, range, within(5000)).await.unwrap();
     let codes: Vec<_> =
         page.rows.iter().map(|(_, found)| found.as_ref().err().map(|error| error.code)).collect();
