@@ -4,6 +4,7 @@ use std::ops::Bound;
 
 use crate::model::{Error, Key, Result};
 
+use super::remote::merge::LOAD_BYTES_MAX;
 use super::{EXAMINED_PER_ROW_MAX, Found, Page, Range};
 
 /// The stored keys of a range, in ascending order whatever the direction.
@@ -39,13 +40,21 @@ pub(super) struct Collector<'r> {
     range: &'r Range,
     rows: Vec<(Key, Result<Found>)>,
     bytes: usize,
+    /// What had to be brought here for it, as far as it was told.
+    loaded: usize,
     examined: usize,
     last: Option<Key>,
 }
 
 impl<'r> Collector<'r> {
     pub(super) fn new(range: &'r Range) -> Self {
-        Self { range, rows: Vec::new(), bytes: 0, examined: 0, last: None }
+        Self { range, rows: Vec::new(), bytes: 0, loaded: 0, examined: 0, last: None }
+    }
+
+    /// Tells what was brought here to know the next row. A store that must fetch whole documents, also where only keys are
+    /// asked for, bounds so what one page holds.
+    pub(super) fn load(&mut self, bytes: usize) {
+        self.loaded += bytes;
     }
 
     /// Takes the next row of the walk; `None` stands for a dead one. Says whether to go on.
@@ -63,6 +72,7 @@ impl<'r> Collector<'r> {
         self.last = Some(key);
         let full = self.rows.len() >= self.range.limit
             || self.bytes >= self.range.max_bytes
+            || self.loaded >= LOAD_BYTES_MAX
             || self.examined >= self.range.limit.saturating_mul(EXAMINED_PER_ROW_MAX);
         Ok(!full)
     }

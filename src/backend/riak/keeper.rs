@@ -16,6 +16,7 @@ use super::classify::{Fault, Remedy};
 use super::node::{Line, Node};
 use super::place::{OWN_BUCKET, Place};
 use super::scan::{KEY_INDEX, Query};
+use super::settings::{OfType, Quorum};
 use super::siblings::Present;
 use super::wire::{BucketProps, GetBucketTypeReq, GetReq, GetServerInfoReq};
 use crate::model::clock::wall_ms;
@@ -110,6 +111,7 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
     if let Some(why) = misfit(&props) {
         return Err(Unfit::Wrong(format!("Riak bucket type {bucket_type:?} {why}")));
     }
+    *shared.of_type.lock().unwrap_or_else(PoisonError::into_inner) = of_type(&props);
     let query = Query { index: KEY_INDEX, low: Bytes::from_static(b"a"), high: Bytes::from_static(b"b") };
     let bucket = Bytes::from_static(OWN_BUCKET.as_bytes());
     let indexed = shared.index(&bucket, &query, 1, None, deadline).await.map(drop);
@@ -120,6 +122,16 @@ async fn fitness(shared: &Arc<Shared>) -> Result<(), Unfit> {
         }
     }
     Ok(())
+}
+
+/// What the properties say of replicas.
+fn of_type(props: &BucketProps) -> OfType {
+    let known = OfType::default();
+    OfType {
+        n_val: props.n_val.unwrap_or(known.n_val),
+        pr: props.pr.map_or(known.pr, Quorum),
+        pw: props.pw.map_or(known.pw, Quorum),
+    }
 }
 
 /// What is wrong with a bucket type's properties, and what they should be.

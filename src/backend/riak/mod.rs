@@ -42,6 +42,7 @@ use classify::{Fault, RETRY_AFTER_MS};
 use place::Place;
 use pool::Pool;
 use records::Looking;
+use settings::OfType;
 pub use settings::{Quorum, Quorums, RiakSettings, check_host};
 
 /// Keys of one call that are read, or written, at once.
@@ -64,6 +65,8 @@ struct Shared {
     pool: Pool,
     /// Why the bucket type is not used.
     unfit: Mutex<Option<String>>,
+    /// What the bucket type says, as it was last seen.
+    of_type: Mutex<OfType>,
     floor: Floor,
     /// Changes of one key are made one after the other in this worker: siblings cost more than a wait.
     turns: Turns<Place>,
@@ -84,6 +87,7 @@ impl Riak {
             settings: settings.clone(),
             pool: Pool::new(settings),
             unfit: Mutex::new(Some("Riak: the bucket type has not been looked at yet".to_owned())),
+            of_type: Mutex::default(),
             floor: Floor::default(),
             turns: Turns::default(),
             looking: Looking::default(),

@@ -7,8 +7,8 @@
 //!
 //! **A missing key is doubted.** Replicas that stand in for others know nothing at first and may be the first to answer. So a
 //! read asks for a primary replica, looks a second time with all replicas before it says that a key is missing, and says
-//! `unavailable` where no primary is left. A write asks for as many primaries before as it will need then: where they are not
-//! there, it is known that nothing happened.
+//! `unavailable` where no primary is left. A write asks for as many primaries before as it will need then, and for no fewer than
+//! a read: where they are not there, it is known that nothing happened.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::classify::{Effect, Fault, RETRY_AFTER_MS, Remedy};
 use super::place::{BURIED_INDEX, EXPIRES_INDEX, Place};
-use super::settings::{Quorum, RiakSettings};
+use super::settings::{Quorum, Quorums, RiakSettings};
 use super::siblings::Present;
 use super::wire::{Content, DelReq, GetReq, Pair, PutReq};
 use super::{Floor, Shared};
@@ -28,7 +28,7 @@ use crate::backend::offer::not_offered;
 use crate::backend::{Action, Applied, Entry, Found, Offered, Row, Write, Written, late, row};
 use crate::model::clock::{wall_ms, wall_of};
 use crate::model::op::Expiry;
-use crate::model::{Code, Error, Result};
+use crate::model::{Code, Error, Result, Version};
 
 /// The second look of a read that found nothing waits no longer: with a node that is silent, not all replicas can answer.
 const SECOND_LOOK_MAX: Duration = Duration::from_millis(250);
@@ -68,15 +68,30 @@ impl Default for Looking {
 impl Shared {
     /// What a reader finds under a key. Siblings are written back as one behind its back.
     pub(super) async fn read(self: &Arc<Self>, place: &Place, deadline: Instant) -> Result<Option<Found>> {
-        self.fit()?;
-        let present = self.look(place, Look::ToRead, deadline).await.map_err(of_read)?;
+        self.load(place, deadline).await.1
+    }
+
+    /// The same, and before it the bytes that came for it, those of siblings among them.
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        place: &Place,
+        deadline: Instant,
+    ) -> (usize, Result<Option<Found>>) {
+        if let Err(error) = self.fit() {
+            return (0, Err(error));
+        }
+        let present = match self.look(place, Look::ToRead, deadline).await {
+            Ok(present) => present,
+            Err(fault) => return (0, Err(of_read(fault))),
+        };
+        let loaded = present.loaded;
         if let Some(damage) = present.damage {
-            return Err(Error::new(Code::Corrupt, damage));
+            return (loaded, Err(Error::new(Code::Corrupt, damage)));
         }
         if present.is_split() {
             self.repair(place);
         }
-        Ok(present.row.map(|row| row.found(wall_ms())))
+        (loaded, Ok(present.row.map(|row| row.found(wall_ms()))))
     }
 
     /// Writes what does not depend on what stands there.
@@ -115,7 +130,13 @@ impl Shared {
                 tracing::error!("{damage}; a write that needs nothing of it replaces it");
             }
             let now = Now { wall_ms: wall_ms(), gc_floor: self.floor.known() };
-            let (row, decided) = decide(present.row.as_ref(), write, now)?;
+            let (mut row, mut decided) = decide(present.row.as_ref(), write, now)?;
+            if row.as_ref().is_some_and(|row| row.version != write.proposed) {
+                // Raised above what was read, which may be the same for another write of this worker: replicas differ. So that
+                // the two never get one version, each raised one gets an origin of its own.
+                let proposed = Version { origin: Version::draw_origin(), ..write.proposed };
+                (row, decided) = decide(present.row.as_ref(), &Write { proposed, ..write.clone() }, now)?;
+            }
             let Some(row) = row else { return Ok(decided) };
             match self.store(&place, &row, present.vclock, deadline).await {
                 Ok(()) => return Ok(decided),
@@ -157,10 +178,7 @@ impl Shared {
     /// What stands under a key.
     pub(super) async fn look(&self, place: &Place, look: Look, deadline: Instant) -> Result<Present, Fault> {
         let quorums = self.settings.quorums;
-        let pr = match look {
-            Look::ToWrite if quorums.pw != Quorum(0) => quorums.pw,
-            _ => quorums.pr,
-        };
+        let pr = self.primaries(look);
         let asked = self.pool.ask(self.get(place, quorums.r, pr), deadline).await;
         let present = match asked {
             Ok(found) => Present::read(place, &found.content, found.vclock, wall_ms()),
@@ -180,7 +198,7 @@ impl Shared {
 
     /// Every replica's word on a key. None where they could not be asked: then the first word stands.
     async fn second_look(&self, place: &Place, deadline: Instant) -> Option<Present> {
-        let request = self.get(place, Quorum::ALL, self.settings.quorums.pr);
+        let request = self.get(place, Quorum::ALL, self.primaries(Look::ToRead));
         match self.pool.ask_once(request, SECOND_LOOK_MAX, deadline).await {
             Ok(found) => Some(Present::read(place, &found.content, found.vclock, wall_ms())),
             Err(_) => {
@@ -223,6 +241,16 @@ impl Shared {
         self.pool.ask(request, deadline).await.map(drop)
     }
 
+    /// Primary replicas that a look asks for: a write as many as any of the settings asks for, since it must neither miss
+    /// what a reader would find nor begin what it cannot end. In numbers: the bucket type's own, which `default` means, is
+    /// mostly none.
+    fn primaries(&self, look: Look) -> Quorum {
+        let of_type = *self.of_type.lock().unwrap_or_else(PoisonError::into_inner);
+        let Quorums { pr, pw, .. } = self.settings.quorums;
+        let (pr, pw) = (pr.of(of_type.n_val, of_type.pr), pw.of(of_type.n_val, of_type.pw));
+        Quorum(if look == Look::ToWrite { pr.max(pw) } else { pr })
+    }
+
     fn get(&self, place: &Place, r: Quorum, pr: Quorum) -> GetReq {
         GetReq {
             bucket: place.bucket.clone(),
@@ -237,8 +265,8 @@ impl Shared {
 
     /// Everything that stands under a key, as it was written.
     pub(super) async fn contents(&self, place: &Place, deadline: Instant) -> Result<Vec<Content>, Fault> {
-        let quorums = self.settings.quorums;
-        Ok(self.pool.ask(self.get(place, quorums.r, quorums.pr), deadline).await?.content)
+        let request = self.get(place, self.settings.quorums.r, self.primaries(Look::ToRead));
+        Ok(self.pool.ask(request, deadline).await?.content)
     }
 
     /// The floor as Riak has it.

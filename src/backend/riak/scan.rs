@@ -4,6 +4,8 @@
 //! Downward the index does not go, so the end of a range is found by halving what lies beyond a known key ([`Shared::tail`]):
 //! that takes some dozens of short queries, however many keys there are.
 //!
+//! The document comes with every read, also where only keys are asked for: what a page has loaded ends it too.
+//!
 //! An index is not repaired by reads: it may name a key late, or one that has gone.
 
 use std::sync::Arc;
@@ -85,9 +87,10 @@ impl Shared {
             for group in keys.chunks(READS_AT_ONCE) {
                 let place = |key: &Vec<u8>| Place::in_namespace(&range.namespace, key);
                 let places: Vec<Place> = group.iter().map(place).collect();
-                let reads = join_all(places.iter().map(|place| self.read(place, deadline))).await;
-                for (place, read) in places.iter().zip(reads) {
+                let reads = join_all(places.iter().map(|place| self.load(place, deadline))).await;
+                for (place, (bytes, read)) in places.iter().zip(reads) {
                     seen += 1;
+                    collector.load(bytes);
                     if !collector.take(&place.stored_key(), of_page(read)?)? {
                         return Ok(collector.page(more || seen < count));
                     }

@@ -68,6 +68,38 @@ impl Quorum {
     }
 }
 
+impl Quorum {
+    /// How many replicas of so many that is, where the bucket type's own is known.
+    pub(super) fn of(self, n_val: u32, of_type: Self) -> u32 {
+        match self {
+            Self::DEFAULT if of_type == Self::DEFAULT => 0,
+            Self::DEFAULT => of_type.of(n_val, Self(0)),
+            Self::ONE => 1,
+            Self::QUORUM => n_val / 2 + 1,
+            Self::ALL => n_val,
+            Self(number) => number,
+        }
+    }
+}
+
+/// What a bucket type says of its replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OfType {
+    /// Replicas of each key.
+    pub(super) n_val: u32,
+    /// Primary replicas that answer a read, where it does not say.
+    pub(super) pr: Quorum,
+    /// Primary replicas that store a write, where it does not say.
+    pub(super) pw: Quorum,
+}
+
+/// What Riak gives a type that says nothing.
+impl Default for OfType {
+    fn default() -> Self {
+        Self { n_val: 3, pr: Quorum(0), pw: Quorum(0) }
+    }
+}
+
 impl Default for Quorums {
     fn default() -> Self {
         Self { r: Quorum::QUORUM, pr: Quorum(1), w: Quorum::QUORUM, dw: Quorum::QUORUM, pw: Quorum::QUORUM }
@@ -82,6 +114,29 @@ pub fn check_host(host: &str) -> Result<(), String> {
         _ => {
             Err("should be the host and protocol-buffers port of a node, such as \"127.0.0.1:8087\""
                 .to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_a_number_once_the_bucket_type_is_known() {
+        for (asked, n_val, of_type, number) in [
+            (Quorum::ONE, 3, Quorum(0), 1),
+            (Quorum::QUORUM, 3, Quorum(0), 2),
+            (Quorum::QUORUM, 5, Quorum(0), 3),
+            (Quorum::QUORUM, 1, Quorum(0), 1),
+            (Quorum::ALL, 5, Quorum(0), 5),
+            (Quorum(2), 3, Quorum::ALL, 2),
+            (Quorum(0), 3, Quorum::ALL, 0),
+            (Quorum::DEFAULT, 3, Quorum(0), 0),
+            (Quorum::DEFAULT, 3, Quorum::QUORUM, 2),
+            (Quorum::DEFAULT, 3, Quorum::DEFAULT, 0),
+        ] {
+            assert_eq!(asked.of(n_val, of_type), number, "{asked:?} of {n_val}, {of_type:?}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What stands under a key: its siblings as one row.
 //!
 //! Writers that did not know of each other leave siblings. The one of the greatest version is the record, and it takes the
-//! others' operation ids along; of one version a tombstone wins, because an expired record is buried under the version it has.
-//! The rule knows no clock and no order of arrival, so every reader finds the same. Riak's own tombstones (`deleted`) are what
+//! others' operation ids along; of one version a tombstone wins, because an expired record is buried under the version it has,
+//! and then what has the greater bytes. The rule knows no order of arrival, so every reader finds the same. Riak's own tombstones (`deleted`) are what
 //! a sweep left and stand for nothing, but their clock is needed by the next write.
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ pub(super) struct Present {
     pub(super) vclock: Option<Bytes>,
     /// How many there were.
     pub(super) siblings: usize,
+    /// Bytes of all of them.
+    pub(super) loaded: usize,
     /// What is wrong with one of them: what was written last may be among those that cannot be read.
     pub(super) damage: Option<String>,
 }
@@ -28,12 +30,21 @@ impl Present {
     /// Reads what a node answered.
     pub(super) fn read(place: &Place, contents: &[Content], vclock: Option<Bytes>, now_ms: i64) -> Self {
         let stored_key = place.stored_key();
-        let mut present = Self { vclock, siblings: contents.len(), ..Self::default() };
+        let loaded = contents.iter().map(|content| content.value.len()).sum();
+        let mut present = Self { vclock, siblings: contents.len(), loaded, ..Self::default() };
+        let mut rows = Vec::with_capacity(contents.len());
         for content in contents.iter().filter(|content| !content.deleted()) {
             match row::decode(&stored_key, &content.value) {
-                Ok(row) => present.row = Some(merged(present.row.take(), row, now_ms)),
+                Ok(row) => rows.push((row, &content.value)),
                 Err(why) => present.damage = Some(why),
             }
+        }
+        present.row = merged(rows, now_ms);
+        if let Some(body) = present.row.as_mut().and_then(|row| row.body.as_mut())
+            && contents.len() > 1
+        {
+            // The document alone: as a part of the reply it would keep all of that.
+            *body = Bytes::copy_from_slice(body);
         }
         present
     }
@@ -49,12 +60,21 @@ impl Present {
     }
 }
 
-fn merged(one: Option<Row>, other: Row, now_ms: i64) -> Row {
-    let Some(one) = one else { return other };
-    let rank = |row: &Row| (row.version, row.body.is_none());
-    let ring = decide::merged_ring(&one, &other, now_ms);
-    let winner = if rank(&one) >= rank(&other) { one } else { other };
-    Row { ring, ..winner }
+/// Rows, each with the bytes it was read from, as one. They are put in an order first: which operation ids fall out of a full
+/// ring would otherwise hang on the order of arrival.
+fn merged(mut rows: Vec<(Row, &Bytes)>, now_ms: i64) -> Option<Row> {
+    // The document before the whole: what was merged has another ring than what it was merged from, and must win as that did.
+    let by_rank = |(one, its): &(Row, &Bytes), (other, others): &(Row, &Bytes)| {
+        let rank = one.version.cmp(&other.version).then(one.body.is_none().cmp(&other.body.is_none()));
+        rank.then_with(|| one.body.cmp(&other.body)).then_with(|| its.cmp(others))
+    };
+    rows.sort_by(|one, other| by_rank(other, one));
+    let mut rows = rows.into_iter().map(|(row, _)| row);
+    let winner = rows.next()?;
+    Some(rows.fold(winner, |winner, row| {
+        let ring = decide::merged_ring(&winner, &row, now_ms);
+        Row { ring, ..winner }
+    }))
 }
 
 #[cfg(test)]
@@ -114,6 +134,23 @@ mod tests {
         let twins = read(&[content(&row(3, Some("a"), 1)), content(&row(3, Some("a"), 1))]);
         assert_eq!(twins.row, Some(row(3, Some("a"), 1)));
         assert_eq!(twins.siblings, 2);
+    }
+
+    #[test]
+    fn of_one_version_the_greater_bytes_win_and_the_same_operations_are_kept_in_any_order() {
+        let row = |body, ops: [u64; 2]| {
+            let row = row(3, Some(body), ops[0]);
+            let entries = ops.map(|op| (op, row.version.fingerprint())).to_vec();
+            Row { ring: OpRing { entries, evicted_at_ms: 0 }, ..row }
+        };
+        // Six operations: two of them fall out.
+        let rows = [row("a", [1, 2]), row("c", [3, 4]), row("b", [5, 6])];
+        let mut outcomes = Vec::new();
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            outcomes.push(read(&order.map(|at| content(&rows[at]))).row.unwrap());
+        }
+        assert!(outcomes.iter().all(|row| row.body.as_deref() == Some(b"c")), "{outcomes:?}");
+        assert!(outcomes.iter().all(|row| *row == outcomes[0]), "{outcomes:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{SWEEP_ROWS_MAX, Shared};
 use crate::backend::group::{self, Buried};
 use crate::backend::{Row, Swept};
 use crate::model::clock::{hlc_at, wall_ms};
+use crate::model::key::shorten;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Namespace, Result, Version};
 
@@ -50,17 +51,47 @@ impl Shared {
             if index == BURIED_INDEX && !page.keys.is_empty() {
                 self.raise_floor(floor, deadline).await.map_err(Fault::of_write)?;
             }
-            for key in &page.keys {
-                let place = Place { bucket: bucket.clone(), key: key.clone() };
-                swept.count(self.bury(&place, floor, deadline).await.map_err(Fault::of_write)?);
-            }
+            let in_time = self.bury_each(&bucket, &page.keys, floor, deadline, &mut swept).await;
             step = match (page.continuation, index) {
                 (Some(more), _) => Some(Step { namespace, index, continuation: Some(more) }),
                 (None, EXPIRES_INDEX) => Some(Step { namespace, index: BURIED_INDEX, continuation: None }),
                 (None, _) => self.namespace_from(&format!("{namespace}\0")).await?.map(Step::first),
             };
+            if !in_time {
+                return Ok(Swept { resume: step.map(|step| step.write()), ..swept });
+            }
         }
         Ok(swept)
+    }
+
+    /// Buries what is dead of a page. What cannot be read or written is told of and left to the next walk: it must not keep
+    /// the dead behind it. Says whether there was time for all.
+    async fn bury_each(
+        &self,
+        bucket: &Bytes,
+        keys: &[Bytes],
+        floor: u64,
+        deadline: Instant,
+        swept: &mut Swept,
+    ) -> bool {
+        for (at, key) in keys.iter().enumerate() {
+            let left = keys.len() - at;
+            if Instant::now() >= deadline {
+                let namespace = String::from_utf8_lossy(bucket);
+                tracing::warn!(
+                    "sweep of namespace {namespace:?}: no time for {left} keys; the next walk meets them"
+                );
+                return false;
+            }
+            let place = Place { bucket: bucket.clone(), key: key.clone() };
+            let its_deadline = deadline.min(Instant::now() + self.settings.request_timeout * 2);
+            let buried = self.bury(&place, floor, its_deadline).await.unwrap_or_else(|fault| {
+                tell_of(&place, &fault.of_write().message);
+                Buried::Kept
+            });
+            swept.count(buried);
+        }
+        true
     }
 
     async fn bury(&self, place: &Place, floor: u64, deadline: Instant) -> Result<Buried, Fault> {
@@ -68,9 +99,11 @@ impl Shared {
         let turn = self.turns.of(place);
         let Ok(_turn) = turn.try_lock() else { return Ok(Buried::Kept) };
         let present = self.look(place, Look::ToWrite, deadline).await?;
-        let (Some(row), Some(vclock), None) = (present.row, present.vclock, &present.damage) else {
+        if let Some(damage) = &present.damage {
+            tell_of(place, damage);
             return Ok(Buried::Kept);
-        };
+        }
+        let (Some(row), Some(vclock)) = (present.row, present.vclock) else { return Ok(Buried::Kept) };
         let buried = group::dead(&row, wall_ms(), floor);
         match buried {
             Buried::Kept => {}
@@ -110,6 +143,12 @@ impl Shared {
         let unreadable = || Error::internal(format!("bucket {OWN_BUCKET:?} holds a note of no namespace"));
         name.and_then(|name| Namespace::parse(name).ok()).ok_or_else(unreadable).map(Some)
     }
+}
+
+/// Tells of a key that a sweep must leave as it is.
+fn tell_of(place: &Place, why: &str) {
+    let (namespace, key) = (String::from_utf8_lossy(&place.bucket), String::from_utf8_lossy(&place.key));
+    tracing::warn!("sweep of namespace {namespace:?}: key {:?} is left as it is: {why}", shorten(&key));
 }
 
 /// A row of our own bucket.

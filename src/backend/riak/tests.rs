@@ -140,3 +140,39 @@ async fn pages_of_many_keys_meet_in_both_directions_by_few_queries() {
     assert!(queries < 100, "{queries}");
     Backend::close(&riak).await;
 }
+
+/// Documents come with every read, so a page ends once enough of them came, also where only keys are asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_keys_ends_before_it_holds_too_many_documents() {
+    let double = Double::start(1);
+    let riak = open(&double).await;
+    let body = "a".repeat(1024 * 1024);
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n:02}")).collect();
+    for key in &keys {
+        write(&riak, put(key, &body, 1), within(10_000)).await.unwrap();
+    }
+    // A sibling is loaded as well.
+    for n in 0..4 {
+        let row = decided("k00", &format!("{n}{body}"));
+        riak.shared.store(&Place::of(&at("k00")), &row, None, within(10_000)).await.unwrap();
+    }
+    let mut range = range(10_000);
+    let mut pages = Vec::new();
+    loop {
+        let page = Backend::scan(&riak, range.clone(), within(20_000)).await.unwrap();
+        pages.push(page.rows.len());
+        match page.resume {
+            Some(resume) => range.after = Some(resume.as_str().to_owned()),
+            None => break,
+        }
+    }
+    assert_eq!(pages.iter().sum::<usize>(), 40, "{pages:?}");
+    // A row is some bytes more than its document.
+    assert_eq!(pages, [12, 16, 12]);
+    Backend::close(&riak).await;
+}
+
+/// A row as a worker that read nothing puts it.
+fn decided(key: &str, body: &str) -> crate::backend::Row {
+    put(key, body, 1).entry().unwrap().row
+}

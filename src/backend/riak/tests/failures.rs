@@ -258,3 +258,47 @@ async fn pages_that_hang_never_take_the_places_of_reads_and_writes() {
     }
     Backend::close(&*riak).await;
 }
+
+/// Whatever `pw` says, a write looks for as many primaries as a read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_never_takes_a_key_that_exists_for_missing_whatever_its_quorum() {
+    let double = Double::start(5);
+    let keys: Vec<String> = (0..80).map(|n| format!("k{n}")).collect();
+    let riak = open(&double).await;
+    for key in &keys {
+        write(&riak, put(key, "a", 1), within(5000)).await.unwrap();
+    }
+    Backend::close(&riak).await;
+    for node in [1, 2, 3] {
+        double.stop(node);
+    }
+    for (pr, pw, asked) in [
+        (Quorum(1), Quorum::DEFAULT, 1),
+        (Quorum::QUORUM, Quorum(1), 2),
+        (Quorum::DEFAULT, Quorum::QUORUM, 2),
+        (Quorum::ALL, Quorum(0), 3),
+    ] {
+        let quorums = Quorums { pr, pw, ..Quorums::default() };
+        let riak = Riak::open(&RiakSettings { quorums, ..settings(double.hosts()) }).unwrap();
+        heals(&riak).await;
+        let (mut written, mut refused) = (0, 0);
+        for key in &keys {
+            match Backend::write(&riak, vec![put(key, "b", 2)], within(5000)).await.remove(0) {
+                Ok(Written::Applied { existed, .. }) => {
+                    assert!(existed, "{key} exists; pr {pr:?}, pw {pw:?}");
+                    written += 1;
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => {
+                    assert_eq!(error.code, Code::Unavailable, "nothing happened: {error:?}");
+                    let primaries = format!("pr_val_unsatisfied,{asked}");
+                    assert!(error.message.contains(&primaries), "pr {pr:?}, pw {pw:?}: {error:?}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("pr {pr:?}, pw {pw:?}: {written} written, {refused} refused");
+        assert!(refused > 0, "pr {pr:?}, pw {pw:?}");
+        Backend::close(&riak).await;
+    }
+}

@@ -9,6 +9,7 @@ use super::private::cluster::DeleteMode;
 use super::*;
 use crate::backend::riak::records::put as put_request;
 use crate::backend::{DynBackend, Row};
+use crate::model::version::RAISED;
 
 /// Sixteen writers on four workers, each with connections of its own, some of them without looking at what stands there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,4 +172,42 @@ async fn what_was_swept_is_written_again_without_a_sibling_of_the_tombstone() {
         assert_eq!(double.cluster().siblings("datastore", b"n", b"k"), 1);
         Backend::close(&riak).await;
     }
+}
+
+/// Replicas differ, so one worker may raise two writes above the same version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_writes_raised_above_the_same_version_never_get_one_version() {
+    let double = Double::start(1);
+    let riak = open(&double).await;
+    let hlc = hlc_at(wall_ms());
+    let mut raised = Vec::new();
+    for key in ["a", "b"] {
+        let first = Write { proposed: Version { hlc, origin: 9 }, ..put(key, "first", 9) };
+        write(&riak, first, within(5000)).await.unwrap();
+        let second = Write { proposed: Version { hlc: 5, origin: 1 }, ..put(key, key, 1) };
+        let version = write(&riak, second, within(5000)).await.unwrap();
+        assert!(version.hlc == hlc + 1 && version.origin & RAISED != 0, "{version}");
+        assert_eq!(read(&riak, key, within(5000)).await.unwrap().unwrap().version, version);
+        raised.push(version);
+    }
+    assert_ne!(raised[0], raised[1]);
+    Backend::close(&riak).await;
+}
+
+/// One key that cannot be read keeps nothing else from the sweep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_goes_past_a_key_that_cannot_be_read() {
+    let double = Double::start(1);
+    let riak = open(&double).await;
+    Backend::partitioning(&riak, &Namespace::parse("n").unwrap(), Some("key".to_owned())).await.unwrap();
+    for key in ["a", "b", "c"] {
+        write(&riak, Write { action: Action::Delete, ..put(key, "", 1) }, within(5000)).await.unwrap();
+    }
+    double.cluster().unreadable.insert(b"b".to_vec());
+    let swept = Backend::sweep(&riak, None, -1000).await.unwrap();
+    assert_eq!((swept.examined, swept.removed, swept.resume), (3, 2, None));
+    double.cluster().unreadable.clear();
+    let swept = Backend::sweep(&riak, None, -1000).await.unwrap();
+    assert_eq!((swept.removed, swept.resume), (1, None));
+    Backend::close(&riak).await;
 }

@@ -108,6 +108,8 @@ pub(crate) struct Cluster {
     pub(crate) delete_mode: DeleteMode,
     /// How far the nodes' clocks are off.
     pub(crate) clock_offset_s: i64,
+    /// Keys whose reads fail.
+    pub(crate) unreadable: BTreeSet<Vec<u8>>,
     /// By place and the node that holds it.
     replicas: HashMap<(usize, usize), BTreeMap<At, Replica>>,
     /// Keys that are nothing but tombstones somewhere.
@@ -147,6 +149,7 @@ impl Cluster {
             indexes: true,
             delete_mode: DeleteMode::After(Duration::from_secs(3)),
             clock_offset_s: 0,
+            unreadable: BTreeSet::new(),
             replicas: HashMap::new(),
             tombstones: BTreeSet::new(),
             random: 0x9e37_79b9_7f4a_7c15,
@@ -198,6 +201,9 @@ impl Cluster {
             Ok(n_val) => n_val,
             Err(error) => return error,
         };
+        if self.unreadable.contains(key) {
+            return says("timeout");
+        }
         let at = (name, bucket.to_vec(), key.to_vec());
         let places = self.places(&at, n_val, asked.sloppy);
         if self.health[node] == Health::Joining {
