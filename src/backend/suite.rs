@@ -15,7 +15,7 @@ use super::postgres::{Limits, PostgreSql, PostgresSettings, ShardSettings};
 use super::private_postgres::Postgres;
 use super::redis::{self, RedisSettings, RedisStore};
 use super::riak::Riak;
-use super::riak::tests::{private, settings};
+use super::riak::tests::{private, settings, turn_on_real};
 use super::*;
 use crate::link::private_redis::Redis;
 use crate::model::clock::{hlc_at, wall_ms};
@@ -122,14 +122,8 @@ async fn on_each<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
 
 /// Runs a trial on a Riak of its own, or on the real node, one after another.
 async fn on_riak<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> F) {
-    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let real = private::Riak::real();
-    let cluster = real.is_none().then(|| private::Riak::start(3));
-    let _turn = if real.is_some() { Some(ONE_AT_A_TIME.lock().await) } else { None };
-    if real.is_some() {
-        // The floor of the trial before lies ahead by as much.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-    }
+    let _turn = turn_on_real().await;
+    let cluster = private::Riak::real().is_none().then(|| private::Riak::start(3));
     let hosts = cluster.as_ref().map_or_else(private::Riak::hosts_of_run, private::Riak::hosts);
     let riak: Arc<dyn DynBackend> = Arc::new(Riak::open(&settings(hosts)).unwrap());
     while riak.health().is_err() {

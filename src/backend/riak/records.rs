@@ -179,12 +179,12 @@ impl Shared {
     pub(super) async fn look(&self, place: &Place, look: Look, deadline: Instant) -> Result<Present, Fault> {
         let quorums = self.settings.quorums;
         let pr = self.primaries(look);
-        let asked = self.pool.ask(self.get(place, quorums.r, pr), deadline).await;
+        let asked = self.pool.ask(get(&self.settings, place, quorums.r, pr), deadline).await;
         let present = match asked {
             Ok(found) => Present::read(place, &found.content, found.vclock, wall_ms()),
             // What stands in for the primaries may know the key all the same; that it does not says nothing.
             Err(fault) if fault.remedy == Remedy::Fallbacks && look == Look::ToRead => {
-                let found = self.pool.ask(self.get(place, quorums.r, Quorum(0)), deadline).await?;
+                let found = self.pool.ask(get(&self.settings, place, quorums.r, Quorum(0)), deadline).await?;
                 let present = Present::read(place, &found.content, found.vclock, wall_ms());
                 return if present.is_miss() { Err(fault) } else { Ok(present) };
             }
@@ -198,7 +198,7 @@ impl Shared {
 
     /// Every replica's word on a key. None where they could not be asked: then the first word stands.
     async fn second_look(&self, place: &Place, deadline: Instant) -> Option<Present> {
-        let request = self.get(place, Quorum::ALL, self.primaries(Look::ToRead));
+        let request = get(&self.settings, place, Quorum::ALL, self.primaries(Look::ToRead));
         match self.pool.ask_once(request, SECOND_LOOK_MAX, deadline).await {
             Ok(found) => Some(Present::read(place, &found.content, found.vclock, wall_ms())),
             Err(_) => {
@@ -227,18 +227,7 @@ impl Shared {
 
     /// Lets Riak forget what was read; what came meanwhile stays.
     pub(super) async fn forget(&self, place: &Place, vclock: Bytes, deadline: Instant) -> Result<(), Fault> {
-        let quorums = self.settings.quorums;
-        let request = DelReq {
-            bucket: place.bucket.clone(),
-            key: place.key.clone(),
-            vclock: Some(vclock),
-            w: Some(quorums.w.0),
-            pw: Some(quorums.pw.0),
-            dw: Some(quorums.dw.0),
-            r#type: self.settings.type_field(),
-            ..DelReq::default()
-        };
-        self.pool.ask(request, deadline).await.map(drop)
+        self.pool.ask(delete(&self.settings, place, vclock), deadline).await.map(drop)
     }
 
     /// Primary replicas that a look asks for: a write as many as any of the settings asks for, since it must neither miss
@@ -251,21 +240,9 @@ impl Shared {
         Quorum(if look == Look::ToWrite { pr.max(pw) } else { pr })
     }
 
-    fn get(&self, place: &Place, r: Quorum, pr: Quorum) -> GetReq {
-        GetReq {
-            bucket: place.bucket.clone(),
-            key: place.key.clone(),
-            r: Some(r.0),
-            pr: Some(pr.0),
-            deletedvclock: Some(true),
-            r#type: self.settings.type_field(),
-            ..GetReq::default()
-        }
-    }
-
     /// Everything that stands under a key, as it was written.
     pub(super) async fn contents(&self, place: &Place, deadline: Instant) -> Result<Vec<Content>, Fault> {
-        let request = self.get(place, self.settings.quorums.r, self.primaries(Look::ToRead));
+        let request = get(&self.settings, place, self.settings.quorums.r, self.primaries(Look::ToRead));
         Ok(self.pool.ask(request, deadline).await?.content)
     }
 
@@ -317,6 +294,33 @@ impl RiakSettings {
     /// The bucket type as requests name it: the default one has no name.
     pub(super) fn type_field(&self) -> Option<Bytes> {
         (self.bucket_type != "default").then(|| Bytes::copy_from_slice(self.bucket_type.as_bytes()))
+    }
+}
+
+/// A get of a key.
+pub(super) fn get(settings: &RiakSettings, place: &Place, r: Quorum, pr: Quorum) -> GetReq {
+    GetReq {
+        bucket: place.bucket.clone(),
+        key: place.key.clone(),
+        r: Some(r.0),
+        pr: Some(pr.0),
+        deletedvclock: Some(true),
+        r#type: settings.type_field(),
+        ..GetReq::default()
+    }
+}
+
+/// A delete of what was read.
+pub(super) fn delete(settings: &RiakSettings, place: &Place, vclock: Bytes) -> DelReq {
+    DelReq {
+        bucket: place.bucket.clone(),
+        key: place.key.clone(),
+        vclock: Some(vclock),
+        w: Some(settings.quorums.w.0),
+        pw: Some(settings.quorums.pw.0),
+        dw: Some(settings.quorums.dw.0),
+        r#type: settings.type_field(),
+        ..DelReq::default()
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::classify::Fault;
 use super::place::{self, Place};
 use super::records::of_read;
+use super::settings::RiakSettings;
 use super::wire::{IndexReq, IndexResp};
 use super::{READS_AT_ONCE, Shared};
 use crate::backend::pages::Collector;
@@ -174,18 +175,29 @@ impl Shared {
         continuation: Option<Bytes>,
         deadline: Instant,
     ) -> Result<IndexResp, Fault> {
-        let request = IndexReq {
-            bucket: bucket.clone(),
-            index: Bytes::from_static(query.index.as_bytes()),
-            qtype: RANGE,
-            range_min: Some(query.low.clone()),
-            range_max: Some(query.high.clone()),
-            max_results: Some(u32::try_from(most).unwrap_or(u32::MAX)),
-            continuation,
-            r#type: self.settings.type_field(),
-            ..IndexReq::default()
-        };
+        let request = request(&self.settings, bucket, query, most, continuation);
         self.pool.ask_patiently(request, INDEX_PATIENCE, deadline).await
+    }
+}
+
+/// A page of an index.
+pub(super) fn request(
+    settings: &RiakSettings,
+    bucket: &Bytes,
+    query: &Query,
+    most: usize,
+    continuation: Option<Bytes>,
+) -> IndexReq {
+    IndexReq {
+        bucket: bucket.clone(),
+        index: Bytes::from_static(query.index.as_bytes()),
+        qtype: RANGE,
+        range_min: Some(query.low.clone()),
+        range_max: Some(query.high.clone()),
+        max_results: Some(u32::try_from(most).unwrap_or(u32::MAX)),
+        continuation,
+        r#type: settings.type_field(),
+        ..IndexReq::default()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The dead are found by indexes of their own, so a sweep costs nothing for what lives. Before the first tombstone goes the
 //! floor is raised above all that may go; a merge of something older that finds nothing is then refused. Riak itself has no
-//! step that does both, so what a cut-off part of the cluster still holds may come back with it: see `docs/riak.md`.
+//! step that does both, so what a cut-off part of the cluster still holds may come back with it, unless the nodes keep their
+//! tombstones (`delete_mode`): see `docs/riak.md`.
 
 use bytes::Bytes;
 use tokio::time::Instant;

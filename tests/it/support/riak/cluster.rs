@@ -2,6 +2,9 @@
 //!
 //! A key has `n_val` replicas on neighbouring places of a ring; place `p` is at home on node `p % nodes`. Where that node is
 //! down, the next one stands in with a replica of its own, which is empty at first, as Riak's fallbacks are.
+//!
+//! A write is answered once its quorum has it. With a lag, the other replicas get it later, and so does what a read repairs:
+//! until then replicas differ although every node is well.
 
 mod index;
 mod message;
@@ -100,6 +103,15 @@ struct Replica {
     since: Instant,
 }
 
+/// A state of a key on its way to a replica.
+struct Late {
+    due: Instant,
+    place: (usize, usize),
+    at: At,
+    object: Object,
+    rule: Rule,
+}
+
 pub(crate) struct Cluster {
     pub(crate) health: Vec<Health>,
     pub(crate) types: BTreeMap<String, BucketType>,
@@ -108,6 +120,10 @@ pub(crate) struct Cluster {
     pub(crate) delete_mode: DeleteMode,
     /// How far the nodes' clocks are off.
     pub(crate) clock_offset_s: i64,
+    /// How long a write, or a repair, may take on its way to replicas that nobody waits for.
+    pub(crate) lag: Duration,
+    /// What is on its way.
+    late: Vec<Late>,
     /// Keys whose reads fail.
     pub(crate) unreadable: BTreeSet<Vec<u8>>,
     /// By place and the node that holds it.
@@ -149,6 +165,8 @@ impl Cluster {
             indexes: true,
             delete_mode: DeleteMode::After(Duration::from_secs(3)),
             clock_offset_s: 0,
+            lag: Duration::ZERO,
+            late: Vec::new(),
             unreadable: BTreeSet::new(),
             replicas: HashMap::new(),
             tombstones: BTreeSet::new(),
@@ -160,6 +178,7 @@ impl Cluster {
     /// Does what a request asks for at a node.
     pub(crate) fn answer(&mut self, node: usize, code: u8, message: &[u8]) -> Answer {
         *self.requests.entry(code).or_default() += 1;
+        self.arrive();
         if self.health[node] == Health::Starting && ![1, 7].contains(&code) {
             return says(format!("Unknown message code: {code}"));
         }
@@ -316,7 +335,8 @@ impl Cluster {
         if pw > primaries {
             return says(format!("{{pw_val_unsatisfied,{pw},{primaries}}}"));
         }
-        let stored = match self.store(node, &places, &at, rule, &seen, self.written(&content)) {
+        let waits_for = (w.max(dw), pw);
+        let stored = match self.store(node, &places, &at, rule, &seen, self.written(&content), waits_for) {
             Ok(Some(object)) => object,
             Ok(None) => return Answer::TimedOut(fields.number(12).unwrap_or(60_000)),
             Err(siblings) => return says(format!("{{too_many_siblings,{siblings}}}")),
@@ -341,7 +361,9 @@ impl Cluster {
         Reply(12, reply)
     }
 
-    /// Puts at the first replica that answers, the node's own if it has one, and sends the outcome to the others.
+    /// Puts at the first replica that answers, the node's own if it has one, and sends the outcome to the others: at once to
+    /// as many as are waited for, and as many primaries.
+    #[expect(clippy::too_many_arguments, reason = "a request as it was read")]
     fn store(
         &mut self,
         node: usize,
@@ -350,18 +372,29 @@ impl Cluster {
         rule: Rule,
         seen: &Clock,
         content: Content,
+        (quorum, primaries): (u64, u64),
     ) -> Result<Option<Object>, usize> {
         let replies = self.replies(places);
-        let Some(coordinator) = replies.iter().find(|place| place.1 == node).or(replies.first()) else {
+        let Some(coordinator) = replies.iter().find(|place| place.1 == node).or(replies.first()).copied()
+        else {
             return Ok(None);
         };
+        let coordinator = &coordinator;
         let actor = [&b"place"[..], &[coordinator.0 as u8, coordinator.1 as u8, 0]].concat();
         let before = self.object(coordinator, at).unwrap_or_default();
         let after = before.put(rule, seen, &actor, content);
         if after.contents.len() > SIBLINGS_MAX {
             return Err(after.contents.len());
         }
-        for place in replies.clone() {
+        let (mut reached, mut reached_primaries) = (0, 0);
+        let others = replies.iter().filter(|place| *place != coordinator);
+        for place in [*coordinator].into_iter().chain(others.copied()) {
+            if self.lag > Duration::ZERO && reached >= quorum.max(1) && reached_primaries >= primaries {
+                self.send_late(place, at, after.clone(), rule);
+                continue;
+            }
+            reached += 1;
+            reached_primaries += u64::from(self.is_primary(&place));
             let held = self.object(&place, at);
             // The last writer wins at each replica by being the last.
             let merges = place != *coordinator && rule != Rule::LastWriter;
@@ -422,7 +455,8 @@ impl Cluster {
             return error;
         }
         let tombstone = Content { deleted: true, ..self.written(&Fields::default()) };
-        match self.store(node, &places, &at, rule, &seen, tombstone) {
+        let waits_for = (after[0].max(after[2]), after[1]);
+        match self.store(node, &places, &at, rule, &seen, tombstone, waits_for) {
             Ok(Some(_)) => Reply(14, Fields::default()),
             Ok(None) => Answer::TimedOut(fields.number(10).unwrap_or(60_000)),
             Err(siblings) => says(format!("{{too_many_siblings,{siblings}}}")),

@@ -2,7 +2,8 @@
 //!
 //! There is no package of Riak to run here, so this stands in its place, and is held against what a real 3.2.3 server was
 //! recorded to say (`tests/golden/riak`, played by `src/backend/riak/tests/recorded.rs`). Where `DATASTORE_TEST_RIAK` names a
-//! real node (`host:port`, with a bucket type `datastore`), the tests that need no failing nodes run on that one.
+//! real node (`host:port`, with a bucket type `datastore`), the behaviour suites and the tests in `src/backend/riak/tests` that
+//! need no failing nodes run on that one.
 
 pub(crate) mod cluster;
 pub(crate) mod fields;

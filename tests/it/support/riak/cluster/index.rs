@@ -159,12 +159,6 @@ impl Cluster {
         };
         self.keys(name, bucket, Vec::new(), None, None).into_iter().filter_map(object).collect()
     }
-
-    /// All siblings of a key, tombstones included: for tests.
-    pub(crate) fn siblings(&self, name: &str, bucket: &[u8], key: &[u8]) -> usize {
-        let found = self.objects(name, bucket).into_iter().find(|(at, _)| at == key);
-        found.map_or(0, |(_, object)| object.contents.len())
-    }
 }
 
 /// A term of an index.

@@ -1,10 +1,10 @@
 //! Which nodes hold the replicas of a key, who stands in for whom, and what they hand to each other.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::object::{Object, Rule};
-use super::{At, Cluster, DeleteMode, Health, Replica};
+use super::{At, Cluster, DeleteMode, Health, Late, Replica};
 
 impl Cluster {
     /// The replicas of a key, as places and the nodes that hold them. Nodes that are silent are not known to be.
@@ -63,8 +63,31 @@ impl Cluster {
         let all = answering.iter().filter_map(|place| self.object(place, at));
         let Some(all) = all.reduce(|one, other| one.merged(&other, rule)) else { return };
         for place in answering {
-            if self.object(&place, at).is_none_or(|held| held != all) {
+            if self.lag > Duration::ZERO {
+                self.send_late(place, at, all.clone(), rule);
+            } else if self.object(&place, at).is_none_or(|held| held != all) {
                 self.set(&place, at, all.clone());
+            }
+        }
+    }
+
+    /// Sends a state to a replica, to be there within the lag.
+    pub(super) fn send_late(&mut self, place: (usize, usize), at: &At, object: Object, rule: Rule) {
+        let most = u64::try_from(self.lag.as_micros()).unwrap().max(1);
+        let due = Instant::now() + Duration::from_micros(self.next() % most);
+        self.late.push(Late { due, place, at: at.clone(), object, rule });
+    }
+
+    /// What has been on its way for long enough arrives, in any order.
+    pub(super) fn arrive(&mut self) {
+        let now = Instant::now();
+        for Late { place, at, object, rule, .. } in
+            self.late.extract_if(.., |late| late.due <= now).collect::<Vec<_>>()
+        {
+            let held = self.object(&place, &at);
+            let merged = held.as_ref().map_or_else(|| object.clone(), |held| held.merged(&object, rule));
+            if held.is_none_or(|held| held != merged) {
+                self.set(&place, &at, merged);
             }
         }
     }
