@@ -2,9 +2,8 @@
 //!
 //! Whatever may take long is asked for in steps, so that it can be watched, paced and stopped after any of them.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::Write;
+mod purge;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ pub(super) async fn run(session: &Session, output: &mut Output, command: QueueCo
         QueueCommand::Show { id } => show(&control, output, &id).await,
         QueueCommand::Replay(filter) => replay(&control, output, &filter, None).await,
         QueueCommand::Drain { rate } => replay(&control, output, &everything(), rate).await,
-        QueueCommand::Purge { expect, export } => purge(&control, output, expect, &export).await,
+        QueueCommand::Purge { expect, export } => purge::purge(&control, output, expect, &export).await,
         QueueCommand::Receipt { namespace, key, version } => {
             let asked = json!({"namespace": namespace, "key": key, "version": version});
             let receipt = control.ask("receipt", &asked).await?;
@@ -98,23 +97,27 @@ async fn status(control: &Control, output: &mut Output, all: bool) -> Ended {
         return Ok(ExitCode::SUCCESS);
     }
     output.line(&format!(
-        "{:<40} {:>9} {:>10} {:>9} {:>9} {:>9}",
-        "lane", "depth", "bytes", "oldest", "rate/s", "empty in"
+        "{:<40} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}",
+        "lane", "depth", "in hand", "bytes", "oldest", "rate/s", "empty in"
     ))?;
     let empty = Vec::new();
     let mut quiet = 0;
     for lane in status["lanes"].as_array().unwrap_or(&empty) {
-        if number(lane, "depth") == 0 && !all {
+        if lane["depth"] == 0 && !all {
             quiet += 1;
             continue;
         }
+        let or_unknown = |name: &str| lane[name].as_u64().map_or("unknown".to_owned(), |told| told.to_string());
+        let or_dash = |told: Option<String>| told.unwrap_or_else(|| "-".to_owned());
         output.line(&format!(
-            "{:<40} {:>9} {:>10} {:>9} {:>9} {:>9}",
+            "{:<40} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}",
             text(lane, "name"),
-            number(lane, "depth"),
-            number(lane, "bytes"),
+            // What the broker counts is there, whatever else is.
+            lane["depth"].as_u64().map_or_else(|| format!("{}+", number(lane, "ready")), |told| told.to_string()),
+            or_unknown("in_hand"),
+            or_dash(lane["bytes"].as_u64().map(|told| told.to_string())),
             seconds(number(lane, "oldest_age_ms")),
-            lane["rate"].as_f64().unwrap_or(0.0),
+            or_dash(lane["rate"].as_f64().map(|told| told.to_string())),
             seconds(number(lane, "drain_ms")),
         ))?;
     }
@@ -184,51 +187,23 @@ fn everything() -> Replay {
     }
 }
 
+/// What a replay came to.
+#[derive(Default)]
+struct Tally {
+    applied: u64,
+    superseded: u64,
+    failed: u64,
+    skipped: u64,
+}
+
 async fn replay(control: &Control, output: &mut Output, filter: &Replay, rate: Option<u32>) -> Ended {
     let total = control.dead_letters().await?;
     let bar = counting_bar(total);
-    let (begun, mut left) = (Instant::now(), total);
-    let mut sums = [0; 4];
-    let mut reasons: Vec<(String, String)> = Vec::new();
-    let mut interrupt = std::pin::pin!(transfer::interrupt());
-    while left > 0 {
-        let limit = rate.map_or(STEP, |rate| u64::from(rate).clamp(1, STEP)).min(left);
-        let asked = json!({
-            "limit": limit, "force": filter.force, "namespace": filter.namespace, "prefix": filter.prefix,
-            "id": filter.id, "reason": filter.reason,
-        });
-        let step = tokio::select! {
-            step = control.ask("queue_replay", &asked) => step?,
-            _ = &mut interrupt => {
-                tell("stopped; run it again to go on");
-                return Ok(ExitCode::from(INTERRUPTED));
-            }
-        };
-        let looked_at = number(&step, "looked_at");
-        if looked_at == 0 {
-            break;
-        }
-        left = left.saturating_sub(looked_at);
-        bar.inc(looked_at);
-        let failures = step["failed"].as_array().cloned().unwrap_or_default();
-        let counted = [
-            number(&step, "applied"),
-            number(&step, "superseded"),
-            failures.len() as u64,
-            number(&step, "skipped"),
-        ];
-        sums.iter_mut().zip(counted).for_each(|(sum, more)| *sum += more);
-        reasons.extend(failures.iter().map(|failure| (text(failure, "id"), text(failure, "reason"))));
-        if let Some(rate) = rate {
-            let due = Duration::from_secs_f64((total - left) as f64 / f64::from(rate.max(1)));
-            tokio::time::sleep_until(begun + due).await;
-        }
-    }
+    let mut tally = Tally::default();
+    let ended = steps_of_replay(control, filter, rate, total, &bar, &mut tally).await;
     bar.finish_and_clear();
-    let [applied, superseded, failures, skipped] = sums;
-    for (id, reason) in &reasons {
-        tell(&format!("{id}: {}", one_line(reason)));
-    }
+    // What was done is told, however it ended.
+    let Tally { applied, superseded, failed: failures, skipped } = tally;
     match output.json {
         true => output.line(
             &json!({"applied": applied, "superseded": superseded, "failed": failures, "skipped": skipped})
@@ -239,57 +214,62 @@ async fn replay(control: &Control, output: &mut Output, filter: &Replay, rate: O
         ))?,
     }
     output.flush()?;
-    Ok(if failures > 0 { failed() } else { ExitCode::SUCCESS })
+    match ended? {
+        true => {
+            tell("stopped; run it again to go on");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        false => Ok(if failures > 0 { failed() } else { ExitCode::SUCCESS }),
+    }
 }
 
-async fn purge(control: &Control, output: &mut Output, expect: u64, export: &std::path::Path) -> Ended {
-    let there = control.dead_letters().await?;
-    if there != expect {
-        return Err(Fault::input(format!(
-            "there are {there} dead letters, not {expect}: nothing was removed"
-        )));
-    }
-    let failed_to =
-        |error: std::io::Error| Fault::input(format!("cannot write {}: {error}", export.display()));
-    let mut file = File::create_new(export).map_err(failed_to)?;
-    let mut ids: HashSet<String> = HashSet::new();
-    let (bar, mut looked) = (counting_bar(expect), 0);
-    while looked < expect {
-        let limit = (expect - looked).min(STEP);
-        let page = control.ask("queue_list", &json!({"limit": limit, "values": true})).await?;
-        let letters = page["letters"].as_array().cloned().unwrap_or_default();
-        if letters.is_empty() {
-            break;
-        }
-        for letter in &letters {
-            looked += 1;
-            if ids.insert(text(letter, "id")) {
-                writeln!(file, "{letter}").map_err(failed_to)?;
-            }
-        }
-        bar.set_position(looked);
-    }
-    file.sync_all().map_err(failed_to)?;
-    bar.finish_and_clear();
-    if looked != expect {
-        return Err(Fault::input(format!("only {looked} letters could be read: nothing was removed")));
-    }
-    let (mut removed, mut left) = (0, expect);
+/// Replays until each letter was looked at; whether it was interrupted.
+async fn steps_of_replay(
+    control: &Control,
+    filter: &Replay,
+    rate: Option<u32>,
+    total: u64,
+    bar: &ProgressBar,
+    tally: &mut Tally,
+) -> Result<bool, Fault> {
+    let (begun, mut left) = (Instant::now(), total);
+    let mut interrupt = std::pin::pin!(transfer::interrupt());
     while left > 0 {
-        let step = control.ask("queue_purge", &json!({"ids": ids, "limit": STEP})).await?;
+        let limit = rate.map_or(STEP, |rate| u64::from(rate).clamp(1, STEP)).min(left);
+        let asked = json!({
+            "limit": limit, "force": filter.force, "namespace": filter.namespace, "prefix": filter.prefix,
+            "id": filter.id, "reason": filter.reason,
+        });
+        let step = tokio::select! {
+            step = control.ask("queue_replay", &asked) => step?,
+            () = &mut interrupt => return Ok(true),
+        };
         let looked_at = number(&step, "looked_at");
         if looked_at == 0 {
             break;
         }
         left = left.saturating_sub(looked_at);
-        removed += number(&step, "removed");
+        bar.inc(looked_at);
+        let failures = step["failed"].as_array().map_or(&[][..], Vec::as_slice);
+        tally.applied += number(&step, "applied");
+        tally.superseded += number(&step, "superseded");
+        tally.failed += failures.len() as u64;
+        tally.skipped += number(&step, "skipped");
+        // Each is told at once: their number has no bound.
+        bar.suspend(|| {
+            for failure in failures {
+                tell(&format!("{}: {}", text(failure, "id"), one_line(&text(failure, "reason"))));
+            }
+        });
+        if let Some(rate) = rate {
+            let due = Duration::from_secs_f64((total - left) as f64 / f64::from(rate.max(1)));
+            tokio::select! {
+                () = tokio::time::sleep_until(begun + due) => {}
+                () = &mut interrupt => return Ok(true),
+            }
+        }
     }
-    match output.json {
-        true => output.line(&json!({"exported": looked, "removed": removed}).to_string())?,
-        false => output.line(&format!("{removed} dead letters removed; they are in {}", export.display()))?,
-    }
-    output.flush()?;
-    Ok(if removed == expect { ExitCode::SUCCESS } else { failed() })
+    Ok(false)
 }
 
 /// A bar that counts, where somebody sees it.

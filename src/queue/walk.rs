@@ -2,15 +2,13 @@
 //!
 //! One operator walks at a time, because the queue has one consumer at a time. Each walk is bounded and may be cut off
 //! anywhere: a letter that is kept moves to the end of the queue, with the broker's word for the copy before the original is let
-//! go, so it may be seen twice and is never lost. One that stays is not acknowledged at all; it lies at the front again
+//! go, so it may be seen twice and is never lost; so may the last few that were removed. One that stays is not acknowledged at all; it lies at the front again
 //! when the walk is over.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, timeout};
@@ -30,11 +28,18 @@ pub const STAY_MAX: usize = PREFETCH as usize;
 const NEXT_WAIT: Duration = Duration::from_secs(2);
 /// Bound on one walk.
 const STEP_TIME: Duration = Duration::from_secs(3);
+/// Letters that one acknowledgement covers. The broker's channel holds back all beyond some thirty acknowledgements that the queue
+/// has not taken, and forgets these when it is closed: then what was removed would be there again.
+const ACK_EVERY: usize = 20;
+const ACKS_MAX: usize = 30;
 /// How long a walk waits until what it gives back lies in the queue again, and between two looks.
 const RETURN_WAIT: Duration = Duration::from_millis(500);
 const RETURN_LOOK: Duration = Duration::from_millis(5);
 /// What a caller is told to wait while another operator is at work, milliseconds.
 const BUSY_RETRY_MS: i64 = 1000;
+
+const _: () = assert!(STEP_MAX / ACK_EVERY < ACKS_MAX, "a walk has no acknowledgement held back");
+const _: () = assert!(STAY_MAX > ACK_EVERY, "the broker goes on handing out before an acknowledgement is due");
 
 /// What an operator does with a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +48,7 @@ pub enum Act {
     Keep,
     /// The same, and looks at no other.
     KeepAndEnd,
-    /// Leaves it where it lies; at most [`STAY_MAX`] of a walk.
+    /// Leaves it where it lies, as it does whatever comes behind it: at most [`STAY_MAX`] of a walk.
     Stay,
     /// Lets it go.
     Remove,
@@ -108,6 +113,8 @@ impl Queue {
         let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
         let mut consumer = subscribe(&channel, &self.topology.dead()).await?;
         let (mut stay, mut removed, begun) = (0, 0, Instant::now());
+        // Letters done with since the last acknowledgement, and the number of the last of them.
+        let (mut done, mut last) = (0, 0);
         while *looked_at < most && stay < STAY_MAX && begun.elapsed() < STEP_TIME {
             let delivery = match timeout(NEXT_WAIT, consumer.next()).await {
                 Ok(Some(delivery)) => delivery.map_err(|error| error.to_string())?,
@@ -124,21 +131,27 @@ impl Queue {
                 break;
             }
             *looked_at += 1;
-            match act {
-                Act::Stay => {
-                    stay += 1;
-                    continue;
-                }
-                Act::Remove => removed += 1,
-                Act::Keep | Act::KeepAndEnd | Act::End => self.move_to_end(&read).await?,
+            if stay > 0 || act == Act::Stay {
+                stay += 1;
+                continue;
             }
-            let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
-            acked.map_err(|error| error.to_string())?;
+            match act {
+                Act::Remove => removed += 1,
+                _ => self.move_to_end(&read).await?,
+            }
+            (done, last) = (done + 1, tag);
+            if done == ACK_EVERY {
+                acknowledge(&channel, last).await?;
+                done = 0;
+            }
             if act == Act::KeepAndEnd {
                 break;
             }
         }
-        give_back(&channel, &consumer, &self.topology.dead(), there.saturating_sub(removed)).await
+        if done > 0 {
+            acknowledge(&channel, last).await?;
+        }
+        self.give_back(link, &channel, there.saturating_sub(removed)).await
     }
 
     async fn move_to_end(&self, read: &Result<Held, Box<Unreadable>>) -> Result<(), String> {
@@ -148,20 +161,18 @@ impl Queue {
         };
         moved.map_err(|unqueued| format!("a dead letter could not be moved: {unqueued:?}"))
     }
-}
 
-/// Gives back what was delivered and not acknowledged, and waits until it is counted among the others again: whoever asks next
-/// would find fewer letters than there are. That the broker answers here also says that it has had all acknowledgements.
-async fn give_back(channel: &Channel, consumer: &Consumer, name: &str, at_least: u64) -> Result<(), String> {
-    bounded("cancel", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
-    // Number 0 is all that the channel has.
-    let all = BasicNackOptions { multiple: true, requeue: true };
-    channel.basic_nack(0, all).await.map_err(|error| format!("RabbitMQ: give back: {error}"))?;
-    let begun = Instant::now();
-    while held(channel, name).await?.ready < at_least && begun.elapsed() < RETURN_WAIT {
-        tokio::time::sleep(RETURN_LOOK).await;
+    /// Gives back what was delivered and not acknowledged, and waits until that is counted among the others again: whoever asks
+    /// next would find fewer letters than there are. Closing the channel is what keeps their order; a broker that is given many
+    /// back by name puts them in any. Its answer also says that it has had all acknowledgements.
+    async fn give_back(&self, link: &Link, channel: &Channel, at_least: u64) -> Result<(), String> {
+        bounded("channel", channel.close(200, "done".into())).await?;
+        let (counting, begun) = (link.consuming(1).await?, Instant::now());
+        while held(&counting, &self.topology.dead()).await?.ready < at_least && begun.elapsed() < RETURN_WAIT {
+            tokio::time::sleep(RETURN_LOOK).await;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What a queue holds, as the broker counts.
@@ -177,6 +188,12 @@ pub(super) async fn held(channel: &Channel, name: &str) -> Result<Holds, String>
     let declared = channel.queue_declare(name.into(), passive, FieldTable::default());
     let declared = bounded(&format!("queue {name}"), declared).await?;
     Ok(Holds { ready: declared.message_count().into(), consumers: declared.consumer_count().into() })
+}
+
+/// Acknowledges a message and all before it.
+async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), String> {
+    let acked = channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
+    acked.map_err(|error| format!("RabbitMQ: acknowledge: {error}"))
 }
 
 async fn subscribe(channel: &Channel, name: &str) -> Result<Consumer, String> {

@@ -212,3 +212,94 @@ async fn an_operator_forces_paces_and_purges_dead_letters() {
     assert_eq!(caller.control("queue_status", json!({})).await["dead_letters"], 0);
     assert_eq!(server.sql(&database, "SELECT count(*) FROM rec WHERE key LIKE 'bad%'"), "15");
 }
+
+/// Letters of any size are listed within what NATS takes, and a purge removes none that is not in its file, whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_too_large_for_one_reply_are_purged_page_by_page_and_never_unseen() {
+    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let worker = blocking(|| Worker::start(setup(&url, rabbit, redis, "")));
+    blocking(|| wait_whole(&worker));
+    let caller = Caller::of(&worker).await;
+    caller.call("put", json!({"key": "k", "value": 1})).await;
+    server.sql(&database, "ALTER TABLE rec ADD CONSTRAINT bad CHECK (key NOT LIKE 'bad%')");
+    blocking(|| server.kill9());
+    caller
+        .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
+        .await;
+    // Together they fill several replies, though packed they are nothing; two of the next fill more than one.
+    let mut values: HashMap<String, Json> = HashMap::new();
+    for n in 0..110 {
+        values.insert(format!("bad{n}"), json!("x".repeat(11_000)));
+    }
+    for n in 110..112 {
+        values.insert(format!("bad{n}"), json!("y".repeat(900_000)));
+    }
+    for (key, value) in &values {
+        let queued = caller.call("put", json!({"key": key, "value": value})).await;
+        assert_eq!(queued["outcome"], "queued", "{key}: {}", queued["error"]);
+    }
+    // This one does not fit in any: as JSON its bytes take a third more than they are.
+    let scratch = tempfile::tempdir().unwrap();
+    let bytes = scratch.path().join("bytes");
+    std::fs::write(&bytes, vec![0; 900_000]).unwrap();
+    let put = ["put", "n", "bad-bytes", bytes.to_str().unwrap(), "--file"];
+    let put = blocking(|| datastore(&worker, &put));
+    assert!(put.stdout.starts_with("queued"), "{put:?}");
+    blocking(|| server.restart());
+    let begun = Instant::now();
+    while caller.drained().await["dead_letters"] != 113 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "all are dead letters");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let run = |arguments: &[&str]| blocking(|| datastore(&worker, &[&["queue"], arguments].concat()));
+    let listed = blocking(|| datastore(&worker, &["--json", "queue", "list", "--limit", "1000"]));
+    let all: Vec<Json> = listed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(all.len(), 113, "{}", listed.stderr);
+    let id_of = |key: &str| text(&all.iter().find(|letter| letter["key"] == key).unwrap()["id"]);
+
+    // Seen with their values, page after page; none is skipped, and what cannot be told says so.
+    let (mut seen, mut pages) = (HashMap::new(), 0);
+    while seen.len() < 113 {
+        let page = caller.control("queue_list", json!({"limit": 100, "values": true})).await;
+        assert!(page.to_string().len() <= 1 << 20, "{}", page["error"]);
+        let letters = page["letters"].as_array().unwrap();
+        assert!(!letters.is_empty() && pages < 10, "{page}");
+        pages += 1;
+        for letter in letters {
+            seen.insert(text(&letter["key"]), letter.clone());
+        }
+    }
+    assert_eq!(seen.remove("bad-bytes").unwrap()["left_out"], "too_large");
+    assert!(seen.iter().all(|(key, letter)| letter["record"]["value"] == values[key]));
+    let large = caller.control("queue_show", json!({"id": id_of("bad111"), "limit": 500})).await;
+    assert_eq!(large["letter"]["record"]["value"], values["bad111"]);
+    let shown = run(&["show", &id_of("bad-bytes")]);
+    assert!(shown.code == 1 && shown.stderr.contains("too_large"), "{shown:?}");
+
+    let file = scratch.path().join("letters.ndjson");
+    let path = file.to_str().unwrap();
+    let refused = run(&["purge", "--expect", "112", "--export", path]);
+    assert!(refused.code == 1 && refused.stderr.contains("there are 113"), "{refused:?}");
+    let done = run(&["purge", "--expect", "113", "--export", path]);
+    assert!(done.code == 1 && done.stdout.starts_with("112 dead letters removed"), "{done:?}");
+    assert!(done.stderr.contains(&id_of("bad-bytes")) && done.stderr.contains("too_large"), "{done:?}");
+    assert!(!done.stderr.contains('\u{1b}'), "no bar where nobody sees it: {done:?}");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    let kept: HashMap<String, Json> = kept
+        .lines()
+        .map(|line| serde_json::from_str::<Json>(line).unwrap())
+        .map(|letter| (text(&letter["key"]), letter["record"]["value"].clone()))
+        .collect();
+    assert!(kept == values, "each is in the file, whole");
+    assert_eq!(blocking(|| worker.log()).matches("an operator purges a dead letter").count(), 112);
+
+    // What was left is there still.
+    assert_eq!(caller.control("queue_status", json!({})).await["dead_letters"], 1);
+    server.sql(&database, "ALTER TABLE rec DROP CONSTRAINT bad");
+    let done = run(&["drain"]);
+    assert_eq!(done.stdout.trim(), "1 applied, 0 superseded, 0 failed, 0 left alone", "{done:?}");
+    let log = blocking(|| worker.log());
+    assert!(log.contains("an operator replayed a dead letter: applied"), "{log}");
+}
