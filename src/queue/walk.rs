@@ -39,7 +39,8 @@ const RETURN_LOOK: Duration = Duration::from_millis(5);
 const BUSY_RETRY_MS: i64 = 1000;
 
 const _: () = assert!(STEP_MAX / ACK_EVERY < ACKS_MAX, "a walk has no acknowledgement held back");
-const _: () = assert!(STAY_MAX > ACK_EVERY, "the broker goes on handing out before an acknowledgement is due");
+const _: () =
+    assert!(STAY_MAX > ACK_EVERY, "the broker goes on handing out before an acknowledgement is due");
 
 /// What an operator does with a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +169,8 @@ impl Queue {
     async fn give_back(&self, link: &Link, channel: &Channel, at_least: u64) -> Result<(), String> {
         bounded("channel", channel.close(200, "done".into())).await?;
         let (counting, begun) = (link.consuming(1).await?, Instant::now());
-        while held(&counting, &self.topology.dead()).await?.ready < at_least && begun.elapsed() < RETURN_WAIT {
+        while held(&counting, &self.topology.dead()).await?.ready < at_least && begun.elapsed() < RETURN_WAIT
+        {
             tokio::time::sleep(RETURN_LOOK).await;
         }
         Ok(())

@@ -126,7 +126,8 @@ async fn one_page(
     // step was cut off, or another operator worked on the queue.
     let (mut missing, mut looked, mut step) = (whole, 0, page.len() as u64);
     while looked < limit && (looked == 0 || missing > 0) {
-        let done = control.ask("queue_purge", &json!({"ids": ids, "limit": step.min(limit - looked)})).await?;
+        let done =
+            control.ask("queue_purge", &json!({"ids": ids, "limit": step.min(limit - looked)})).await?;
         let (looked_at, removed) = (number(&done, "looked_at"), number(&done, "removed"));
         purged.removed += removed;
         if done["ended_early"].is_string() {
