@@ -107,13 +107,16 @@ async fn status(control: &Control, output: &mut Output, all: bool) -> Ended {
             quiet += 1;
             continue;
         }
-        let or_unknown = |name: &str| lane[name].as_u64().map_or("unknown".to_owned(), |told| told.to_string());
+        let or_unknown =
+            |name: &str| lane[name].as_u64().map_or("unknown".to_owned(), |told| told.to_string());
         let or_dash = |told: Option<String>| told.unwrap_or_else(|| "-".to_owned());
         output.line(&format!(
             "{:<40} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}",
             text(lane, "name"),
             // What the broker counts is there, whatever else is.
-            lane["depth"].as_u64().map_or_else(|| format!("{}+", number(lane, "ready")), |told| told.to_string()),
+            lane["depth"]
+                .as_u64()
+                .map_or_else(|| format!("{}+", number(lane, "ready")), |told| told.to_string()),
             or_unknown("in_hand"),
             or_dash(lane["bytes"].as_u64().map(|told| told.to_string())),
             seconds(number(lane, "oldest_age_ms")),

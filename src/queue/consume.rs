@@ -530,7 +530,8 @@ impl Lane {
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
         };
-        self.told = Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };
+        self.told =
+            Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };
         self.queue.lanes.tell(&self.name, word).await;
     }
 }

@@ -114,7 +114,13 @@ impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
             };
             let (namespace, key) = letter.at();
             let (id, forced) = (&letter.id, self.forced);
-            tracing::info!(id, namespace, key = shorten(key), forced, "an operator replayed a dead letter: {came_to}");
+            tracing::info!(
+                id,
+                namespace,
+                key = shorten(key),
+                forced,
+                "an operator replayed a dead letter: {came_to}"
+            );
             Act::Remove
         })
     }
@@ -241,7 +247,13 @@ impl DeadLetter {
                 if notes.reason.is_empty() {
                     notes.reason.clone_from(&unreadable.reason);
                 }
-                Self { id: unreadable_id(unreadable), write: None, notes, bytes, body: unreadable.body.clone() }
+                Self {
+                    id: unreadable_id(unreadable),
+                    write: None,
+                    notes,
+                    bytes,
+                    body: unreadable.body.clone(),
+                }
             }
         }
     }

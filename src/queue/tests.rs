@@ -443,7 +443,8 @@ async fn a_step_that_loses_the_broker_is_counted_and_logged_as_far_as_it_came() 
     let bury = async || {
         for write in &writes {
             let notes = Notes { reason: "for a test".to_owned(), ..Notes::default() };
-            until("it is buried", async || queue.send(queue.topology.dead(), write, &notes).await.is_ok()).await;
+            until("it is buried", async || queue.send(queue.topology.dead(), write, &notes).await.is_ok())
+                .await;
         }
     };
     bury().await;
