@@ -2,8 +2,8 @@
 //!
 //! The queue has one consumer at a time, so a letter is in the hands of one operator. Each walk is bounded and may be cut off
 //! anywhere: a letter that is kept moves to the end of the queue, with the broker's word for the copy before the original is let
-//! go, so it may be seen twice and is never lost; so may the last few that were removed. One that stays is not acknowledged at all; it lies at the front again
-//! when the walk is over.
+//! go, so it may be seen twice and is never lost; the last few that were removed may be seen again as well. A letter that stays is not
+//! acknowledged at all, and lies at the front again when the walk is over.
 
 use std::time::Duration;
 
