@@ -55,7 +55,7 @@ pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
 pub use overlay::{Ahead, Away, Fate, Overlay, Pending};
 pub use publish::Unqueued;
 pub use topology::Topology;
-pub use walk::{Act, STAY_MAX, Walked};
+pub use walk::{Act, STEP_MAX, Walked};
 
 use connection::Broker;
 use publish::{Letter, Publisher};

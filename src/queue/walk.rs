@@ -1,16 +1,17 @@
 //! Walks along the dead letters, from the front of their queue on.
 //!
-//! One operator walks at a time, because the queue has one consumer at a time. Each walk is bounded and may be cut off
+//! The queue has one consumer at a time, so a letter is in the hands of one operator. Each walk is bounded and may be cut off
 //! anywhere: a letter that is kept moves to the end of the queue, with the broker's word for the copy before the original is let
-//! go, so it may be seen twice and is never lost; so may the last few that were removed. One that stays is not acknowledged at all; it lies at the front again
-//! when the walk is over.
+//! go, so it may be seen twice and is never lost; the last few that were removed may be seen again as well. A letter that stays is not
+//! acknowledged at all, and lies at the front again when the walk is over.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions};
+use lapin::Channel;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Link, bounded};
@@ -20,10 +21,8 @@ use super::{PREFETCH, Queue};
 use crate::backend::Boxed;
 use crate::model::{Error, Result};
 
-/// Letters that one walk looks at.
-const STEP_MAX: usize = 500;
-/// Letters that stay, of one walk: the broker hands out no more that are not acknowledged.
-pub const STAY_MAX: usize = PREFETCH as usize;
+/// Letters that one walk looks at: it has them all in hand.
+pub const STEP_MAX: usize = PREFETCH as usize;
 /// How long a walk waits for the next letter; another operator may have it.
 const NEXT_WAIT: Duration = Duration::from_secs(2);
 /// Bound on one walk.
@@ -39,8 +38,6 @@ const RETURN_LOOK: Duration = Duration::from_millis(5);
 const BUSY_RETRY_MS: i64 = 1000;
 
 const _: () = assert!(STEP_MAX / ACK_EVERY < ACKS_MAX, "a walk has no acknowledgement held back");
-const _: () =
-    assert!(STAY_MAX > ACK_EVERY, "the broker goes on handing out before an acknowledgement is due");
 
 /// What an operator does with a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +46,7 @@ pub enum Act {
     Keep,
     /// The same, and looks at no other.
     KeepAndEnd,
-    /// Leaves it where it lies, as it does whatever comes behind it: at most [`STAY_MAX`] of a walk.
+    /// Leaves it where it lies. A walk that lets letters stay does nothing else: what it acknowledged later would go with them.
     Stay,
     /// Lets it go.
     Remove,
@@ -107,24 +104,18 @@ impl Queue {
         actor: &mut dyn Actor,
         looked_at: &mut usize,
     ) -> Result<(), String> {
-        let most = most.min(STEP_MAX);
-        let channel = link.consuming(u16::try_from(most).unwrap_or(PREFETCH).clamp(1, PREFETCH)).await?;
-        // As many as there are now: what is moved to the end is not looked at again.
+        let most = most.clamp(1, STEP_MAX);
+        let channel = link.consuming(u16::try_from(most).unwrap_or(PREFETCH)).await?;
         let there = held(&channel, &self.topology.dead()).await?.ready;
         let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
-        let mut consumer = subscribe(&channel, &self.topology.dead()).await?;
-        let (mut stay, mut removed, begun) = (0, 0, Instant::now());
+        let deliveries = take(&channel, &self.topology.dead(), most).await?;
+        let (mut removed, begun) = (0, Instant::now());
         // Letters done with since the last acknowledgement, and the number of the last of them.
         let (mut done, mut last) = (0, 0);
-        while *looked_at < most && stay < STAY_MAX && begun.elapsed() < STEP_TIME {
-            let delivery = match timeout(NEXT_WAIT, consumer.next()).await {
-                Ok(Some(delivery)) => delivery.map_err(|error| error.to_string())?,
-                Ok(None) => return Err("the connection to RabbitMQ is lost".to_owned()),
-                Err(_) if *looked_at == 0 => {
-                    return Err("another operator works on the dead letters".to_owned());
-                }
-                Err(_) => break,
-            };
+        for delivery in deliveries {
+            if begun.elapsed() >= STEP_TIME {
+                break;
+            }
             let (bytes, tag) = (delivery.data.len(), delivery.delivery_tag);
             let read = read(delivery);
             let act = actor.act(&DeadLetter::of(&read, bytes)).await;
@@ -132,13 +123,10 @@ impl Queue {
                 break;
             }
             *looked_at += 1;
-            if stay > 0 || act == Act::Stay {
-                stay += 1;
-                continue;
-            }
             match act {
+                Act::Stay | Act::End => continue,
                 Act::Remove => removed += 1,
-                _ => self.move_to_end(&read).await?,
+                Act::Keep | Act::KeepAndEnd => self.move_to_end(&read).await?,
             }
             (done, last) = (done + 1, tag);
             if done == ACK_EVERY {
@@ -198,7 +186,26 @@ async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), String> {
     acked.map_err(|error| format!("RabbitMQ: acknowledge: {error}"))
 }
 
-async fn subscribe(channel: &Channel, name: &str) -> Result<Consumer, String> {
+/// Takes `most` letters from the front, and no more: those that are given back go behind what was given back before, which would
+/// come into disorder.
+async fn take(channel: &Channel, name: &str, most: usize) -> Result<Vec<Delivery>, String> {
+    let mut deliveries = Vec::with_capacity(most);
+    if most == 0 {
+        return Ok(deliveries);
+    }
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    bounded("consume", channel.basic_consume(name.into(), "".into(), options, arguments)).await
+    let consuming = channel.basic_consume(name.into(), "".into(), options, arguments);
+    let mut consumer = bounded("consume", consuming).await?;
+    while deliveries.len() < most {
+        match timeout(NEXT_WAIT, consumer.next()).await {
+            Ok(Some(delivery)) => deliveries.push(delivery.map_err(|error| error.to_string())?),
+            Ok(None) => return Err("the connection to RabbitMQ is lost".to_owned()),
+            Err(_) if deliveries.is_empty() => {
+                return Err("another operator works on the dead letters".to_owned());
+            }
+            Err(_) => break,
+        }
+    }
+    bounded("cancel", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+    Ok(deliveries)
 }

@@ -29,7 +29,7 @@ use serde_json::{Value as Json, json};
 use crate::codec::{json as wire, stored};
 use crate::model::key::shorten;
 use crate::model::{Error, Key, Namespace, Record, Result, Version};
-use crate::queue::{Act, DeadLetter, Fate, Foreseen, Queue, STAY_MAX};
+use crate::queue::{Act, DeadLetter, Fate, Foreseen, Queue, STEP_MAX};
 
 use super::{Shared, bounded};
 
@@ -43,7 +43,7 @@ const FRAME_BYTES: usize = 128;
 /// Bytes of the reasons of one replay; of what fails beyond that the reply names the ids, and the letters tell why.
 const REASONS_BYTES_MAX: usize = 64 * 1024;
 
-const _: () = assert!(LISTED_MAX <= STAY_MAX, "a list whose letters stay is not cut short by the broker");
+const _: () = assert!(LISTED_MAX <= STEP_MAX, "a list is one step");
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]

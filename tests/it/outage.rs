@@ -183,7 +183,7 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
     let depth = async || {
         let status = caller.control("queue_status", json!({})).await;
         let lanes = status["lanes"].as_array().cloned().unwrap_or_default();
-        lanes.iter().map(|lane| lane["depth"].as_u64().unwrap()).sum::<u64>()
+        lanes.iter().map(|lane| lane["depth"].as_u64().unwrap_or(0)).sum::<u64>()
     };
     let begun = Instant::now();
     while !(5..=12).contains(&depth().await) {

@@ -3,7 +3,7 @@
 //! A page stays at the front of the queue while it is written, so that removing it need not go round all others. A letter that
 //! does not come whole is left, and said so: what the file does not hold in full is not removed, whatever a worker says of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -16,8 +16,8 @@ use super::{Control, STEP, counting_bar, number, one_line, text};
 use crate::cli::output::{Ended, Fault, INTERRUPTED, Output, failed, json_text, tell};
 use crate::cli::transfer;
 
-/// Ids of letters left that are told one by one.
-const LEFT_TOLD_MAX: usize = 100;
+/// Letters that are left at most; where more cannot be exported, something else is wrong.
+const LEFT_MAX: usize = 10_000;
 
 /// What a purge came to.
 #[derive(Default)]
@@ -25,7 +25,7 @@ struct Purged {
     exported: u64,
     removed: u64,
     /// Letters that could not be exported in full.
-    left: u64,
+    left: HashSet<String>,
     /// Letters that were asked to be removed where the broker went away meanwhile.
     doubtful: u64,
 }
@@ -40,12 +40,15 @@ pub(super) async fn purge(control: &Control, output: &mut Output, expect: u64, e
     let mut file = open(export).map_err(|error| cannot_write(export, &error))?;
     let bar = counting_bar(expect);
     let (mut purged, mut interrupt) = (Purged::default(), std::pin::pin!(transfer::interrupt()));
-    let mut looked = 0;
+    // Letters seen again, one after the other, that were left before: once round the queue and all were seen.
+    let mut seen_again = 0;
     let ended = loop {
-        if looked >= expect {
+        let done = purged.exported + purged.left.len() as u64;
+        bar.set_position(done);
+        if done >= expect || seen_again >= expect {
             break Ok(false);
         }
-        let asked = json!({"limit": (expect - looked).min(STEP), "values": true, "stay": true});
+        let asked = json!({"limit": (expect - done).min(STEP), "values": true, "stay": true});
         let page = tokio::select! {
             page = control.ask("queue_list", &asked) => match page {
                 Ok(page) => page["letters"].as_array().cloned().unwrap_or_default(),
@@ -56,15 +59,17 @@ pub(super) async fn purge(control: &Control, output: &mut Output, expect: u64, e
         if page.is_empty() {
             break Ok(false);
         }
-        looked += page.len() as u64;
-        let limit = expect - purged.removed;
-        if let Err(fault) = one_page(control, &mut file, export, &page, limit, &bar, &mut purged).await {
+        if let Err(fault) = one_page(control, &mut file, export, &page, expect, &bar, &mut purged).await {
             break Err(fault);
         }
-        bar.set_position(looked);
+        match purged.exported + purged.left.len() as u64 > done {
+            true => seen_again = 0,
+            false => seen_again += page.len() as u64,
+        }
     };
     bar.finish_and_clear();
     let Purged { exported, removed, left, doubtful } = purged;
+    let left = left.len();
     match output.json {
         true => {
             output.line(&json!({"exported": exported, "removed": removed, "left": left}).to_string())?;
@@ -88,13 +93,14 @@ pub(super) async fn purge(control: &Control, output: &mut Output, expect: u64, e
     }
 }
 
-/// Writes what is whole of a page, and removes that once it is on disk, among the next `limit` letters.
+/// Writes what is whole of a page, and removes that once it is on disk. Of the queue no more than `expect` letters are looked at
+/// for it.
 async fn one_page(
     control: &Control,
     file: &mut File,
     export: &Path,
     page: &[Json],
-    limit: u64,
+    expect: u64,
     bar: &ProgressBar,
     purged: &mut Purged,
 ) -> Result<(), Fault> {
@@ -107,13 +113,15 @@ async fn one_page(
             ids.insert(id);
             whole += 1;
         } else {
-            purged.left += 1;
-            if purged.left <= LEFT_TOLD_MAX as u64 {
-                let why = match letter["left_out"].as_str() {
-                    Some(why) => one_line(why),
-                    None => "it came without its value".to_owned(),
-                };
-                let line = format!("{}: left, it cannot be exported in full: {why}", json_text(&id));
+            let why = match letter["left_out"].as_str() {
+                Some(why) => one_line(why),
+                None => "it came without its value".to_owned(),
+            };
+            let line = format!("{}: left, it cannot be exported in full: {why}", json_text(&id));
+            if purged.left.len() >= LEFT_MAX {
+                return Err(Fault::input(format!("more than {LEFT_MAX} letters cannot be exported in full")));
+            }
+            if purged.left.insert(id) {
                 bar.suspend(|| tell(&line));
             }
         }
@@ -124,10 +132,9 @@ async fn one_page(
     purged.exported += whole;
     // The first step finds them all, and moves what was left out of the way of the next page. More are needed only where the
     // step was cut off, or another operator worked on the queue.
-    let (mut missing, mut looked, mut step) = (whole, 0, page.len() as u64);
-    while looked < limit && (looked == 0 || missing > 0) {
-        let done =
-            control.ask("queue_purge", &json!({"ids": ids, "limit": step.min(limit - looked)})).await?;
+    let (mut missing, mut looked, mut limit) = (whole, 0, page.len() as u64);
+    while looked < expect && (looked == 0 || missing > 0) {
+        let done = control.ask("queue_purge", &json!({"ids": ids, "limit": limit})).await?;
         let (looked_at, removed) = (number(&done, "looked_at"), number(&done, "removed"));
         purged.removed += removed;
         if done["ended_early"].is_string() {
@@ -136,7 +143,9 @@ async fn one_page(
         if looked_at == 0 {
             break;
         }
-        (missing, looked, step) = (missing.saturating_sub(removed), looked + looked_at, STEP);
+        looked += looked_at;
+        missing = missing.saturating_sub(removed);
+        limit = if limit > looked_at { limit - looked_at } else { STEP };
     }
     Ok(())
 }
