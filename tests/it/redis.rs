@@ -225,3 +225,35 @@ async fn tls_goes_by_the_authorities_that_the_worker_trusts() {
         assert_eq!(reply["error"]["code"], "unavailable", "{reply}");
     }
 }
+
+/// A server without room refuses puts, however many, and that is no reason to keep deletes from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_goes_on_taking_deletes_whatever_it_refuses() {
+    let redis = Redis::start(&[]);
+    let nats = Nats::shared();
+    let client = nats.client().await;
+    let worker = Worker::start(on(nats, &redis.url()));
+    let call = async |op: &str, body: Json| {
+        let subject = format!("{}.v1.t.{op}", worker.prefix());
+        ask(&client, subject, body, ANSWERED_WITHIN).await.unwrap()
+    };
+    for n in 0..5 {
+        let applied = call("put", json!({"key": format!("k{n}"), "value": n})).await;
+        assert_eq!(applied["outcome"], "applied", "{applied}");
+    }
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    for n in 0..100 {
+        let refused = call("put", json!({"key": format!("more{n}"), "value": n})).await;
+        let said = refused["error"]["message"].as_str().unwrap();
+        assert!(
+            refused["outcome"] == "refused" && said.contains("maxmemory is reached"),
+            "put {n}: {refused}"
+        );
+        if n % 20 == 19 {
+            let deleted = call("delete", json!({"key": format!("k{}", n / 20)})).await;
+            assert_eq!(deleted["outcome"], "applied", "after {n} puts: {deleted}");
+        }
+    }
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(call("put", json!({"key": "k", "value": 1})).await["outcome"], "applied");
+}

@@ -144,14 +144,18 @@ async fn a_replica_never_breaks_a_bound_and_its_end_costs_no_error() {
         replica.sql("postgres", "SELECT pg_wal_replay_pause()");
         let paused = Instant::now();
         tokio::time::sleep(BOUND * 3).await;
-        let (from_replica, from_backend) =
-            sources(&seen.lock().unwrap(), "bounded", paused + BOUND * 2, Instant::now());
-        assert_eq!(from_replica, 0, "no bounded read comes from a replica that stands still");
-        assert!(from_backend > 20, "{from_backend}");
-        // What may be older still comes from there, and the check of a bound would see it.
-        let (from_replica, _) =
-            sources(&seen.lock().unwrap(), "eventual", paused + BOUND * 2, Instant::now());
-        assert!(from_replica > 20, "{from_replica}");
+        // A busy machine reads less in the time, and none of it may be wrong.
+        loop {
+            let from = |level| sources(&seen.lock().unwrap(), level, paused + BOUND * 2, Instant::now());
+            let (bounded, eventual) = (from("bounded"), from("eventual"));
+            assert_eq!(bounded.0, 0, "no bounded read comes from a replica that stands still");
+            // What may be older still comes from there, and the check of a bound would see it.
+            if bounded.1 > 20 && eventual.0 > 20 {
+                break;
+            }
+            assert!(paused.elapsed() < Duration::from_secs(20), "{bounded:?} {eventual:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         what_was_just_written_is_seen(&call).await;
         stale += too_old(&seen.lock().unwrap(), &done.lock().unwrap(), |_| BOUND).len();
         replica.sql("postgres", "SELECT pg_wal_replay_resume()");
