@@ -7,7 +7,6 @@ pub mod redis;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
-#[allow(dead_code, reason = "the black-box tests use all of it")]
 #[path = "../../tests/it/support/redis.rs"]
 pub(crate) mod private_redis;
 #[cfg(test)]
