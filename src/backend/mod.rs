@@ -378,6 +378,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
         offer::by_reading(self, entries, deadline)
     }
 
+    /// What merging each entry has come to already, where that can be told by looking: something as new stands there, and the
+    /// entry brings no operation that is to be remembered. `None` = merge it. It spares a store the locks and the sync of a
+    /// merge that changes nothing.
+    fn already(
+        &self,
+        entries: Vec<Entry>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Result<Option<Applied>>>> + Send {
+        let _ = deadline;
+        async move { vec![Ok(None); entries.len()] }
+    }
+
     /// A page in byte order of the key, from one snapshot.
     fn scan(&self, range: Range, deadline: Instant) -> impl Future<Output = Result<Page>> + Send;
 
@@ -454,6 +466,7 @@ pub trait DynBackend: Send + Sync + 'static {
     ) -> Boxed<'_, Result<Vec<Written>, (usize, crate::model::Error)>>;
     fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
     fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
+    fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Applied>>>>;
     fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>>;
     fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>>;
     fn partitioning<'a>(
@@ -509,6 +522,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>> {
         Box::pin(Backend::foresee(self, entries, deadline))
+    }
+    fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Applied>>>> {
+        Box::pin(Backend::already(self, entries, deadline))
     }
     fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>> {
         Box::pin(Backend::scan(self, range, deadline))

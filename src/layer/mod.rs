@@ -226,6 +226,16 @@ impl Layered {
         let way = &self.shards[shard].drains;
         way.pass(entries.len(), deadline, false, || self.inner.apply(entries.clone(), deadline)).await
     }
+
+    async fn already_on(
+        &self,
+        shard: usize,
+        entries: Vec<Entry>,
+        deadline: Instant,
+    ) -> Vec<Result<Option<Applied>>> {
+        let way = &self.shards[shard].drains;
+        way.pass(entries.len(), deadline, false, || self.inner.already(entries.clone(), deadline)).await
+    }
 }
 
 impl Backend for Layered {
@@ -327,6 +337,17 @@ impl Backend for Layered {
         let (count, parts) = (entries.len(), self.split(entries, |entry| entry.at.slot));
         let parts = parts.into_iter().map(|(shard, places, entries)| async move {
             (places, self.apply_on(shard, entries, deadline).await)
+        });
+        joined(count, join_all(parts).await)
+    }
+
+    async fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Option<Applied>>> {
+        if self.shards.len() == 1 {
+            return self.already_on(0, entries, deadline).await;
+        }
+        let (count, parts) = (entries.len(), self.split(entries, |entry| entry.at.slot));
+        let parts = parts.into_iter().map(|(shard, places, entries)| async move {
+            (places, self.already_on(shard, entries, deadline).await)
         });
         joined(count, join_all(parts).await)
     }

@@ -31,7 +31,7 @@ use super::pace::Pace;
 use super::settle::{self, Verdict, settlement};
 use super::topology::RUNGS;
 use super::{LaneShard, PREFETCH, Queue, Target};
-use crate::backend::RowKey;
+use crate::backend::{Applied, RowKey};
 use crate::model::clock::{wall_ms, wall_of};
 use rung::rung;
 
@@ -223,6 +223,8 @@ struct Lane {
     in_hand: BTreeMap<u64, i64>,
     /// Keys that make trouble, and what waits for them.
     blocked: HashMap<RowKey, Blocked>,
+    /// Whether much of the last batch was older than what stood in the store.
+    overtaken_lately: bool,
     told: Told,
 }
 
@@ -263,6 +265,7 @@ impl Lane {
             delivered: VecDeque::new(),
             in_hand: BTreeMap::new(),
             blocked: HashMap::new(),
+            overtaken_lately: false,
             told,
         })
     }
@@ -273,11 +276,16 @@ impl Lane {
             let gathered = self.gather(stop).await?;
             let mut batch = self.sorted(gathered).await?;
             batch.extend(self.due_again());
-            if !batch.is_empty() {
-                self.work(batch, stop).await?;
+            let begun = Instant::now();
+            // Those of one key together, so that they become one.
+            batch.sort_by(|one, other| one.write.entry.at.key.cmp(&other.write.entry.at.key));
+            self.pace.look(self.target.load(&self.shard));
+            while !batch.is_empty() && !stop.is_cancelled() {
+                let rest = batch.split_off(self.pace.batch_max(BATCH_MAX).min(batch.len()));
+                let part = self.settle_overtaken(batch).await?;
+                self.work(part, begun, stop).await?;
                 self.pace.learn(self.target.load(&self.shard));
-            } else {
-                self.pace.look(self.target.load(&self.shard));
+                batch = rest;
             }
             self.tell().await;
         }
@@ -300,8 +308,7 @@ impl Lane {
             self.delivered.push_back(first.map_err(|error| error.to_string())?);
         }
         let until = Instant::now() + GATHER;
-        let most = self.pace.batch_max(BATCH_MAX);
-        while self.delivered.len() < most {
+        while self.delivered.len() < BATCH_MAX {
             match tokio::time::timeout_at(until, self.consumer.next()).await {
                 Ok(next) => {
                     self.delivered.push_back(next.ok_or_else(ended)?.map_err(|error| error.to_string())?);
@@ -309,7 +316,7 @@ impl Lane {
                 Err(_) => break,
             }
         }
-        let count = self.delivered.len().min(most);
+        let count = self.delivered.len().min(BATCH_MAX);
         Ok(self.delivered.drain(..count).collect())
     }
 
@@ -365,37 +372,70 @@ impl Lane {
         due.flat_map(|blocked| blocked.waiting.drain(..)).collect()
     }
 
-    /// Applies a batch until each of it is settled or waits elsewhere.
-    async fn work(&mut self, mut batch: Vec<Held>, stop: &CancellationToken) -> Result<(), String> {
-        let begun = Instant::now();
+    /// Settles what the store has overtaken already, as a look tells; the rest is to be applied. While requests write to the
+    /// same keys it is most of a lane, and applying it would cost locks and a sync for nothing.
+    async fn settle_overtaken(&mut self, batch: Vec<Held>) -> Result<Vec<Held>, String> {
+        if !self.overtaken_lately || batch.is_empty() {
+            return Ok(batch);
+        }
+        let writes: Vec<_> = batch.iter().map(|held| held.write.clone()).collect();
+        let already = {
+            let _turn = self.pace.begin_look(writes.len()).await;
+            self.target.already(&writes, Instant::now() + APPLY_TIMEOUT).await
+        };
+        let (mut overtaken, mut rest) = (Vec::new(), Vec::new());
+        for (held, already) in batch.into_iter().zip(already) {
+            match already {
+                Some(Applied::Applied) => overtaken.push((held, Fate::Applied)),
+                Some(Applied::Superseded) => overtaken.push((held, Fate::Superseded)),
+                Some(Applied::BelowFloor) | None => rest.push(held),
+            }
+        }
+        self.overtaken_lately = is_much(overtaken.len(), writes.len());
+        self.settle(overtaken).await?;
+        Ok(rest)
+    }
+
+    /// Notes what became of messages, and acknowledges them.
+    async fn settle(&mut self, done: Vec<(Held, Fate)>) -> Result<(), String> {
+        self.told.settled += done.len() as u64;
+        let tags = done.iter().map(|(held, _)| held.tag).collect();
+        for (held, _) in &done {
+            if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
+                self.blocked.remove(&held.write.entry.at);
+            }
+        }
+        let settlements = done.into_iter().map(|(held, fate)| settlement(&held.write, fate)).collect();
+        self.queue.settled(settlements).await;
+        self.ack(tags).await
+    }
+
+    /// Applies a batch until each of it is settled or waits elsewhere. It is in hand since it begun.
+    async fn work(
+        &mut self,
+        mut batch: Vec<Held>,
+        begun: Instant,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
         let mut pause = DOWN_PAUSE.0;
-        loop {
+        while !batch.is_empty() {
             self.tell().await;
             let writes: Vec<_> = batch.iter().map(|held| held.write.clone()).collect();
             let verdicts = {
                 let _turn = self.pace.begin(writes.len()).await;
                 settle::apply(&*self.target, &writes, Instant::now() + APPLY_TIMEOUT).await
             };
-            let (mut done, mut settlements, mut left) = (Vec::new(), Vec::new(), Vec::new());
-            let mut others = Vec::new();
+            let (mut done, mut left, mut others) = (Vec::new(), Vec::new(), Vec::new());
             for (held, verdict) in batch.into_iter().zip(verdicts) {
                 match verdict {
-                    Verdict::Done(fate) => {
-                        settlements.push(settlement(&held.write, fate));
-                        done.push(held);
-                    }
+                    Verdict::Done(fate) => done.push((held, fate)),
                     Verdict::Down(why) => left.push((held, why)),
                     other => others.push((held, other)),
                 }
             }
-            self.queue.settled(settlements).await;
-            self.told.settled += done.len() as u64;
-            for held in &done {
-                if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
-                    self.blocked.remove(&held.write.entry.at);
-                }
-            }
-            self.ack(done.iter().map(|held| held.tag).collect()).await?;
+            let overtaken = done.iter().filter(|(_, fate)| *fate == Fate::Superseded).count();
+            self.overtaken_lately |= overtaken > 0 && is_much(overtaken, writes.len());
+            self.settle(done).await?;
             for (held, verdict) in others {
                 match verdict {
                     Verdict::Dead(reason) => self.bury(held, &reason).await?,
@@ -406,9 +446,10 @@ impl Lane {
                     Verdict::Done(_) | Verdict::Down(_) => unreachable!("sorted out above"),
                 }
             }
-            let Some((_, why)) = left.first() else { return Ok(()) };
-            tracing::debug!(lane = self.name, left = left.len(), "the store is down: {why}");
+            let why = left.first().map(|(_, why)| why.clone());
             batch = left.into_iter().map(|(held, _)| held).collect();
+            let Some(why) = why else { break };
+            tracing::debug!(lane = self.name, left = batch.len(), "the store is down: {why}");
             if begun.elapsed() > HELD_MAX {
                 return self.recycle(batch).await;
             }
@@ -416,6 +457,7 @@ impl Lane {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Waits while the shard's breaker is open, but no longer than messages may be held; `false` where this worker stops.
@@ -435,6 +477,8 @@ impl Lane {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
+        self.pace.look(self.target.load(&self.shard));
+        self.pace.is_back();
         true
     }
 
@@ -550,6 +594,11 @@ impl Told {
         let lately = self.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
         self.rate + (lately - self.rate) * RATE_PART
     }
+}
+
+/// Whether so many of all are worth a look of their own.
+fn is_much(some: usize, all: usize) -> bool {
+    some * 4 >= all
 }
 
 async fn subscribe(link: &Link, name: &str) -> Result<(Channel, Consumer), String> {

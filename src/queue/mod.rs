@@ -120,6 +120,9 @@ pub trait Target: Send + Sync + 'static {
     /// Applies writes, at most one for each key: copies make way, the store decides, all workers are told.
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>>;
 
+    /// What applying each write has come to already, where a look can tell; `None` = apply it. See [`crate::backend::Backend::already`].
+    fn already<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Option<Applied>>>;
+
     /// What applying a write would come to; nothing is kept.
     fn foresee<'a>(&'a self, write: &'a Queued, deadline: Instant) -> Boxed<'a, Result<Applied>>;
 
@@ -189,7 +192,7 @@ impl Queue {
 
     /// Makes a queued write visible to all workers, now if Redis answers, and else when it does; whether it is.
     pub async fn show(&self, write: &Queued) -> bool {
-        let held = self.overlay.hold(write).await;
+        let held = self.overlay.hold(&[write]).await;
         if held.is_err() {
             self.owed.hold(write);
         }

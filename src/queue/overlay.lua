@@ -1,8 +1,9 @@
-#!lua name=ds1q
+#!lua name=ds2q
 
 -- The steps of the pending overlay: the newest queued write of each key, until it is settled.
 --
--- KEYS: 1 the pending write, 2 the namespace's index of keys that have one, 3 the receipt.
+-- KEYS, three for each write: the pending write, the namespace's index of keys that have one, the receipt. Many writes share a
+-- call: what is around a call costs more than what is in it.
 -- A pending write: '1', kind, 32 digits of version, number of operations, 48 digits for each (operation, version), then
 -- bytes that are not looked at here. Versions are compared as text.
 
@@ -32,42 +33,55 @@ local function ring(first, second)
   return tostring(#ops) .. table.concat(ops)
 end
 
--- ARGV: head, operation ('' = none), tail, key, how long the receipt is kept (seconds).
 -- 1: it is the pending write now. 0: a newer one is. 2: it has been settled already.
-local function hold(KEYS, ARGV)
-  local kept = redis.call('SET', KEYS[3], 'pending', 'NX', 'EX', ARGV[5])
-  if not kept and redis.call('GET', KEYS[3]) ~= 'pending' then
+local function hold_one(pending, index, receipt, seconds, head, op, tail, key)
+  local kept = redis.call('SET', receipt, 'pending', 'NX', 'EX', seconds)
+  if not kept and redis.call('GET', receipt) ~= 'pending' then
     return 2
   end
-  local there = redis.call('GET', KEYS[1])
+  local there = redis.call('GET', pending)
   if not there then
-    redis.call('SET', KEYS[1], ARGV[1] .. ring(ARGV[2], '') .. ARGV[3])
-    redis.call('ZADD', KEYS[2], 0, ARGV[4])
+    redis.call('SET', pending, head .. ring(op, '') .. tail)
+    redis.call('ZADD', index, 0, key)
     return 1
   end
-  local head, ops, tail = split(there)
-  if version(there) >= version(ARGV[1]) then
-    redis.call('SET', KEYS[1], head .. ring(ops, ARGV[2]) .. tail)
+  local its_head, ops, its_tail = split(there)
+  if version(there) >= version(head) then
+    redis.call('SET', pending, its_head .. ring(ops, op) .. its_tail)
     return 0
   end
-  redis.call('SET', KEYS[1], ARGV[1] .. ring(ARGV[2], ops) .. ARGV[3])
+  redis.call('SET', pending, head .. ring(op, ops) .. tail)
   return 1
 end
 
--- ARGV: version up to which the pending write is done, key, what became of it ('' = nothing to note), how long the
--- receipt is kept (seconds). Whether the pending write is gone by it.
-local function settle(KEYS, ARGV)
-  if ARGV[3] ~= '' then
-    redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[4])
+-- ARGV: how long receipts are kept (seconds); for each write its head, operation ('' = none), tail and key.
+local function hold(KEYS, ARGV)
+  local held = {}
+  for at = 1, #KEYS / 3 do
+    local k, a = 3 * at - 2, 4 * at - 2
+    held[at] = hold_one(KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[1], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
   end
-  local there = redis.call('GET', KEYS[1])
-  if there and version(there) <= ARGV[1] then
-    redis.call('DEL', KEYS[1])
-    redis.call('ZREM', KEYS[2], ARGV[2])
-    return 1
-  end
-  return 0
+  return held
 end
 
-redis.register_function('ds1q_hold', hold)
-redis.register_function('ds1q_settle', settle)
+-- ARGV: how long receipts are kept (seconds); for each write the version up to which it is done, its key, and what became of
+-- it ('' = nothing to note). How many pending writes are gone by it.
+local function settle(KEYS, ARGV)
+  local gone = 0
+  for at = 1, #KEYS / 3 do
+    local k, a = 3 * at - 2, 3 * at - 1
+    if ARGV[a + 2] ~= '' then
+      redis.call('SET', KEYS[k + 2], ARGV[a + 2], 'EX', ARGV[1])
+    end
+    local there = redis.call('GET', KEYS[k])
+    if there and version(there) <= ARGV[a] then
+      redis.call('DEL', KEYS[k])
+      redis.call('ZREM', KEYS[k + 1], ARGV[a + 1])
+      gone = gone + 1
+    end
+  end
+  return gone
+end
+
+redis.register_function('ds2q_hold', hold)
+redis.register_function('ds2q_settle', settle)

@@ -43,6 +43,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bound on what nobody waits for.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Writes of one call: Redis does nothing else meanwhile, a tenth of a millisecond or so.
+const TOLD_TOGETHER: usize = 32;
 /// How long it can be asked what became of a queued write.
 const RECEIPT_SECONDS: &str = "86400";
 /// The same while it waits: no outage is longer, and what Redis alone remembers must end some day.
@@ -188,21 +190,22 @@ impl Overlay {
         Ok(answers.chunks_exact(2).map(of).collect())
     }
 
-    /// Makes a queued write visible to all workers. Not an error where a newer one is pending.
-    pub async fn hold(&self, queued: &Queued) -> Result<(), Away> {
-        let (at, row) = (&queued.entry.at, &queued.entry.row);
-        let kind = if row.body.is_some() { 'r' } else { 'd' };
-        let head = format!("1{kind}{}", row.version);
-        let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
-        let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
-        tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending.
+    pub(super) async fn hold(&self, writes: &[&Queued]) -> Result<(), Away> {
         let mut steps = redis::pipe();
-        self.step(&mut steps, "ds1q_hold", &at.namespace, &at.key, row.version)
-            .arg(head)
-            .arg(op)
-            .arg(tail)
-            .arg(at.key.as_str())
-            .arg(PENDING_SECONDS);
+        for together in writes.chunks(TOLD_TOGETHER) {
+            let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
+            let call = self.call(&mut steps, "ds2q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
+            for queued in together {
+                let (at, row) = (&queued.entry.at, &queued.entry.row);
+                let kind = if row.body.is_some() { 'r' } else { 'd' };
+                let head = format!("1{kind}{}", row.version);
+                let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
+                let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
+                tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
+                call.arg(head).arg(op).arg(tail).arg(at.key.as_str());
+            }
+        }
         self.calls(&steps, HOLD_TIMEOUT).await.map(drop)
     }
 
@@ -212,24 +215,24 @@ impl Overlay {
             return Ok(());
         }
         let mut steps = redis::pipe();
-        for Settlement { at, version, fate } in settlements {
-            self.step(&mut steps, "ds1q_settle", &at.namespace, &at.key, *version)
-                .arg(version.to_string())
-                .arg(at.key.as_str())
-                .arg(fate.noted())
-                .arg(RECEIPT_SECONDS);
+        for together in settlements.chunks(TOLD_TOGETHER) {
+            let of = |one: &Settlement| (one.at.clone(), one.version);
+            let call = self.call(&mut steps, "ds2q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
+            for Settlement { at, version, fate } in together {
+                call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
+            }
         }
         self.calls(&steps, SETTLE_TIMEOUT).await.map(drop)
     }
 
     /// Takes away a pending write that the store has overtaken: only the one that was seen, or an older.
-    pub async fn overtaken(&self, namespace: &Namespace, key: &Key, version: Version) {
+    pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
-        self.step(&mut steps, "ds1q_settle", namespace, key, version)
+        self.call(&mut steps, "ds2q_settle", std::iter::once((at.clone(), version)))
+            .arg(RECEIPT_SECONDS)
             .arg(version.to_string())
-            .arg(key.as_str())
-            .arg("")
-            .arg(RECEIPT_SECONDS);
+            .arg(at.key.as_str())
+            .arg("");
         // If it stays, the next one to meet it takes it away.
         drop(self.calls(&steps, LOOK_TIMEOUT).await);
     }
@@ -291,21 +294,21 @@ impl Overlay {
         format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
     }
 
-    fn step<'p>(
+    /// The begin of a call of a function that is about these writes.
+    fn call<'p>(
         &self,
         steps: &'p mut Pipeline,
         function: &str,
-        namespace: &Namespace,
-        key: &Key,
-        version: Version,
+        writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
     ) -> &'p mut Pipeline {
+        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
+        for (RowKey { namespace, key, .. }, version) in writes {
+            steps
+                .arg(self.name("p", &namespace, &key))
+                .arg(format!("{}:i:{}", self.prefix, namespace.as_str()))
+                .arg(self.receipt(&namespace, &key, version));
+        }
         steps
-            .cmd("FCALL")
-            .arg(function)
-            .arg(3)
-            .arg(self.name("p", namespace, key))
-            .arg(format!("{}:i:{}", self.prefix, namespace.as_str()))
-            .arg(self.receipt(namespace, key, version))
     }
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more.
@@ -459,13 +462,13 @@ mod tests {
         assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
 
         let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-        overlay.hold(&nine).await.unwrap();
-        overlay.hold(&five).await.unwrap();
+        overlay.hold(&[&nine]).await.unwrap();
+        overlay.hold(&[&five]).await.unwrap();
         let pending = look().await.unwrap();
         assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
         let versions = [1, 2].map(|op| pending.find(op | 1 << 63).map(|version| version.hlc));
         assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-        overlay.hold(&queued("b", 3, Some(b"b"), 4)).await.unwrap();
+        overlay.hold(&[&queued("b", 3, Some(b"b"), 4)]).await.unwrap();
         let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
         assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
         assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -475,10 +478,10 @@ mod tests {
         assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
         overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
         assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-        overlay.hold(&nine).await.unwrap();
+        overlay.hold(&[&nine]).await.unwrap();
         assert_eq!(look().await, None, "one that was settled before it was held does not come back");
         assert_eq!(overlay.count(&namespace).await, Ok(1));
-        overlay.overtaken(&namespace, &Key::parse("b").unwrap(), Version { hlc: 3, origin: 6 }).await;
+        overlay.overtaken(&queued("b", 3, None, 4).entry.at, Version { hlc: 3, origin: 6 }).await;
         assert_eq!(overlay.count(&namespace).await, Ok(0));
     }
 
@@ -489,7 +492,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         for op in 1..=6 {
-            overlay.hold(&queued("k", op, Some(b"x"), op)).await.unwrap();
+            overlay.hold(&[&queued("k", op, Some(b"x"), op)]).await.unwrap();
         }
         let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
         let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();

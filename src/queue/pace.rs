@@ -6,6 +6,9 @@
 //! [`SLOWER`] times as long, the rate at which rows are taken is cut; otherwise it grows by a little (additive increase,
 //! multiplicative decrease). Batches are small then, so that nobody waits behind a large one. Where nobody writes, nobody is
 //! disturbed: then the rate has no bound, and only the batches under way at once are counted.
+//!
+//! A server that has just come back is slow by itself: its memory is cold, and everybody connects at once. Requests have it for
+//! themselves for [`WARM_UP`], and what they take meanwhile is taken for nothing.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,18 +25,20 @@ const BATCHES_FIRST: f64 = 2.0;
 const BATCHES_STEP: f64 = 0.25;
 /// Rows in a second while requests write: the first rate, the least, and what a good word adds. With less a drain hardly ends, and
 /// requests that are slow beside so little are slow for another reason.
-const RATE_FIRST: f64 = 600.0;
-const RATE_MIN: f64 = 300.0;
+const RATE_FIRST: f64 = 200.0;
+const RATE_MIN: f64 = 150.0;
 const RATE_STEP: f64 = 40.0;
 /// What is left of the rate when requests are slow.
-const RATE_CUT: f64 = 0.6;
+const RATE_CUT: f64 = 0.7;
+/// What a row costs that is only looked at, because something newer stands there: no lock, no sync.
+const LOOK_COST: f64 = 0.25;
 /// A batch takes the rows of so many seconds, within these bounds.
-const BATCH_SECONDS: f64 = 0.04;
+const BATCH_SECONDS: f64 = 0.1;
 const BATCH_ROWS_MIN: usize = 8;
 /// The part of requests that is looked at, and how much longer it may take beside a drain. Twice is promised, and it is noticed late;
-/// the usual time and what is longer are told by buckets, so that 1.25 is 1.4 to 1.7.
+/// the usual time and what is longer are told by buckets, so that 1.2 is 1.2 to 1.4.
 const QUICKEST_PART: f64 = 0.99;
-const SLOWER: f64 = 1.25;
+const SLOWER: f64 = 1.2;
 /// What takes less is never called slow.
 const QUICK: Duration = Duration::from_millis(4);
 /// What is taken for usual while it has not been learnt.
@@ -42,9 +47,13 @@ const USUAL_FIRST: Duration = Duration::from_millis(8);
 const LEARNT_FROM: f64 = 200.0;
 const REMEMBERED: f64 = 20_000.0;
 /// Requests by which a rate is judged.
-const JUDGED_BY: f64 = 150.0;
+const JUDGED_BY: f64 = 300.0;
 /// Fewer are judged after so long.
-const JUDGED_AFTER: Duration = Duration::from_millis(500);
+const JUDGED_AFTER: Duration = Duration::from_secs(1);
+/// How long requests have a server for themselves that has come back; those of a shard's lanes that notice it later than the
+/// first, by as much as that, start nothing anew.
+const WARM_UP: Duration = Duration::from_secs(1);
+const BACK_TOGETHER: Duration = Duration::from_secs(5);
 /// Without a request for so long nobody writes.
 const QUIET: Duration = Duration::from_secs(1);
 /// Without a batch for so long nothing is drained.
@@ -68,6 +77,8 @@ struct State {
     wrote: Option<Instant>,
     /// When a batch began or ended last.
     drained: Option<Instant>,
+    /// When the server came back last.
+    back: Option<Instant>,
     /// What had been counted at the last look.
     counted: Times,
     /// What requests take while nothing is drained.
@@ -89,6 +100,7 @@ impl Default for State {
             not_before: None,
             wrote: None,
             drained: None,
+            back: None,
             counted: Times::default(),
             usual: Times::default(),
             beside: Times::default(),
@@ -100,6 +112,15 @@ impl Default for State {
 impl Pace {
     /// Waits until a batch of so many rows may begin.
     pub(super) async fn begin(&self, rows: usize) -> Batch<'_> {
+        self.begin_costing(rows as f64).await
+    }
+
+    /// Waits until so many rows may be looked at.
+    pub(super) async fn begin_look(&self, rows: usize) -> Batch<'_> {
+        self.begin_costing(rows as f64 * LOOK_COST).await
+    }
+
+    async fn begin_costing(&self, rows: f64) -> Batch<'_> {
         loop {
             let freed = self.freed.notified();
             let until = {
@@ -109,7 +130,7 @@ impl Pace {
                 if until.is_none() && f64::from(state.under_way) + 1.0 <= state.limit {
                     state.under_way += 1;
                     state.drained = Some(now);
-                    let takes = Duration::from_secs_f64(rows as f64 / state.rate);
+                    let takes = Duration::from_secs_f64(rows / state.rate);
                     state.not_before = Some(state.not_before.map_or(now, |until| until.max(now)) + takes);
                     return Batch(self);
                 }
@@ -119,6 +140,17 @@ impl Pace {
                 Some(until) => tokio::time::sleep_until(until).await,
                 None => freed.await,
             }
+        }
+    }
+
+    /// The server is back after it was waited for.
+    pub(super) fn is_back(&self) {
+        let mut state = self.state();
+        let now = Instant::now();
+        if state.back.is_none_or(|back| now.duration_since(back) >= BACK_TOGETHER) {
+            state.back = Some(now);
+            state.rate = RATE_FIRST;
+            state.not_before = Some(now + WARM_UP);
         }
     }
 
@@ -159,8 +191,12 @@ impl State {
         self.counted = counted;
         let drains =
             self.under_way > 0 || self.drained.is_some_and(|drained| now.duration_since(drained) < REST);
+        let warms_up = self.back.is_some_and(|back| now.duration_since(back) < WARM_UP);
         if lately.total() > 0.0 {
             self.wrote = Some(now);
+            if warms_up {
+                return;
+            }
             if drains {
                 self.beside.add(&lately, 1.0);
             } else {
@@ -257,19 +293,19 @@ mod tests {
             pace.look(after(&mut so_far, &[(995, MS(2)), (5, MS(10))]));
         }
         let first = rows_in(&pace, MS(900)).await;
-        assert!((400..=700).contains(&first), "{first}");
+        assert!((150..=260).contains(&first), "{first}");
         for _ in 0..100 {
-            pace.learn(after(&mut so_far, &[(199, MS(2)), (1, MS(10))]));
+            pace.learn(after(&mut so_far, &[(398, MS(2)), (2, MS(10))]));
         }
         let grown = rows_in(&pace, MS(900)).await;
         assert!(grown > first * 4, "{grown} after {first}");
         // The mean hardly moves, but too many take long.
         for _ in 0..20 {
-            pace.learn(after(&mut so_far, &[(195, MS(2)), (5, MS(30))]));
+            pace.learn(after(&mut so_far, &[(390, MS(2)), (10, MS(30))]));
         }
         let cut = rows_in(&pace, MS(900)).await;
-        assert!((200..=350).contains(&cut), "{cut} after {grown}");
-        assert_eq!(pace.batch_max(128), 12);
+        assert!((100..=200).contains(&cut), "{cut} after {grown}");
+        assert_eq!(pace.batch_max(128), 15);
         // Nobody writes any more.
         tokio::time::sleep(QUIET).await;
         assert!(rows_in(&pace, MS(900)).await > 10_000);
@@ -281,9 +317,9 @@ mod tests {
         pace.look(after(&mut so_far, &[(1000, MS(3))]));
         let before = rows_in(&pace, MS(900)).await;
         for _ in 0..50 {
-            pace.learn(after(&mut so_far, &[(200, MS(50))]));
+            pace.learn(after(&mut so_far, &[(400, MS(50))]));
         }
-        assert!(rows_in(&pace, MS(900)).await < before * 2 / 3);
+        assert!(rows_in(&pace, MS(900)).await < before * 5 / 6);
         // Long after the drain it is.
         tokio::time::sleep(REST * 2).await;
         for _ in 0..50 {
@@ -291,9 +327,30 @@ mod tests {
         }
         drop(pace.begin(1).await);
         for _ in 0..50 {
-            pace.learn(after(&mut so_far, &[(200, MS(50))]));
+            pace.learn(after(&mut so_far, &[(400, MS(50))]));
         }
         assert!(rows_in(&pace, MS(900)).await > before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_have_a_server_that_has_come_back_for_themselves_and_nothing_is_learnt_of_it() {
+        let (pace, mut so_far) = (Pace::default(), Times::default());
+        pace.look(after(&mut so_far, &[(1000, MS(3))]));
+        pace.is_back();
+        for _ in 0..10 {
+            pace.look(after(&mut so_far, &[(1000, MS(90))]));
+            assert!(tokio::time::timeout(MS(90), pace.begin(1)).await.is_err(), "it warms up");
+        }
+        assert!(pace.state().usual.within(QUICKEST_PART) < MS(6));
+        tokio::time::sleep(MS(150)).await;
+        pace.look(after(&mut so_far, &[(1, MS(3))]));
+        assert!(tokio::time::timeout(MS(1), pace.begin(1)).await.is_ok());
+        pace.is_back();
+        assert!(tokio::time::timeout(MS(20), pace.begin(1)).await.is_ok(), "another lane notices it");
+        // Where nobody writes, nobody is waited for.
+        tokio::time::sleep(BACK_TOGETHER).await;
+        pace.is_back();
+        assert!(tokio::time::timeout(MS(1), pace.begin(1)).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -303,14 +360,14 @@ mod tests {
             pace.look(after(&mut so_far, &[(1000, usual_us)]));
             drop(pace.begin(1).await);
             for _ in 0..5 {
-                pace.learn(after(&mut so_far, &[(190, usual_us), (10, usual_us * 2)]));
+                pace.learn(after(&mut so_far, &[(380, usual_us), (20, usual_us * 2)]));
             }
             assert!(pace.state().rate < RATE_FIRST, "{usual_us:?}");
             let (pace, mut so_far) = (Pace::default(), Times::default());
             pace.look(after(&mut so_far, &[(1000, usual_us)]));
             drop(pace.begin(1).await);
             for _ in 0..5 {
-                pace.learn(after(&mut so_far, &[(200, usual_us)]));
+                pace.learn(after(&mut so_far, &[(400, usual_us)]));
             }
             assert!(pace.state().rate > RATE_FIRST, "as usual: {usual_us:?}");
         }

@@ -54,6 +54,17 @@ impl Target for Store {
             results
         })
     }
+    fn already<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Option<Applied>>> {
+        Box::pin(async move {
+            let mut told = Vec::new();
+            for write in writes {
+                let (at, version) = (write.entry.at.clone(), write.entry.row.version);
+                let found = Backend::read(&self.memory, vec![at], deadline).await.remove(0).unwrap();
+                told.push(found.filter(|found| found.version > version).map(|_| Applied::Superseded));
+            }
+            told
+        })
+    }
     fn foresee<'a>(&'a self, write: &'a Queued, deadline: Instant) -> Boxed<'a, Result<Applied>> {
         Box::pin(async move {
             match self.refuses(write) {
@@ -163,7 +174,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     let put = futures_util::future::join_all(puts).await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     for write in &writes {
-        queue.overlay().hold(write).await.unwrap();
+        queue.overlay().hold(&[write]).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
     let pending = queue.overlay().look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
@@ -191,6 +202,44 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_store_has_overtaken_is_settled_by_a_look() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q8", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.away.store(true, Ordering::Relaxed);
+    queue.start(store.clone(), 1, || vec![1]);
+    // One lane: all keys end with the same letter.
+    let writes: Vec<Queued> = (0..500).map(|n| put(&format!("{}k", n % 50), &format!("v{n}"), n)).collect();
+    let lane = only();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(&[write]).await.unwrap();
+    }
+    for key in 0..50 {
+        let mut newer = put(&format!("{key}k"), "newer", 9_000);
+        newer.entry.row.version.origin = 8;
+        Backend::apply(&store.memory, vec![newer.entry], soon()).await.remove(0).unwrap();
+    }
+    store.away.store(false, Ordering::Relaxed);
+    let namespace = Namespace::parse("n").unwrap();
+    until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;
+    until("nothing waits", async || {
+        let (lanes, dead) = queue.status().await.unwrap();
+        lanes.iter().all(|lane| lane.depth == Some(0)) && dead == 0
+    })
+    .await;
+    for write in &writes {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        assert_eq!(queue.overlay().fate(&namespace, key, version).await, Ok(Fate::Superseded));
+    }
+    assert_eq!(store.body("7k").await.as_deref(), Some("newer"));
+    let applied = store.applied.lock().unwrap().len();
+    assert!((1..=PREFETCH as usize).contains(&applied), "the first batch alone is applied: {applied}");
+    queue.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
     let rabbit = tokio::task::block_in_place(Rabbit::shared);
     let queue = open(rabbit, "q2", 1 << 30).await;
@@ -201,7 +250,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
         let key = if n % 20 == 7 { format!("poison{n}") } else { format!("good{n}") };
         let write = put(&key, &format!("v{n}"), n);
         queue.put(&only(), &write, soon()).await.unwrap();
-        queue.overlay().hold(&write).await.unwrap();
+        queue.overlay().hold(&[&write]).await.unwrap();
     }
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;

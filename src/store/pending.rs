@@ -43,7 +43,7 @@ impl Store {
         if found.version < pending.version {
             return None;
         }
-        waiting.queue.overlay().overtaken(&call.namespace, key, pending.version).await;
+        waiting.queue.overlay().overtaken(&call.row_key(key), pending.version).await;
         Some(found)
     }
 

@@ -35,11 +35,7 @@ impl Target for Store {
         Box::pin(async move {
             let mut results: Vec<Result<Applied>> =
                 writes.iter().map(|_| Err(Error::internal("a queued write was lost"))).collect();
-            let mut of_namespace: BTreeMap<&Namespace, Vec<usize>> = BTreeMap::new();
-            for (at, write) in writes.iter().enumerate() {
-                of_namespace.entry(&write.entry.at.namespace).or_default().push(at);
-            }
-            let applied = of_namespace.into_iter().map(|(namespace, places)| async move {
+            let applied = by_namespace(writes).into_iter().map(|(namespace, places)| async move {
                 let applied = match self.policy(namespace) {
                     Ok(policy) => self.apply_to(&policy, writes, &places, deadline).await,
                     Err(error) => vec![Err(error); places.len()],
@@ -50,6 +46,24 @@ impl Target for Store {
                 results[at] = applied;
             }
             results
+        })
+    }
+
+    fn already<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Option<Applied>>> {
+        Box::pin(async move {
+            let mut told = vec![None; writes.len()];
+            for (namespace, places) in by_namespace(writes) {
+                let Ok(policy) = self.policy(namespace) else { continue };
+                if self.agree_on_partitioning(&policy, namespace, deadline).await.is_err() {
+                    continue;
+                }
+                let entries = places.iter().map(|at| placed(&policy, &writes[*at])).collect();
+                for (at, already) in places.into_iter().zip(policy.backend.already(entries, deadline).await) {
+                    // Where a look fails, applying tells why.
+                    told[at] = already.ok().flatten();
+                }
+            }
+            told
         })
     }
 
@@ -156,6 +170,15 @@ impl Store {
         let index = DynBackend::shards(&**backend).iter().position(|name| *name == shard.shard)?;
         Some(ask(backend, index))
     }
+}
+
+/// The places of writes, by their namespaces.
+fn by_namespace(writes: &[Queued]) -> BTreeMap<&Namespace, Vec<usize>> {
+    let mut of_namespace: BTreeMap<&Namespace, Vec<usize>> = BTreeMap::new();
+    for (at, write) in writes.iter().enumerate() {
+        of_namespace.entry(&write.entry.at.namespace).or_default().push(at);
+    }
+    of_namespace
 }
 
 /// A queued write as its namespace's policy places it today.

@@ -5,7 +5,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 
 use super::shard::Proposal;
-use crate::backend::{Row, RowKey};
+use crate::backend::{Entry, Row, RowKey};
 
 type Bound<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -31,12 +31,20 @@ pub(super) fn bind_proposals<'q>(query: Bound<'q>, proposals: &[Proposal]) -> Bo
         .bind(proposals.iter().map(|each| each.body.as_deref()).collect::<Vec<_>>())
 }
 
+/// What tells whether rows need be merged, as `$1` to `$7`.
+pub(super) fn bind_marks<'q>(query: Bound<'q>, entries: &[&'q Entry]) -> Bound<'q> {
+    query
+        .bind(entries.iter().map(|entry| i32::from(entry.at.slot)).collect::<Vec<i32>>())
+        .bind(entries.iter().map(|entry| entry.at.namespace.as_str()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|entry| entry.at.key.as_str()).collect::<Vec<_>>())
+        .bind(entries.iter().map(|entry| entry.row.version.hlc.cast_signed()).collect::<Vec<i64>>())
+        .bind(entries.iter().map(|entry| entry.row.version.origin.cast_signed()).collect::<Vec<i64>>())
+        .bind(entries.iter().map(|entry| entry.row.ring.evicted_at_ms).collect::<Vec<i64>>())
+        .bind(entries.iter().map(|entry| ring(&entry.row)).collect::<Vec<String>>())
+}
+
 /// Whole rows, as `$1` to `$11`.
 pub(super) fn bind_rows<'q>(query: Bound<'q>, rows: &[(&RowKey, &Row)]) -> Bound<'q> {
-    let ring = |row: &Row| {
-        let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
-        format!("{{{}}}", ops.map(|number| number.to_string()).collect::<Vec<_>>().join(","))
-    };
     let kind = |row: &Row| if row.body.is_some() { super::LIVE } else { super::TOMBSTONE };
     query
         .bind(rows.iter().map(|(at, _)| i32::from(at.slot)).collect::<Vec<i32>>())
@@ -50,6 +58,12 @@ pub(super) fn bind_rows<'q>(query: Bound<'q>, rows: &[(&RowKey, &Row)]) -> Bound
         .bind(rows.iter().map(|(_, row)| row.body.as_deref()).collect::<Vec<_>>())
         .bind(rows.iter().map(|(_, row)| row.ring.evicted_at_ms).collect::<Vec<i64>>())
         .bind(rows.iter().map(|(_, row)| ring(row)).collect::<Vec<String>>())
+}
+
+/// A ring as the text of an array: arrays of arrays would have to be of one length.
+fn ring(row: &Row) -> String {
+    let ops = row.ring.entries.iter().flat_map(|(op, print)| [op.cast_signed(), print.cast_signed()]);
+    format!("{{{}}}", ops.map(|number| number.to_string()).collect::<Vec<_>>().join(","))
 }
 
 /// The word of the column `kind`.

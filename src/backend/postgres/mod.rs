@@ -204,6 +204,10 @@ impl Backend for PostgreSql {
         to_its_end(deadline, work).await.unwrap_or_else(|error| vec![Err(error); count])
     }
 
+    async fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Option<Applied>>> {
+        self.shared.already(&entries, deadline).await
+    }
+
     async fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Vec<Result<Applied>> {
         self.shared.foresee(&entries, deadline).await
     }

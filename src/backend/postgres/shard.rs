@@ -11,7 +11,7 @@ use sqlx::{Postgres, Row as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::bind::{bind_keys, bind_proposals, bind_rows, kind};
+use super::bind::{bind_keys, bind_marks, bind_proposals, bind_rows, kind};
 use super::classify::{READ_ONLY, Stage, classify};
 use super::connections::{Connections, Loan};
 use super::{Limits, rows, sql};
@@ -427,6 +427,14 @@ impl Shard {
         let query = bind_rows(sqlx::query(sql::APPLY), &pairs);
         let rows = self.run(Stage::Write, query, connection, deadline).await?;
         self.each(Stage::Write, entries.len(), &rows, |row| sqlx::Row::try_get(row, "res"))
+    }
+
+    /// Of each row that need not be merged, whether it stands there itself; see [`sql::ALREADY`].
+    pub(super) async fn already(&self, entries: &[&Entry], deadline: Instant) -> Each<bool> {
+        let mut connection = self.connection_by(deadline).await?;
+        let query = bind_marks(sqlx::query(sql::ALREADY), entries);
+        let rows = self.run(Stage::Read, query, &mut connection, deadline).await?;
+        self.each(Stage::Read, entries.len(), &rows, |row| sqlx::Row::try_get(row, "own"))
     }
 
     /// What merging one row would come to: it is merged, and that is rolled back.

@@ -219,6 +219,23 @@ pub(super) const APPLY: &str = concat!(
      FROM j LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
 );
 
+/// What merges of rows have come to already: something as new stands there, and the row's operations are in its ring, or would be
+/// pushed out of it, and whoever repeats them is told so already. An operation was first sent before its version was minted,
+/// by a clock that is at most 5 s behind the server's: the bound that conditional writes beside queued ones rest on.
+///
+/// `$1` slot, `$2` namespace, `$3` key, `$4` hlc, `$5` origin, `$6` when an operation was last pushed out of the ring: arrays.
+/// `$7` the rings, each as text of an array.
+///
+/// A row for each key that need not be merged: place, and whether it is this very version that stands there. It takes no
+/// lock, so a server that is asked this alone writes nothing. What stands there later is newer still.
+pub(super) const ALREADY: &str = "SELECT i.ord, (t.hlc, t.origin) = (i.hlc, i.origin) AS own \
+     FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[]) \
+     WITH ORDINALITY AS i(slot, ns, key, hlc, origin, ops_floor, ring, ord) \
+     JOIN slot_own o ON o.slot = i.slot AND o.mode = 1 JOIN rec t ON t.ns = i.ns AND t.key = i.key \
+     WHERE NOT pg_is_in_recovery() AND (t.hlc, t.origin) >= (i.hlc, i.origin) AND t.ops_floor >= i.ops_floor \
+     AND (t.ops @> i.ring::bigint[] OR ((t.hlc, t.origin) > (i.hlc, i.origin) \
+     AND cardinality(t.ops) = 8 AND t.ops_floor >= (i.hlc >> 16) + 5000))";
+
 /// The slots of the primary alone: one that has become a standby since may lag behind the one that took over. As a table of
 /// its own, so that it is asked once for a statement and not for each row.
 macro_rules! primarys {

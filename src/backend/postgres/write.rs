@@ -251,6 +251,34 @@ impl Shared {
         }
     }
 
+    /// What merges have come to already, a statement for each server.
+    pub(super) async fn already(&self, entries: &[Entry], deadline: Instant) -> Vec<Result<Option<Applied>>> {
+        let mut of_owner: HashMap<u16, Vec<usize>> = HashMap::new();
+        for (at, entry) in entries.iter().enumerate() {
+            of_owner.entry(self.owner_index(entry.at.slot)).or_default().push(at);
+        }
+        let mut told: Vec<Result<Option<Applied>>> = vec![Ok(None); entries.len()];
+        for places in of_owner.into_values() {
+            let looked = match self.server(entries[places[0]].at.slot) {
+                Err(error) => Err(error),
+                Ok(server) => {
+                    let together: Vec<&Entry> = places.iter().map(|at| &entries[*at]).collect();
+                    server.shard.already(&together, deadline).await.map_err(|fault| fault.error)
+                }
+            };
+            match looked {
+                Ok(words) => {
+                    for (at, own) in places.into_iter().zip(words) {
+                        let which = |own| if own { Applied::Applied } else { Applied::Superseded };
+                        told[at] = Ok(own.map(which));
+                    }
+                }
+                Err(error) => places.into_iter().for_each(|at| told[at] = Err(error.clone())),
+            }
+        }
+        told
+    }
+
     /// What a merge would come to, each by itself; nothing is kept.
     pub(super) async fn foresee(&self, entries: &[Entry], deadline: Instant) -> Vec<Result<Applied>> {
         let mut foreseen = Vec::with_capacity(entries.len());

@@ -41,6 +41,7 @@ async fn merges_are_those_of_the_reference() {
     let url = Postgres::shared().database();
     let store = open(&[("main", url.as_str(), 1)]).await;
     let mut runner = proptest::test_runner::TestRunner::default();
+    let mut settled_by_a_look = 0;
     for case in 0..24 {
         let at = at(&format!("k{case}"));
         let rows = proptest::collection::vec(any_row(), 1..16).new_tree(&mut runner).unwrap().current();
@@ -52,6 +53,20 @@ async fn merges_are_those_of_the_reference() {
             let entry = Entry { at: at.clone(), row };
             let (after, applied) =
                 decide::apply(expected.as_ref(), &entry, Now { wall_ms: began, gc_floor: 0 });
+            let already = Backend::already(&store, vec![entry.clone()], deadline()).await.remove(0).unwrap();
+            if let Some(already) = already {
+                // It told the same without a merge, and a merge would leave the row as it is, but for when it forgot last.
+                let own = expected.as_ref().is_some_and(|stands| stands.version == entry.row.version);
+                let told = if own { Applied::Applied } else { Applied::Superseded };
+                assert_eq!((already, applied), (told, Applied::Superseded), "{rows:?}");
+                let entries = |row: &Option<Row>| {
+                    let mut entries = row.as_ref().map(|row| row.ring.entries.clone()).unwrap_or_default();
+                    entries.sort_unstable();
+                    entries
+                };
+                assert!(after.is_none() || entries(&after) == entries(&expected), "{rows:?}");
+                settled_by_a_look += 1;
+            }
             let done = Backend::apply(&store, vec![entry], deadline()).await.remove(0).unwrap();
             assert_eq!(done, applied, "{rows:?}");
             expected = after.or(expected);
@@ -64,6 +79,7 @@ async fn merges_are_those_of_the_reference() {
         }
         assert_eq!(stands, expected, "{rows:?}");
     }
+    assert!(settled_by_a_look > 0);
     Backend::close(&store).await;
 }
 
@@ -78,10 +94,14 @@ async fn an_operation_that_a_merge_drops_is_not_called_new() {
         let row = Row { version, slot: at("k").slot, body, expires_at_ms: 0, ring, was: false };
         Entry { at: at("k"), row }
     };
-    // The older one's fifth operation finds the ring full.
+    // The older one's fifth operation finds the ring full: nobody knows of it until it is merged.
     for entry in [row(1000, 0..4), row(500, 4..5)] {
+        let already = Backend::already(&store, vec![entry.clone()], deadline()).await.remove(0);
+        assert_eq!(already.unwrap(), None);
         Backend::apply(&store, vec![entry], deadline()).await.remove(0).unwrap();
     }
+    let already = Backend::already(&store, vec![row(500, 4..5)], deadline()).await.remove(0);
+    assert_eq!(already.unwrap(), Some(Applied::Superseded));
     let op = Some(crate::backend::OpStamp { id: 4 | 1 << 63, lookback_ms: Some(60_000) });
     let again = Backend::write(&store, vec![Write { op, ..put("k") }], deadline()).await.remove(0);
     assert_eq!(again.unwrap(), Written::Forgotten);
