@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::connection::{CONNECT_PAUSE, Link, bounded};
+use super::group;
 use super::lanes::Word;
-use super::letters::{Held, read};
+use super::letters::{Held, read_all};
 use super::overlay::Fate;
 use super::pace::Pace;
 use super::settle::{self, Verdict, settlement};
@@ -39,6 +40,8 @@ use rung::rung;
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes of one batch.
 const BATCH_MAX: usize = PREFETCH as usize;
+/// Writes that are applied together: a batch and what its last message brings beyond that.
+const PART_MAX: usize = BATCH_MAX + group::WRITES_MAX;
 /// How long a batch waits for more once it has one.
 const GATHER: Duration = Duration::from_millis(5);
 /// Bound on applying a batch.
@@ -219,8 +222,8 @@ struct Lane {
     pace: Arc<Pace>,
     /// Messages that were delivered and not looked at.
     delivered: VecDeque<Delivery>,
-    /// Messages not acknowledged: when each was taken, by its number.
-    in_hand: BTreeMap<u64, i64>,
+    /// Messages not acknowledged, by their numbers.
+    in_hand: BTreeMap<u64, InHand>,
     /// Keys that make trouble, and what waits for them.
     blocked: HashMap<RowKey, Blocked>,
     /// Whether much of the last batch was older than what stood in the store.
@@ -241,6 +244,14 @@ struct Told {
     settled: u64,
     rate: f64,
     bytes_each: f64,
+    writes_each: f64,
+}
+
+/// A message in hand.
+struct InHand {
+    taken_at_ms: i64,
+    /// Its writes that are not settled.
+    left: usize,
 }
 
 impl Lane {
@@ -253,7 +264,8 @@ impl Lane {
         pace: Arc<Pace>,
     ) -> Result<Self, String> {
         let (channel, consumer) = subscribe(link, &name).await?;
-        let told = Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0 };
+        let told =
+            Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0, writes_each: 1.0 };
         Ok(Self {
             queue,
             target,
@@ -281,7 +293,7 @@ impl Lane {
             batch.sort_by(|one, other| one.write.entry.at.key.cmp(&other.write.entry.at.key));
             self.pace.look(self.target.load(&self.shard));
             while !batch.is_empty() && !stop.is_cancelled() {
-                let rest = batch.split_off(self.pace.batch_max(BATCH_MAX).min(batch.len()));
+                let rest = batch.split_off(self.pace.batch_max(PART_MAX).min(batch.len()));
                 let part = self.settle_overtaken(batch).await?;
                 self.work(part, begun, stop).await?;
                 self.pace.learn(self.target.load(&self.shard));
@@ -308,16 +320,25 @@ impl Lane {
             self.delivered.push_back(first.map_err(|error| error.to_string())?);
         }
         let until = Instant::now() + GATHER;
-        while self.delivered.len() < BATCH_MAX {
+        let mut writes: usize = self.delivered.iter().map(writes_of).sum();
+        while writes < BATCH_MAX {
             match tokio::time::timeout_at(until, self.consumer.next()).await {
                 Ok(next) => {
-                    self.delivered.push_back(next.ok_or_else(ended)?.map_err(|error| error.to_string())?);
+                    let delivery = next.ok_or_else(ended)?.map_err(|error| error.to_string())?;
+                    writes += writes_of(&delivery);
+                    self.delivered.push_back(delivery);
                 }
                 Err(_) => break,
             }
         }
-        let count = self.delivered.len().min(BATCH_MAX);
-        Ok(self.delivered.drain(..count).collect())
+        let (mut gathered, mut writes) = (Vec::new(), 0);
+        while writes < BATCH_MAX
+            && let Some(delivery) = self.delivered.pop_front()
+        {
+            writes += writes_of(&delivery);
+            gathered.push(delivery);
+        }
+        Ok(gathered)
     }
 
     /// Takes in what has been delivered meanwhile, so that it is known how much waits here.
@@ -334,14 +355,12 @@ impl Lane {
         let now_ms = wall_ms();
         let mut batch = Vec::with_capacity(gathered.len());
         for delivery in gathered {
-            let bytes = delivery.data.len() as f64;
-            self.told.bytes_each +=
-                (bytes - self.told.bytes_each) * if self.told.bytes_each == 0.0 { 1.0 } else { 0.05 };
-            let held = match read(delivery) {
-                Ok(held) => held,
+            self.told.saw(&delivery);
+            let writes = match read_all(delivery) {
+                Ok(writes) => writes,
                 Err(unreadable) => {
                     tracing::error!(lane = self.name, "a queued write cannot be read: {}", unreadable.reason);
-                    self.in_hand.insert(unreadable.tag, now_ms);
+                    self.in_hand.insert(unreadable.tag, InHand { taken_at_ms: now_ms, left: 1 });
                     if self.queue.bury_unreadable(&unreadable, &self.name).await.is_err() {
                         return Err("a message could not be sent to the dead letters".to_owned());
                     }
@@ -349,17 +368,23 @@ impl Lane {
                     continue;
                 }
             };
-            self.in_hand.insert(held.tag, held.write.taken_at_ms);
-            let ahead_ms = wall_of(held.write.entry.row.version.hlc) - now_ms;
-            if ahead_ms > FAR_AHEAD_MS {
-                let reason = format!("its version is {ahead_ms} ms ahead of this worker's clock");
-                self.bury(held, &reason).await?;
-            } else if ahead_ms > AHEAD_MS {
-                self.send_round(held, RUNGS.len() - 1).await?;
-            } else if let Some(blocked) = self.blocked.get_mut(&held.write.entry.at) {
-                blocked.waiting.push_back(held);
-            } else {
-                batch.push(held);
+            let oldest_ms = writes.iter().map(|held| held.write.taken_at_ms).min().unwrap_or(now_ms);
+            if let Some(first) = writes.first() {
+                let in_hand = InHand { taken_at_ms: oldest_ms, left: writes.len() };
+                self.in_hand.insert(first.tag, in_hand);
+            }
+            for held in writes {
+                let ahead_ms = wall_of(held.write.entry.row.version.hlc) - now_ms;
+                if ahead_ms > FAR_AHEAD_MS {
+                    let reason = format!("its version is {ahead_ms} ms ahead of this worker's clock");
+                    self.bury(held, &reason).await?;
+                } else if ahead_ms > AHEAD_MS {
+                    self.send_round(held, RUNGS.len() - 1).await?;
+                } else if let Some(blocked) = self.blocked.get_mut(&held.write.entry.at) {
+                    blocked.waiting.push_back(held);
+                } else {
+                    batch.push(held);
+                }
             }
         }
         Ok(batch)
@@ -548,12 +573,19 @@ impl Lane {
         blocked.waiting.push_back(held);
     }
 
-    /// Acknowledges messages: in one word where nothing before them is in hand.
-    async fn ack(&mut self, mut tags: Vec<u64>) -> Result<(), String> {
-        tags.sort_unstable();
-        for tag in &tags {
-            self.in_hand.remove(tag);
+    /// Takes note of settled writes by the numbers of their messages. A message whose last it was is acknowledged: several in one
+    /// word where nothing before them is in hand.
+    async fn ack(&mut self, settled: Vec<u64>) -> Result<(), String> {
+        let mut tags = Vec::new();
+        for tag in settled {
+            let Some(in_hand) = self.in_hand.get_mut(&tag) else { continue };
+            in_hand.left -= 1;
+            if in_hand.left == 0 {
+                self.in_hand.remove(&tag);
+                tags.push(tag);
+            }
         }
+        tags.sort_unstable();
         let Some(last) = tags.last().copied() else { return Ok(()) };
         let all_before = self.in_hand.first_key_value().is_none_or(|(first, _)| *first > last);
         if all_before {
@@ -576,11 +608,13 @@ impl Lane {
         }
         self.take_in();
         let word = Word {
-            in_hand: (self.in_hand.len() + self.delivered.len()) as u64,
-            oldest_ms: self.in_hand.values().min().copied().unwrap_or(0),
+            in_hand: (self.in_hand.values().map(|message| message.left).sum::<usize>()
+                + self.delivered.iter().map(writes_of).sum::<usize>()) as u64,
+            oldest_ms: self.in_hand.values().map(|message| message.taken_at_ms).min().unwrap_or(0),
             rate: self.told.rate_now(elapsed),
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
+            writes_each: self.told.writes_each,
         };
         self.told =
             Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };
@@ -589,11 +623,23 @@ impl Lane {
 }
 
 impl Told {
+    /// Takes note of how large a message is.
+    fn saw(&mut self, delivery: &Delivery) {
+        let writes = writes_of(delivery) as f64;
+        let part = if self.bytes_each == 0.0 { 1.0 } else { 0.05 };
+        self.bytes_each += (delivery.data.len() as f64 / writes - self.bytes_each) * part;
+        self.writes_each += (writes - self.writes_each) * part;
+    }
+
     /// The rate to tell, so long after the last.
     fn rate_now(&self, elapsed: Duration) -> f64 {
         let lately = self.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
         self.rate + (lately - self.rate) * RATE_PART
     }
+}
+
+fn writes_of(delivery: &Delivery) -> usize {
+    group::writes_in(&delivery.data)
 }
 
 /// Whether so many of all are worth a look of their own.

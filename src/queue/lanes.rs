@@ -1,7 +1,7 @@
 //! What the consumers of lanes know of them, for whoever asks any worker: kept in Redis for a few seconds.
 //!
 //! A lane's depth is what the broker holds ready, and what its consumer has in hand; only that one knows how old the
-//! oldest is and how fast it goes. Bytes are the depth by the size that its messages had lately. Where there is a consumer and no
+//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind. Bytes are the depth by the size that its messages had lately. Where there is a consumer and no
 //! word of it, what it has in hand is not known, and never taken for nothing.
 
 use std::collections::HashMap;
@@ -25,7 +25,8 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(250);
 pub struct LaneStatus {
     /// Name of its queue.
     pub name: String,
-    /// Writes that the broker holds and has handed to nobody.
+    /// Writes that the broker holds and has handed to nobody: its messages, by how many writes those had lately that its consumer
+    /// was handed.
     pub ready: u64,
     /// Writes that its consumer has in hand.
     pub in_hand: Option<u64>,
@@ -50,6 +51,8 @@ pub(super) struct Word {
     pub(super) rate: f64,
     pub(super) bytes_each: u64,
     pub(super) said_ms: i64,
+    /// Writes of a message, on the average lately.
+    pub(super) writes_each: f64,
 }
 
 /// See the module.
@@ -68,8 +71,8 @@ impl Lanes {
     pub(super) async fn tell(&self, lane: &str, word: Word) {
         let mut set = redis::cmd("HSET");
         set.arg(&self.hash).arg(lane).arg(format!(
-            "{} {} {:.1} {} {}",
-            word.in_hand, word.oldest_ms, word.rate, word.bytes_each, word.said_ms
+            "{} {} {:.1} {} {} {:.3}",
+            word.in_hand, word.oldest_ms, word.rate, word.bytes_each, word.said_ms, word.writes_each
         ));
         drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
     }
@@ -100,6 +103,7 @@ impl Word {
             rate: parts.next()?.parse().ok()?,
             bytes_each: parts.next()?.parse().ok()?,
             said_ms: parts.next()?.parse().ok()?,
+            writes_each: parts.next()?.parse().ok()?,
         })
     }
 }
@@ -114,7 +118,9 @@ impl LaneStatus {
             Holds { consumers: 0, .. } => Some(0),
             _ => word.map(|word| word.in_hand),
         };
-        let depth = in_hand.map(|in_hand| holds.ready + in_hand);
+        // Without a word each message is taken for one write: there are no fewer.
+        let ready = (holds.ready as f64 * word.map_or(1.0, |word| word.writes_each.max(1.0))).round() as u64;
+        let depth = in_hand.map(|in_hand| ready + in_hand);
         let or_none = |known: Option<u64>| if depth == Some(0) { Some(0) } else { known };
         let drain_ms = |word: &Word| match word.rate > 0.0 {
             true => depth.map(|depth| (depth as f64 / word.rate * 1000.0) as i64),
@@ -122,7 +128,7 @@ impl LaneStatus {
         };
         Self {
             name,
-            ready: holds.ready,
+            ready,
             in_hand,
             depth,
             bytes: or_none(depth.and_then(|depth| Some(depth * word?.bytes_each))),

@@ -2,6 +2,7 @@
 
 use lapin::message::Delivery;
 
+use super::group;
 use super::message::{Notes, Queued, properties_of_unknown};
 use super::publish::{Letter, Unqueued};
 use super::topology::RUNGS;
@@ -30,16 +31,29 @@ pub(super) struct Unreadable {
     pub(super) reason: String,
 }
 
-/// Reads a delivery.
-pub(super) fn read(delivery: Delivery) -> Result<Held, Box<Unreadable>> {
-    let (tag, notes) = (delivery.delivery_tag, Notes::of(&delivery.properties));
-    match Queued::decode(&delivery.data) {
-        Ok(write) => Ok(Held { tag, write, notes }),
-        Err(reason) => {
-            let id = delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string);
-            Err(Box::new(Unreadable { tag, id, body: delivery.data, notes, reason }))
+/// Reads a delivery of a lane: one write, or a group of them.
+pub(super) fn read_all(delivery: Delivery) -> Result<Vec<Held>, Box<Unreadable>> {
+    match group::decode(&delivery.data) {
+        Ok(writes) => {
+            let (tag, notes) = (delivery.delivery_tag, Notes::of(&delivery.properties));
+            Ok(writes.into_iter().map(|write| Held { tag, write, notes: notes.clone() }).collect())
         }
+        Err(reason) => Err(unreadable(delivery, reason)),
     }
+}
+
+/// Reads a delivery that holds one write.
+pub(super) fn read(delivery: Delivery) -> Result<Held, Box<Unreadable>> {
+    match Queued::decode(&delivery.data) {
+        Ok(write) => Ok(Held { tag: delivery.delivery_tag, write, notes: Notes::of(&delivery.properties) }),
+        Err(reason) => Err(unreadable(delivery, reason)),
+    }
+}
+
+fn unreadable(delivery: Delivery, reason: String) -> Box<Unreadable> {
+    let (tag, notes) = (delivery.delivery_tag, Notes::of(&delivery.properties));
+    let id = delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string);
+    Box::new(Unreadable { tag, id, body: delivery.data, notes, reason })
 }
 
 impl Queue {
@@ -72,12 +86,14 @@ impl Queue {
             false => letter.notes.clone(),
         };
         let properties = properties_of_unknown(&letter.id, &notes);
-        self.letter(Letter { queue: self.topology.dead(), body: letter.body.clone(), properties }).await
+        let (queue, body) = (self.topology.dead(), letter.body.clone());
+        self.letter(Letter { queue, body, properties, joins: false }).await
     }
 
     /// Sends a write to a queue.
     pub(super) async fn send(&self, queue: String, write: &Queued, notes: &Notes) -> Result<(), Unqueued> {
-        self.letter(Letter { queue, body: write.encode(), properties: write.properties(notes) }).await
+        let (body, properties) = (write.encode(), write.properties(notes));
+        self.letter(Letter { queue, body, properties, joins: false }).await
     }
 
     async fn letter(&self, letter: Letter) -> Result<(), Unqueued> {

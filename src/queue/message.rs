@@ -30,12 +30,12 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::backend::{Entry, OpRing, Row, RowKey};
 use crate::model::{Key, Namespace, Version};
 
-const MAGIC: u8 = 0xD6;
+pub(super) const MAGIC: u8 = 0xD6;
 const FORMAT: u8 = 1;
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 const HEAD_BYTES: usize = 46;
-const CRC_BYTES: usize = 4;
+pub(super) const CRC_BYTES: usize = 4;
 /// Longest reason that a header carries.
 const REASON_BYTES_MAX: usize = 1000;
 
@@ -177,7 +177,7 @@ pub(super) fn properties_of_unknown(id: &str, notes: &Notes) -> BasicProperties 
     properties(id, notes.dead_at_ms).with_headers(headers)
 }
 
-fn properties(id: &str, at_ms: i64) -> BasicProperties {
+pub(super) fn properties(id: &str, at_ms: i64) -> BasicProperties {
     let seconds = u64::try_from(at_ms / 1000).unwrap_or(0);
     BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2).with_timestamp(seconds)
 }

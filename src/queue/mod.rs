@@ -16,6 +16,7 @@
 mod connection;
 mod consume;
 mod dead;
+mod group;
 mod lanes;
 mod letters;
 mod message;
@@ -192,7 +193,7 @@ impl Queue {
 
     /// Makes a queued write visible to all workers, now if Redis answers, and else when it does; whether it is.
     pub async fn show(&self, write: &Queued) -> bool {
-        let held = self.overlay.hold(&[write]).await;
+        let held = self.overlay.hold(write).await;
         if held.is_err() {
             self.owed.hold(write);
         }
@@ -221,7 +222,9 @@ impl Queue {
     pub async fn put(&self, shard: &LaneShard, write: &Queued, deadline: Instant) -> Result<(), Unqueued> {
         let queue = self.topology.lane(&shard.backend, &shard.shard, write.entry.at.slot);
         let properties = write.properties(&Notes::default());
-        self.publisher.publish(Letter { queue, body: write.encode(), properties }, deadline).await
+        self.publisher
+            .publish(Letter { queue, body: write.encode(), properties, joins: true }, deadline)
+            .await
     }
 
     /// Stops: batches in hand are finished, as far as that takes no long.

@@ -22,12 +22,15 @@
 //! Keys: `{prefix}:p:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), and receipts
 //! `{prefix}:r:{namespace}:{key}:{version}`.
 
+mod calls;
+mod together;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{Cmd, Pipeline, Value};
+use redis::Value;
 use tokio::time::Instant;
 
 use super::message::Queued;
@@ -36,6 +39,8 @@ use crate::link::redis::{Fault, Redis};
 use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
+use calls::Calls;
+use together::Together;
 
 /// Bound on what a request waits for before it asks the store.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -53,20 +58,18 @@ const PENDING_SECONDS: &str = "7776000";
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// The library of functions. Its name carries the protocol's number.
-const LIBRARY: &str = include_str!("overlay.lua");
 const HEAD_BYTES: usize = 34;
 const OP_BYTES: usize = 48;
 const LIFE_BYTES: usize = 16;
 
 /// See the module.
 pub struct Overlay {
-    redis: Arc<Redis>,
-    prefix: String,
+    calls: Arc<Calls>,
     /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
     clock_ahead_ms: AtomicI64,
-    /// Whether it has been told that Redis forgets pending writes when it is full.
-    warned: AtomicBool,
+    /// What concurrent requests ask and tell of one key each, which shares calls.
+    looks_ahead: Together<(Namespace, Key), Ahead>,
+    holds: Together<Queued, ()>,
 }
 
 /// Redis does not answer: nobody knows whether a write is pending.
@@ -122,17 +125,34 @@ impl Overlay {
     /// The overlay of a deployment, at a URL.
     pub fn open(url: &str, prefix: &str) -> Result<Self> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
+        let calls = Arc::new(Calls::new(redis, prefix));
+        let (asked, told) = (calls.clone(), calls.clone());
         Ok(Self {
-            redis,
-            prefix: prefix.to_owned(),
+            calls,
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
-            warned: AtomicBool::new(false),
+            looks_ahead: Together::new(
+                TOLD_TOGETHER,
+                Box::new(move |keys| {
+                    let calls = asked.clone();
+                    Box::pin(async move { calls.ahead(&keys).await })
+                }),
+            ),
+            holds: Together::new(
+                TOLD_TOGETHER,
+                Box::new(move |writes| {
+                    let calls = told.clone();
+                    Box::pin(async move {
+                        calls.hold(&writes.iter().collect::<Vec<_>>()).await?;
+                        Ok(vec![(); writes.len()])
+                    })
+                }),
+            ),
         })
     }
 
     /// Whether it can be asked, and why not; also whether this worker's clock may order queued writes.
     pub fn health(&self) -> Result<(), String> {
-        self.redis.health()?;
+        self.calls.redis.health()?;
         self.clock()
     }
 
@@ -148,7 +168,7 @@ impl Overlay {
     /// Measures the difference of the clocks.
     pub(super) async fn look_at_clock(&self) {
         let (begun, before_ms) = (Instant::now(), wall_ms());
-        let time = self.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
+        let time = self.calls.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
         let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
         let Ok(Value::Array(parts)) = time else { return };
         let number = |part: Option<&Value>| match part {
@@ -171,42 +191,29 @@ impl Overlay {
     pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
         let mut steps = redis::pipe();
         for key in keys {
-            steps.cmd("GET").arg(self.name("p", namespace, key));
+            steps.cmd("GET").arg(self.calls.name("p", namespace, key));
         }
-        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
         Ok(answers.iter().map(pending_of).collect())
     }
 
-    /// What there is of a key before it is written.
+    /// What there is of each key before it is written.
     pub async fn ahead(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Ahead>, Away> {
-        let mut steps = redis::pipe();
-        for key in keys {
-            steps.cmd("GET").arg(self.name("p", namespace, key));
-            // The version in the head of the shared tier's copy.
-            steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
-        }
-        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
-        let of = |pair: &[Value]| Ahead { pending: pending_of(&pair[0]), copy: version_of(&pair[1]) };
-        Ok(answers.chunks_exact(2).map(of).collect())
-    }
-
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending.
-    pub(super) async fn hold(&self, writes: &[&Queued]) -> Result<(), Away> {
-        let mut steps = redis::pipe();
-        for together in writes.chunks(TOLD_TOGETHER) {
-            let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
-            let call = self.call(&mut steps, "ds2q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
-            for queued in together {
-                let (at, row) = (&queued.entry.at, &queued.entry.row);
-                let kind = if row.body.is_some() { 'r' } else { 'd' };
-                let head = format!("1{kind}{}", row.version);
-                let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
-                let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
-                tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
-                call.arg(head).arg(op).arg(tail).arg(at.key.as_str());
+        match keys {
+            [key] => {
+                let asked = (namespace.clone(), (*key).clone());
+                Ok(vec![self.looks_ahead.ask(asked, LOOK_TIMEOUT).await?])
+            }
+            keys => {
+                let keys: Vec<_> = keys.iter().map(|key| (namespace.clone(), (*key).clone())).collect();
+                self.calls.ahead(&keys).await
             }
         }
-        self.calls(&steps, HOLD_TIMEOUT).await.map(drop)
+    }
+
+    /// Makes a queued write visible to all workers. Not an error where a newer one is pending.
+    pub async fn hold(&self, write: &Queued) -> Result<(), Away> {
+        self.holds.ask(write.clone(), HOLD_TIMEOUT).await
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
@@ -217,24 +224,26 @@ impl Overlay {
         let mut steps = redis::pipe();
         for together in settlements.chunks(TOLD_TOGETHER) {
             let of = |one: &Settlement| (one.at.clone(), one.version);
-            let call = self.call(&mut steps, "ds2q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
+            let call =
+                self.calls.call(&mut steps, "ds2q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
             for Settlement { at, version, fate } in together {
                 call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
             }
         }
-        self.calls(&steps, SETTLE_TIMEOUT).await.map(drop)
+        self.calls.send(&steps, SETTLE_TIMEOUT).await.map(drop)
     }
 
     /// Takes away a pending write that the store has overtaken: only the one that was seen, or an older.
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
-        self.call(&mut steps, "ds2q_settle", std::iter::once((at.clone(), version)))
+        self.calls
+            .call(&mut steps, "ds2q_settle", std::iter::once((at.clone(), version)))
             .arg(RECEIPT_SECONDS)
             .arg(version.to_string())
             .arg(at.key.as_str())
             .arg("");
         // If it stays, the next one to meet it takes it away.
-        drop(self.calls(&steps, LOOK_TIMEOUT).await);
+        drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
     }
 
     /// Keys of a part of a namespace on which writes are pending, in the direction asked.
@@ -246,7 +255,7 @@ impl Overlay {
         reverse: bool,
         most: usize,
     ) -> Result<Vec<Key>, Away> {
-        let index = format!("{}:i:{}", self.prefix, namespace.as_str());
+        let index = self.calls.index(namespace);
         let low = if start.is_empty() { "-".to_owned() } else { format!("[{start}") };
         let high = end.map_or_else(|| "+".to_owned(), |end| format!("({end}"));
         let mut steps = redis::pipe();
@@ -255,7 +264,7 @@ impl Overlay {
             true => steps.cmd("ZREVRANGEBYLEX").arg(index).arg(high).arg(low),
         };
         steps.arg("LIMIT").arg(0).arg(most);
-        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
         let Some(Value::Array(members)) = answers.first() else { return Ok(Vec::new()) };
         let key = |member: &Value| match member {
             Value::BulkString(text) => Key::parse(std::str::from_utf8(text).ok()?).ok(),
@@ -267,8 +276,8 @@ impl Overlay {
     /// How many keys of a namespace have a write pending.
     pub async fn count(&self, namespace: &Namespace) -> Result<u64, Away> {
         let mut steps = redis::pipe();
-        steps.cmd("ZCARD").arg(format!("{}:i:{}", self.prefix, namespace.as_str()));
-        let answers = self.calls(&steps, LOOK_TIMEOUT).await?;
+        steps.cmd("ZCARD").arg(self.calls.index(namespace));
+        let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
         Ok(match answers.first() {
             Some(Value::Int(count)) => count.unsigned_abs(),
             _ => 0,
@@ -278,74 +287,12 @@ impl Overlay {
     /// What became of a queued write.
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
-        steps.cmd("GET").arg(self.receipt(namespace, key, version));
-        let answers = self.calls(&steps, HOLD_TIMEOUT).await?;
+        steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
+        let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;
         Ok(match answers.first() {
             Some(Value::BulkString(noted)) => Fate::of(&String::from_utf8_lossy(noted)),
             _ => Fate::Unknown,
         })
-    }
-
-    fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
-        format!("{}:{part}:{}:{}", self.prefix, namespace.as_str(), key.as_str())
-    }
-
-    fn receipt(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
-        format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
-    }
-
-    /// The begin of a call of a function that is about these writes.
-    fn call<'p>(
-        &self,
-        steps: &'p mut Pipeline,
-        function: &str,
-        writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
-    ) -> &'p mut Pipeline {
-        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
-        for (RowKey { namespace, key, .. }, version) in writes {
-            steps
-                .arg(self.name("p", &namespace, &key))
-                .arg(format!("{}:i:{}", self.prefix, namespace.as_str()))
-                .arg(self.receipt(&namespace, &key, version));
-        }
-        steps
-    }
-
-    /// Sends steps; loads the functions where Redis has lost them, and tries once more.
-    async fn calls(&self, steps: &Pipeline, within: Duration) -> Result<Vec<Value>, Away> {
-        for again in [true, false] {
-            let deadline = Instant::now() + within;
-            let answers = self.redis.calls(steps, deadline).await.map_err(|fault| away(&fault))?;
-            let lost = |answer: &Result<Value, Fault>| matches!(answer, Err(Fault::Refused { message, .. }) if message.contains("unction not found"));
-            if again && answers.iter().any(lost) {
-                self.load().await?;
-                continue;
-            }
-            return answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| away(&fault));
-        }
-        Err(Away("Redis does not keep its functions".to_owned()))
-    }
-
-    async fn load(&self) -> Result<(), Away> {
-        let mut load = Cmd::new();
-        load.arg("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY);
-        let deadline = Instant::now() + HOLD_TIMEOUT;
-        self.redis.call(&load, deadline).await.map_err(|fault| away(&fault))?;
-        self.look_at_eviction().await;
-        Ok(())
-    }
-
-    /// Pending writes have no lifetime, so a server that evicts what has none may forget them.
-    async fn look_at_eviction(&self) {
-        let mut ask = redis::cmd("CONFIG");
-        ask.arg("GET").arg("maxmemory-policy");
-        let Ok(answer) = self.redis.call(&ask, Instant::now() + HOLD_TIMEOUT).await else { return };
-        let text = format!("{answer:?}");
-        if text.contains("allkeys") && !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "Redis may forget pending writes when it is full: set its maxmemory-policy to volatile-lru"
-            );
-        }
     }
 }
 
@@ -462,13 +409,13 @@ mod tests {
         assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
 
         let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-        overlay.hold(&[&nine]).await.unwrap();
-        overlay.hold(&[&five]).await.unwrap();
+        overlay.hold(&nine).await.unwrap();
+        overlay.hold(&five).await.unwrap();
         let pending = look().await.unwrap();
         assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
         let versions = [1, 2].map(|op| pending.find(op | 1 << 63).map(|version| version.hlc));
         assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-        overlay.hold(&[&queued("b", 3, Some(b"b"), 4)]).await.unwrap();
+        overlay.hold(&queued("b", 3, Some(b"b"), 4)).await.unwrap();
         let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
         assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
         assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -478,7 +425,7 @@ mod tests {
         assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
         overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
         assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-        overlay.hold(&[&nine]).await.unwrap();
+        overlay.hold(&nine).await.unwrap();
         assert_eq!(look().await, None, "one that was settled before it was held does not come back");
         assert_eq!(overlay.count(&namespace).await, Ok(1));
         overlay.overtaken(&queued("b", 3, None, 4).entry.at, Version { hlc: 3, origin: 6 }).await;
@@ -492,7 +439,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         for op in 1..=6 {
-            overlay.hold(&[&queued("k", op, Some(b"x"), op)]).await.unwrap();
+            overlay.hold(&queued("k", op, Some(b"x"), op)).await.unwrap();
         }
         let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
         let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();

@@ -5,10 +5,13 @@
 //! *some* confirm that is settled at that moment; so confirms are looked at in groups that hold all that one word of the
 //! broker settled, and what came back is told by its own id.
 //!
+//! Writes to a lane share messages ([`super::group`]): the first goes at once, and what comes while [`UNDER_WAY_MAX`] messages of
+//! its lane are not confirmed goes together with the next. Nobody is waited for.
+//!
 //! While there is no connection, or the broker takes nothing, publishing fails at once and nothing happened. What was sent and
 //! not confirmed may be in the queue: nobody knows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, CONNECT_PAUSE, Link};
+use super::group;
 use super::topology::Topology;
 
 /// Messages that wait to be sent; beyond it the queue counts as full.
@@ -30,12 +34,16 @@ const WAITING_MAX: usize = 8192;
 const UNCONFIRMED_MAX: usize = 8192;
 /// Messages sent before confirms are looked at again.
 const SENT_TOGETHER: usize = 256;
+/// Messages of a lane that are sent and not confirmed, while others wait to share the next.
+const UNDER_WAY_MAX: usize = 2;
 
 /// What a message is published with.
 pub(super) struct Letter {
     pub(super) queue: String,
     pub(super) body: Vec<u8>,
     pub(super) properties: BasicProperties,
+    /// Whether it may share a message with others of its queue.
+    pub(super) joins: bool,
 }
 
 /// Why a message is not known to be queued.
@@ -60,8 +68,24 @@ struct Job {
     answer: oneshot::Sender<Result<(), Unqueued>>,
 }
 
+/// Those who wait for one message.
+struct Waiters {
+    /// Its id.
+    id: ShortString,
+    answers: Vec<oneshot::Sender<Result<(), Unqueued>>>,
+    /// The lane it went to, where it was one that others may have shared.
+    lane: Option<String>,
+}
+
 /// What became of one message.
-type Settled = (ShortString, oneshot::Sender<Result<(), Unqueued>>, lapin::Result<Confirmation>);
+type Settled = (Waiters, lapin::Result<Confirmation>);
+
+/// What goes to one lane.
+#[derive(Default)]
+struct Outbound {
+    under_way: usize,
+    waiting: VecDeque<Job>,
+}
 
 impl Publisher {
     /// A publisher that connects, makes what queues are missing, and does so again whenever the connection is lost.
@@ -156,13 +180,26 @@ impl Work {
         stop: &CancellationToken,
     ) -> String {
         let mut unconfirmed = FuturesUnordered::new();
+        let mut lanes: HashMap<String, Outbound> = HashMap::new();
+        // Letters that wait in lanes.
+        let mut waiting = 0;
         let mut returned: HashSet<ShortString> = HashSet::new();
         let mut batch = Vec::with_capacity(SENT_TOGETHER);
         let why = loop {
+            let mut touched: Vec<String> = Vec::new();
+            let mut lost = None;
             tokio::select! {
                 biased;
                 Some(settled) = unconfirmed.next(), if !unconfirmed.is_empty() => {
                     let group = group(settled, &mut unconfirmed, channel).await;
+                    for lane in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
+                        if let Some(outbound) = lanes.get_mut(lane) {
+                            outbound.under_way -= 1;
+                        }
+                        if !touched.contains(lane) {
+                            touched.push(lane.clone());
+                        }
+                    }
                     if !settle(group, &mut returned) {
                         break "RabbitMQ lacks a queue of ours".to_owned();
                     }
@@ -177,27 +214,51 @@ impl Work {
                     });
                 }
                 () = stop.cancelled() => break "stopping".to_owned(),
-                _ = received.recv_many(&mut batch, SENT_TOGETHER), if unconfirmed.len() < UNCONFIRMED_MAX => {
-                    let mut lost = None;
-                    for Job { letter, answer } in batch.drain(..) {
-                        // Its caller has gone, and has been told that nobody knows; so nothing need happen any more.
-                        if answer.is_closed() {
-                            continue;
-                        }
-                        match send(channel, letter).await {
-                            Ok((id, confirm)) => unconfirmed.push(confirm.map(|confirmed| (id, answer, confirmed))),
-                            Err(unqueued) => {
-                                lost = Some(format!("RabbitMQ: {unqueued:?}"));
-                                drop(answer.send(Err(unqueued)));
+                _ = received.recv_many(&mut batch, SENT_TOGETHER), if unconfirmed.len() + waiting < UNCONFIRMED_MAX => {
+                    for job in batch.drain(..) {
+                        if job.letter.joins {
+                            if !touched.contains(&job.letter.queue) {
+                                touched.push(job.letter.queue.clone());
+                            }
+                            lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
+                            waiting += 1;
+                        } else if !job.answer.is_closed() {
+                            match send(channel, vec![job], None).await {
+                                Ok(confirm) => unconfirmed.push(confirm),
+                                Err(why) => lost = Some(why),
                             }
                         }
                     }
-                    if let Some(lost) = lost {
-                        break lost;
-                    }
                 }
             }
+            for lane in touched {
+                let Some(outbound) = lanes.get_mut(&lane) else { continue };
+                while outbound.under_way < UNDER_WAY_MAX && lost.is_none() {
+                    let (jobs, taken) = together(&mut outbound.waiting);
+                    waiting -= taken;
+                    if jobs.is_empty() {
+                        break;
+                    }
+                    match send(channel, jobs, Some(lane.clone())).await {
+                        Ok(confirm) => {
+                            outbound.under_way += 1;
+                            unconfirmed.push(confirm);
+                        }
+                        Err(why) => lost = Some(why),
+                    }
+                }
+                if outbound.under_way == 0 && outbound.waiting.is_empty() {
+                    lanes.remove(&lane);
+                }
+            }
+            if let Some(lost) = lost {
+                break lost;
+            }
         };
+        // What was never sent did not happen.
+        for job in lanes.into_values().flat_map(|outbound| outbound.waiting) {
+            drop(job.answer.send(Err(Unqueued::Down(why.clone()))));
+        }
         // Without a connection each is settled as an error at once; with one, the broker's last words are waited for.
         let last = async {
             while let Some(settled) = unconfirmed.next().await {
@@ -210,18 +271,63 @@ impl Work {
     }
 }
 
-async fn send(channel: &Channel, letter: Letter) -> Result<(ShortString, lapin::PublisherConfirm), Unqueued> {
-    let Letter { queue, body, properties } = letter;
+/// The next letters of a lane that share a message, and how many were taken from it: those whose callers have gone have been told
+/// that nobody knows, and need not be sent any more.
+fn together(waiting: &mut VecDeque<Job>) -> (Vec<Job>, usize) {
+    let (mut jobs, mut taken, mut bytes): (Vec<Job>, usize, usize) = (Vec::new(), 0, 0);
+    while let Some(job) = waiting.front() {
+        let more = job.letter.body.len();
+        let fits = jobs.is_empty() || (jobs.len() < group::WRITES_MAX && bytes + more <= group::BYTES_MAX);
+        if !fits {
+            break;
+        }
+        let Some(job) = waiting.pop_front() else { break };
+        taken += 1;
+        if !job.answer.is_closed() {
+            bytes += more;
+            jobs.push(job);
+        }
+    }
+    (jobs, taken)
+}
+
+/// Sends letters as one message. Where that fails, those who wait for them are told; why.
+async fn send(
+    channel: &Channel,
+    jobs: Vec<Job>,
+    lane: Option<String>,
+) -> Result<impl Future<Output = Settled> + use<>, String> {
+    let (mut letters, answers): (Vec<Letter>, Vec<_>) =
+        jobs.into_iter().map(|Job { letter, answer }| (letter, answer)).unzip();
+    let Letter { queue, body, properties, .. } = letters.swap_remove(0);
     let id = properties.message_id().clone().unwrap_or_default();
+    let (body, properties) = match letters.is_empty() {
+        true => (body, properties),
+        false => {
+            let bodies: Vec<Vec<u8>> =
+                std::iter::once(body).chain(letters.into_iter().map(|letter| letter.body)).collect();
+            (group::encode(&bodies), group::properties_of(&properties, bodies.len()))
+        }
+    };
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     match channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties).await {
-        Ok(confirm) => Ok((id, confirm)),
-        Err(error) => Err(match error.kind() {
-            ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => {
-                Unqueued::Down(format!("RabbitMQ: {error}"))
+        Ok(confirm) => {
+            let waiters = Waiters { id, answers, lane };
+            Ok(confirm.map(|confirmed| (waiters, confirmed)))
+        }
+        Err(error) => {
+            let why = format!("RabbitMQ: {error}");
+            let unqueued = match error.kind() {
+                ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => {
+                    Unqueued::Down(why.clone())
+                }
+                _ => Unqueued::Unknown(why.clone()),
+            };
+            for answer in answers {
+                drop(answer.send(Err(unqueued.clone())));
             }
-            _ => Unqueued::Unknown(format!("RabbitMQ: {error}")),
-        }),
+            Err(why)
+        }
     }
 }
 
@@ -246,12 +352,12 @@ where
 /// Answers those who wait; `false` where a message came back, because its queue is missing.
 fn settle(group: Vec<Settled>, returned: &mut HashSet<ShortString>) -> bool {
     let mut routed = true;
-    for (_, _, confirmed) in &group {
+    for (_, confirmed) in &group {
         if let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = confirmed {
             returned.extend(message.properties.message_id().clone());
         }
     }
-    for (id, answer, confirmed) in group {
+    for (Waiters { id, answers, .. }, confirmed) in group {
         let came_back = returned.remove(&id);
         routed &= !came_back;
         let settled = match confirmed {
@@ -264,7 +370,9 @@ fn settle(group: Vec<Settled>, returned: &mut HashSet<ShortString>) -> bool {
             Err(error) => Err(Unqueued::Unknown(format!("RabbitMQ: {error}"))),
         };
         // Whoever stopped waiting has been told that nobody knows.
-        drop(answer.send(settled));
+        for answer in answers {
+            drop(answer.send(settled.clone()));
+        }
     }
     routed
 }

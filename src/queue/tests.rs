@@ -174,7 +174,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     let put = futures_util::future::join_all(puts).await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     for write in &writes {
-        queue.overlay().hold(&[write]).await.unwrap();
+        queue.overlay().hold(write).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
     let pending = queue.overlay().look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
@@ -214,7 +214,7 @@ async fn what_the_store_has_overtaken_is_settled_by_a_look() {
     let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
     assert!(puts.await.iter().all(Result::is_ok));
     for write in &writes {
-        queue.overlay().hold(&[write]).await.unwrap();
+        queue.overlay().hold(write).await.unwrap();
     }
     for key in 0..50 {
         let mut newer = put(&format!("{key}k"), "newer", 9_000);
@@ -250,7 +250,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
         let key = if n % 20 == 7 { format!("poison{n}") } else { format!("good{n}") };
         let write = put(&key, &format!("v{n}"), n);
         queue.put(&only(), &write, soon()).await.unwrap();
-        queue.overlay().hold(&[&write]).await.unwrap();
+        queue.overlay().hold(&write).await.unwrap();
     }
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;

@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::{Link, bounded};
 use super::dead::DeadLetter;
-use super::letters::{Held, Unreadable, read};
+use super::group::{self, is_group};
+use super::letters::{Held, Unreadable, read, read_all};
 use super::{PREFETCH, Queue};
 use crate::backend::Boxed;
 use crate::model::{Error, Result};
@@ -112,7 +113,7 @@ impl Queue {
         let (mut removed, begun) = (0, Instant::now());
         // Letters done with since the last acknowledgement, and the number of the last of them.
         let (mut done, mut last) = (0, 0);
-        for delivery in deliveries {
+        for delivery in self.taken_apart(&channel, deliveries).await? {
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -141,6 +142,29 @@ impl Queue {
             acknowledge(&channel, last).await?;
         }
         self.give_back(link, &channel, there.saturating_sub(removed)).await
+    }
+
+    /// Groups that the broker gave up become letters of their own, at the end of the queue; gives the others.
+    async fn taken_apart(
+        &self,
+        channel: &Channel,
+        deliveries: Vec<Delivery>,
+    ) -> Result<Vec<Delivery>, String> {
+        let mut letters = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            // One that cannot be read is shown as it is.
+            if !is_group(&delivery.data) || group::decode(&delivery.data).is_err() {
+                letters.push(delivery);
+                continue;
+            }
+            let tag = delivery.delivery_tag;
+            for held in read_all(delivery).unwrap_or_default() {
+                self.move_to_end(&Ok(held)).await?;
+            }
+            let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
+            acked.map_err(|error| format!("RabbitMQ: acknowledge: {error}"))?;
+        }
+        Ok(letters)
     }
 
     async fn move_to_end(&self, read: &Result<Held, Box<Unreadable>>) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! One PostgreSQL server: its connections, and each statement as a function.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -414,6 +415,37 @@ impl Shard {
                 before: before(row, 6)?,
             })
         })
+    }
+
+    /// Merges rows where that needs no thought ([`sql::MERGE`]), and the others after them; the words of [`sql::APPLY`].
+    pub(super) async fn merge(
+        &self,
+        entries: &[&Entry],
+        deadline: Instant,
+        connection: &mut Loan,
+    ) -> Each<String> {
+        let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
+        let query = bind_rows(sqlx::query(sql::MERGE), &pairs);
+        let rows = self.run(Stage::Write, query, connection, deadline).await?;
+        let judged = |error| self.judge(Stage::Write, &error);
+        let mut stored = HashSet::with_capacity(rows.len());
+        for row in &rows {
+            let (ns, key) = (row.try_get::<&str, _>(0), row.try_get::<&str, _>(1));
+            stored.insert((ns.map_err(judged)?, key.map_err(judged)?));
+        }
+        let is_stored =
+            |entry: &Entry| stored.contains(&(entry.at.namespace.as_str(), entry.at.key.as_str()));
+        let rest: Vec<&Entry> = entries.iter().copied().filter(|entry| !is_stored(entry)).collect();
+        let mut words = match rest.is_empty() {
+            true => Vec::new(),
+            false => self.apply(&rest, deadline, connection).await?,
+        }
+        .into_iter();
+        let word = |entry: &&Entry| match is_stored(entry) {
+            true => Some("applied".to_owned()),
+            false => words.next().flatten(),
+        };
+        Ok(entries.iter().map(word).collect())
     }
 
     /// Merges rows; the words of [`sql::APPLY`].

@@ -366,7 +366,7 @@ async fn merge(shard: &Shard, entries: &[&Entry], deadline: Instant, sent: &Sent
         return Err(too_late());
     }
     // Others may have been merged before, which does not become undone by what comes of these.
-    shard.apply(entries, deadline, &mut connection).await
+    shard.merge(entries, deadline, &mut connection).await
 }
 
 /// Nobody waits any more.

@@ -41,7 +41,8 @@ pub(super) async fn rung(
     stop: &CancellationToken,
 ) -> Result<(), String> {
     let (channel, consumer) = subscribe(link, name).await?;
-    let told = Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0 };
+    let told =
+        Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0, writes_each: 1.0 };
     let mut rung = Rung { queue, target, channel, consumer, name, in_hand: VecDeque::new(), told };
     while !stop.is_cancelled() {
         rung.tell().await;
@@ -76,8 +77,7 @@ impl Rung<'_> {
     }
 
     fn take(&mut self, delivery: Delivery) {
-        let (bytes, each) = (delivery.data.len() as f64, self.told.bytes_each);
-        self.told.bytes_each += (bytes - each) * if each == 0.0 { 1.0 } else { 0.05 };
+        self.told.saw(&delivery);
         self.in_hand.push_back(read(delivery));
     }
 
@@ -123,6 +123,7 @@ impl Rung<'_> {
             rate: self.told.rate_now(elapsed),
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
+            writes_each: 1.0,
         };
         self.told =
             Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };

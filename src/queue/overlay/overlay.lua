@@ -8,6 +8,8 @@
 -- bytes that are not looked at here. Versions are compared as text.
 
 local HEAD, OP, OPS_MAX = 34, 48, 4
+-- All but the tail, which may be long: Lua reads each string that it is given from end to end.
+local MARKS = HEAD + 1 + OPS_MAX * OP
 
 local function version(pending)
   return string.sub(pending, 3, HEAD)
@@ -39,18 +41,21 @@ local function hold_one(pending, index, receipt, seconds, head, op, tail, key)
   if not kept and redis.call('GET', receipt) ~= 'pending' then
     return 2
   end
-  local there = redis.call('GET', pending)
-  if not there then
-    redis.call('SET', pending, head .. ring(op, '') .. tail)
+  local there = redis.call('GETRANGE', pending, 0, MARKS - 1)
+  if there == '' then
+    redis.call('SET', pending, head .. ring(op, ''))
+    redis.call('APPEND', pending, tail)
     redis.call('ZADD', index, 0, key)
     return 1
   end
-  local its_head, ops, its_tail = split(there)
   if version(there) >= version(head) then
+    local its_head, ops, its_tail = split(redis.call('GET', pending))
     redis.call('SET', pending, its_head .. ring(ops, op) .. its_tail)
     return 0
   end
-  redis.call('SET', pending, head .. ring(op, ops) .. tail)
+  local _, ops = split(there)
+  redis.call('SET', pending, head .. ring(op, ops))
+  redis.call('APPEND', pending, tail)
   return 1
 end
 
@@ -73,8 +78,8 @@ local function settle(KEYS, ARGV)
     if ARGV[a + 2] ~= '' then
       redis.call('SET', KEYS[k + 2], ARGV[a + 2], 'EX', ARGV[1])
     end
-    local there = redis.call('GET', KEYS[k])
-    if there and version(there) <= ARGV[a] then
+    local there = redis.call('GETRANGE', KEYS[k], 0, HEAD - 1)
+    if there ~= '' and version(there) <= ARGV[a] then
       redis.call('DEL', KEYS[k])
       redis.call('ZREM', KEYS[k + 1], ARGV[a + 1])
       gone = gone + 1

@@ -1,0 +1,175 @@
+//! Many queued writes in one message. What a message costs the broker hardly depends on what is in it, and a lane that takes
+//! thousands of writes in a second would spend most of the machine on messages.
+//!
+//! ```text
+//! offset size   body, format 2                         numbers are little-endian
+//!      0    1  magic 0xD6
+//!      1    1  format: 2
+//!      2    2  writes, n: at least two
+//!      4    -  n times: bytes (4), then a body of format 1
+//!   last    4  CRC-32C over every byte before
+//!
+//! properties: message_id = version of the first, type = group, delivery_mode 2, timestamp
+//! headers: v = 2, writes = n
+//! ```
+//!
+//! Only lanes hold groups: a write that goes elsewhere goes alone. One that the broker gave up is taken apart by the first who walks
+//! along the dead letters.
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::message::{CRC_BYTES, MAGIC, Queued, properties};
+
+const FORMAT: u8 = 2;
+const HEAD_BYTES: usize = 4;
+const LENGTH_BYTES: usize = 4;
+/// Writes of one message.
+pub(super) const WRITES_MAX: usize = 64;
+/// Bytes of one message, beyond which no other write joins.
+pub(super) const BYTES_MAX: usize = 64 * 1024;
+
+/// The body of a group.
+pub(super) fn encode(bodies: &[Vec<u8>]) -> Vec<u8> {
+    let size = bodies.iter().map(|body| LENGTH_BYTES + body.len()).sum::<usize>();
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + size + CRC_BYTES);
+    bytes.extend_from_slice(&[MAGIC, FORMAT]);
+    let writes = u16::try_from(bodies.len()).expect("a group has at most WRITES_MAX writes");
+    bytes.extend_from_slice(&writes.to_le_bytes());
+    for body in bodies {
+        let length = u32::try_from(body.len()).expect("a queued write has less than 4 GiB");
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(body);
+    }
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// The properties of a group whose first write's message would have these.
+pub(super) fn properties_of(first: &BasicProperties, writes: usize) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("v".into(), AMQPValue::LongInt(i32::from(FORMAT)));
+    headers.insert("writes".into(), AMQPValue::LongInt(i32::try_from(writes).unwrap_or(i32::MAX)));
+    let id = first.message_id().clone().unwrap_or_default();
+    let seconds = first.timestamp().unwrap_or(0);
+    properties(id.as_str(), i64::try_from(seconds).unwrap_or(0).saturating_mul(1000))
+        .with_type("group".into())
+        .with_headers(headers)
+}
+
+/// Whether a body is that of a group.
+pub(super) fn is_group(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[MAGIC, FORMAT])
+}
+
+/// How many writes a message holds, by its head alone: of one that cannot be read, 1.
+pub(super) fn writes_in(bytes: &[u8]) -> usize {
+    match bytes {
+        [MAGIC, FORMAT, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])).clamp(1, WRITES_MAX),
+        _ => 1,
+    }
+}
+
+/// The writes of a message, of a group or of one. The error says what is wrong with it; then none of it is taken.
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Queued>, String> {
+    if !is_group(bytes) {
+        return Ok(vec![Queued::decode(bytes)?]);
+    }
+    let cut = || "a group of queued writes that is cut off".to_owned();
+    let (covered, crc) = bytes.split_at_checked(bytes.len().saturating_sub(CRC_BYTES)).ok_or_else(cut)?;
+    let computed = crc32c::crc32c(covered);
+    if crc != computed.to_le_bytes() {
+        return Err(format!("checksum {computed:#010x} is not that of the group"));
+    }
+    let count = covered.get(2..HEAD_BYTES).ok_or_else(cut)?;
+    let count = usize::from(u16::from_le_bytes([count[0], count[1]]));
+    let mut left = &covered[HEAD_BYTES..];
+    let mut writes = Vec::with_capacity(count.min(WRITES_MAX));
+    for _ in 0..count {
+        let (length, behind) = left.split_first_chunk::<LENGTH_BYTES>().ok_or_else(cut)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| cut())?;
+        let (body, behind) = behind.split_at_checked(length).ok_or_else(cut)?;
+        writes.push(Queued::decode(body)?);
+        left = behind;
+    }
+    match (writes.is_empty(), left.is_empty()) {
+        (false, true) => Ok(writes),
+        _ => Err(format!("a group of {count} queued writes has {} bytes behind them", left.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Entry, OpRing, Row, RowKey};
+    use crate::model::{Key, Namespace, Version};
+
+    fn queued(key: &str, hlc: u64) -> Queued {
+        let at = RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse(key).unwrap(), slot: 7 };
+        let version = Version { hlc, origin: 5 };
+        let body = hlc.is_multiple_of(2).then(|| bytes::Bytes::from(format!("body of {key}")));
+        let row = Row {
+            version,
+            slot: 7,
+            body,
+            expires_at_ms: 0,
+            ring: OpRing { entries: Vec::new(), evicted_at_ms: 0 },
+            was: false,
+        };
+        Queued { entry: Entry { at, row }, taken_at_ms: 9 }
+    }
+
+    fn group() -> (Vec<Queued>, Vec<u8>) {
+        let writes = vec![queued("a", 1), queued("b", 2), queued("c", 4)];
+        let bodies: Vec<Vec<u8>> = writes.iter().map(Queued::encode).collect();
+        let bytes = encode(&bodies);
+        (writes, bytes)
+    }
+
+    #[test]
+    fn groups_survive_and_one_alone_is_one() {
+        let (writes, bytes) = group();
+        assert_eq!((decode(&bytes), writes_in(&bytes), is_group(&bytes)), (Ok(writes.clone()), 3, true));
+        let alone = writes[0].encode();
+        assert_eq!(
+            (decode(&alone), writes_in(&alone), is_group(&alone)),
+            (Ok(vec![queued("a", 1)]), 1, false)
+        );
+        assert!(Queued::decode(&bytes).unwrap_err().contains("0xd6.2"));
+    }
+
+    #[test]
+    fn a_group_that_is_damaged_or_cut_off_is_refused_whole() {
+        let (_, bytes) = group();
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&damaged).is_err(), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "length {length}");
+        }
+        // Whole by its checksum, and not what it says.
+        for tail in [&[][..], &[9, 9, 9][..]] {
+            let mut other = vec![MAGIC, FORMAT, 1 - u8::from(tail.is_empty()), 0];
+            other.extend_from_slice(tail);
+            let crc = crc32c::crc32c(&other);
+            other.extend_from_slice(&crc.to_le_bytes());
+            assert!(decode(&other).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_format_2_never_change() {
+        let bytes = encode(&[queued("a", 1).encode(), queued("b", 2).encode()]);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+    }
+
+    const GOLDEN: &str = "d602020037000000d6010100070001000000000000000500000000000000000000\
+                          000000000000000000000000000900000000000000016e0100610d5f7e0c400000\
+                          00d601000007000200000000000000050000000000000000000000000000000000\
+                          0000000000000900000000000000016e010062626f6479206f662062280ec0107c\
+                          f1b732";
+}

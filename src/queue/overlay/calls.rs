@@ -1,0 +1,140 @@
+//! The calls of the overlay: what its keys are called, its functions, and how they are loaded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::{Cmd, Pipeline, Value};
+use tokio::time::Instant;
+
+use super::{Ahead, Away, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, away, pending_of, version_of};
+use crate::backend::RowKey;
+use crate::link::redis::{Fault, Redis};
+use crate::model::{Key, Namespace, Version};
+use crate::queue::message::Queued;
+
+/// Bytes of documents of one call, one more not counted.
+const HELD_BYTES_MAX: usize = 256 * 1024;
+
+/// The library of functions. Its name carries the protocol's number.
+const LIBRARY: &str = include_str!("overlay.lua");
+
+/// See the module.
+pub(super) struct Calls {
+    pub(super) redis: Arc<Redis>,
+    prefix: String,
+    /// Whether it has been told that Redis forgets pending writes when it is full.
+    warned: AtomicBool,
+}
+
+impl Calls {
+    pub(super) fn new(redis: Arc<Redis>, prefix: &str) -> Self {
+        Self { redis, prefix: prefix.to_owned(), warned: AtomicBool::new(false) }
+    }
+
+    /// See [`super::Overlay::ahead`].
+    pub(super) async fn ahead(&self, keys: &[(Namespace, Key)]) -> Result<Vec<Ahead>, Away> {
+        let mut steps = redis::pipe();
+        for (namespace, key) in keys {
+            steps.cmd("GET").arg(self.name("p", namespace, key));
+            // The version in the head of the shared tier's copy.
+            steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
+        }
+        let answers = self.send(&steps, LOOK_TIMEOUT).await?;
+        let of = |pair: &[Value]| Ahead { pending: pending_of(&pair[0]), copy: version_of(&pair[1]) };
+        Ok(answers.chunks_exact(2).map(of).collect())
+    }
+
+    /// See [`super::Overlay::hold`]; of several, at most [`super::TOLD_TOGETHER`].
+    pub(super) async fn hold(&self, writes: &[&Queued]) -> Result<(), Away> {
+        let mut steps = redis::pipe();
+        let mut bytes = 0;
+        let fits = |_: &&Queued, next: &&Queued| {
+            bytes += next.entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
+            let fits = bytes <= HELD_BYTES_MAX;
+            bytes = if fits { bytes } else { 0 };
+            fits
+        };
+        for together in writes.chunk_by(fits) {
+            let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
+            let call = self.call(&mut steps, "ds2q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
+            for queued in together {
+                let (at, row) = (&queued.entry.at, &queued.entry.row);
+                let kind = if row.body.is_some() { 'r' } else { 'd' };
+                let head = format!("1{kind}{}", row.version);
+                let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
+                let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
+                tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
+                call.arg(head).arg(op).arg(tail).arg(at.key.as_str());
+            }
+        }
+        self.send(&steps, HOLD_TIMEOUT).await.map(drop)
+    }
+
+    pub(super) fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
+        format!("{}:{part}:{}:{}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
+    /// The index of a namespace's keys that have a pending write.
+    pub(super) fn index(&self, namespace: &Namespace) -> String {
+        format!("{}:i:{}", self.prefix, namespace.as_str())
+    }
+
+    pub(super) fn receipt(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
+        format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
+    /// The begin of a call of a function that is about these writes.
+    pub(super) fn call<'p>(
+        &self,
+        steps: &'p mut Pipeline,
+        function: &str,
+        writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
+    ) -> &'p mut Pipeline {
+        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
+        for (RowKey { namespace, key, .. }, version) in writes {
+            steps
+                .arg(self.name("p", &namespace, &key))
+                .arg(self.index(&namespace))
+                .arg(self.receipt(&namespace, &key, version));
+        }
+        steps
+    }
+
+    /// Sends steps; loads the functions where Redis has lost them, and tries once more.
+    pub(super) async fn send(&self, steps: &Pipeline, within: Duration) -> Result<Vec<Value>, Away> {
+        for again in [true, false] {
+            let deadline = Instant::now() + within;
+            let answers = self.redis.calls(steps, deadline).await.map_err(|fault| away(&fault))?;
+            let lost = |answer: &Result<Value, Fault>| matches!(answer, Err(Fault::Refused { message, .. }) if message.contains("unction not found"));
+            if again && answers.iter().any(lost) {
+                self.load().await?;
+                continue;
+            }
+            return answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| away(&fault));
+        }
+        Err(Away("Redis does not keep its functions".to_owned()))
+    }
+
+    async fn load(&self) -> Result<(), Away> {
+        let mut load = Cmd::new();
+        load.arg("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY);
+        let deadline = Instant::now() + HOLD_TIMEOUT;
+        self.redis.call(&load, deadline).await.map_err(|fault| away(&fault))?;
+        self.look_at_eviction().await;
+        Ok(())
+    }
+
+    /// Pending writes have no lifetime, so a server that evicts what has none may forget them.
+    async fn look_at_eviction(&self) {
+        let mut ask = redis::cmd("CONFIG");
+        ask.arg("GET").arg("maxmemory-policy");
+        let Ok(answer) = self.redis.call(&ask, Instant::now() + HOLD_TIMEOUT).await else { return };
+        let text = format!("{answer:?}");
+        if text.contains("allkeys") && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "Redis may forget pending writes when it is full: set its maxmemory-policy to volatile-lru"
+            );
+        }
+    }
+}
