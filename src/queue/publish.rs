@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -179,30 +180,13 @@ impl Work {
         received: &mut mpsc::Receiver<Job>,
         stop: &CancellationToken,
     ) -> String {
-        let mut unconfirmed = FuturesUnordered::new();
-        let mut lanes: HashMap<String, Outbound> = HashMap::new();
-        // Letters that wait in lanes.
-        let mut waiting = 0;
-        let mut returned: HashSet<ShortString> = HashSet::new();
+        let mut sending = Sending::over(channel);
         let mut batch = Vec::with_capacity(SENT_TOGETHER);
         let why = loop {
-            let mut touched: Vec<String> = Vec::new();
-            let mut lost = None;
-            tokio::select! {
+            let went_on = tokio::select! {
                 biased;
-                Some(settled) = unconfirmed.next(), if !unconfirmed.is_empty() => {
-                    let group = group(settled, &mut unconfirmed, channel).await;
-                    for lane in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
-                        if let Some(outbound) = lanes.get_mut(lane) {
-                            outbound.under_way -= 1;
-                        }
-                        if !touched.contains(lane) {
-                            touched.push(lane.clone());
-                        }
-                    }
-                    if !settle(group, &mut returned) {
-                        break "RabbitMQ lacks a queue of ours".to_owned();
-                    }
+                Some(settled) = sending.unconfirmed.next(), if !sending.unconfirmed.is_empty() => {
+                    sending.settle(settled).await
                 }
                 () = link.changed() => {
                     if link.is_lost() {
@@ -212,62 +196,104 @@ impl Work {
                         true => Err("RabbitMQ takes nothing at the moment (memory or disk)".to_owned()),
                         false => Ok(()),
                     });
+                    Ok(())
                 }
                 () = stop.cancelled() => break "stopping".to_owned(),
-                _ = received.recv_many(&mut batch, SENT_TOGETHER), if unconfirmed.len() + waiting < UNCONFIRMED_MAX => {
-                    for job in batch.drain(..) {
-                        if job.letter.joins {
-                            if !touched.contains(&job.letter.queue) {
-                                touched.push(job.letter.queue.clone());
-                            }
-                            lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
-                            waiting += 1;
-                        } else if !job.answer.is_closed() {
-                            match send(channel, vec![job], None).await {
-                                Ok(confirm) => unconfirmed.push(confirm),
-                                Err(why) => lost = Some(why),
-                            }
-                        }
-                    }
+                _ = received.recv_many(&mut batch, SENT_TOGETHER), if sending.has_room() => {
+                    sending.take(batch.drain(..)).await
                 }
-            }
-            for lane in touched {
-                let Some(outbound) = lanes.get_mut(&lane) else { continue };
-                while outbound.under_way < UNDER_WAY_MAX && lost.is_none() {
-                    let (jobs, taken) = together(&mut outbound.waiting);
-                    waiting -= taken;
-                    if jobs.is_empty() {
-                        break;
-                    }
-                    match send(channel, jobs, Some(lane.clone())).await {
-                        Ok(confirm) => {
-                            outbound.under_way += 1;
-                            unconfirmed.push(confirm);
-                        }
-                        Err(why) => lost = Some(why),
-                    }
-                }
-                if outbound.under_way == 0 && outbound.waiting.is_empty() {
-                    lanes.remove(&lane);
-                }
-            }
-            if let Some(lost) = lost {
-                break lost;
+            };
+            if let Err(why) = went_on {
+                break why;
             }
         };
+        sending.end(&why).await;
+        why
+    }
+}
+
+/// What is on its way over one channel.
+struct Sending<'c> {
+    channel: &'c Channel,
+    unconfirmed: FuturesUnordered<BoxFuture<'static, Settled>>,
+    /// Lanes with something under way or waiting.
+    lanes: HashMap<String, Outbound>,
+    /// Letters that wait in lanes.
+    waiting: usize,
+    /// Ids of messages that came back.
+    returned: HashSet<ShortString>,
+}
+
+impl<'c> Sending<'c> {
+    fn over(channel: &'c Channel) -> Self {
+        let (unconfirmed, lanes, returned) = Default::default();
+        Self { channel, unconfirmed, lanes, waiting: 0, returned }
+    }
+
+    fn has_room(&self) -> bool {
+        self.unconfirmed.len() + self.waiting < UNCONFIRMED_MAX
+    }
+
+    /// Sends letters, or lets them wait for the next message of their lane. An error says that the channel is lost.
+    async fn take(&mut self, jobs: impl Iterator<Item = Job>) -> Result<(), String> {
+        for job in jobs {
+            if job.letter.joins {
+                self.lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
+                self.waiting += 1;
+            } else if !job.answer.is_closed() {
+                let confirm = send(self.channel, vec![job], None).await?;
+                self.unconfirmed.push(confirm);
+            }
+        }
+        self.flush().await
+    }
+
+    /// Sends what waits in lanes that have few messages under way.
+    async fn flush(&mut self) -> Result<(), String> {
+        for (lane, outbound) in &mut self.lanes {
+            while outbound.under_way < UNDER_WAY_MAX && !outbound.waiting.is_empty() {
+                let (jobs, taken) = together(&mut outbound.waiting);
+                self.waiting -= taken;
+                if !jobs.is_empty() {
+                    let confirm = send(self.channel, jobs, Some(lane.clone())).await?;
+                    outbound.under_way += 1;
+                    self.unconfirmed.push(confirm);
+                }
+            }
+        }
+        self.lanes.retain(|_, outbound| outbound.under_way > 0 || !outbound.waiting.is_empty());
+        Ok(())
+    }
+
+    /// Answers those whose messages are settled by now, and sends what waited for that. An error says that the channel is
+    /// lost, or a queue.
+    async fn settle(&mut self, first: Settled) -> Result<(), String> {
+        let group = group(first, &mut self.unconfirmed, self.channel).await;
+        for lane in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
+            if let Some(outbound) = self.lanes.get_mut(lane) {
+                outbound.under_way -= 1;
+            }
+        }
+        match settle(group, &mut self.returned) {
+            true => self.flush().await,
+            false => Err("RabbitMQ lacks a queue of ours".to_owned()),
+        }
+    }
+
+    /// The channel is not used any more.
+    async fn end(mut self, why: &str) {
         // What was never sent did not happen.
-        for job in lanes.into_values().flat_map(|outbound| outbound.waiting) {
-            drop(job.answer.send(Err(Unqueued::Down(why.clone()))));
+        for job in std::mem::take(&mut self.lanes).into_values().flat_map(|outbound| outbound.waiting) {
+            drop(job.answer.send(Err(Unqueued::Down(why.to_owned()))));
         }
         // Without a connection each is settled as an error at once; with one, the broker's last words are waited for.
         let last = async {
-            while let Some(settled) = unconfirmed.next().await {
-                let group = group(settled, &mut unconfirmed, channel).await;
-                settle(group, &mut returned);
+            while let Some(settled) = self.unconfirmed.next().await {
+                let group = group(settled, &mut self.unconfirmed, self.channel).await;
+                settle(group, &mut self.returned);
             }
         };
         drop(tokio::time::timeout(Duration::from_millis(500), last).await);
-        why
     }
 }
 
@@ -296,7 +322,7 @@ async fn send(
     channel: &Channel,
     jobs: Vec<Job>,
     lane: Option<String>,
-) -> Result<impl Future<Output = Settled> + use<>, String> {
+) -> Result<BoxFuture<'static, Settled>, String> {
     let (mut letters, answers): (Vec<Letter>, Vec<_>) =
         jobs.into_iter().map(|Job { letter, answer }| (letter, answer)).unzip();
     let Letter { queue, body, properties, .. } = letters.swap_remove(0);
@@ -313,7 +339,7 @@ async fn send(
     match channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties).await {
         Ok(confirm) => {
             let waiters = Waiters { id, answers, lane };
-            Ok(confirm.map(|confirmed| (waiters, confirmed)))
+            Ok(confirm.map(|confirmed| (waiters, confirmed)).boxed())
         }
         Err(error) => {
             let why = format!("RabbitMQ: {error}");
@@ -332,10 +358,11 @@ async fn send(
 }
 
 /// All that is settled by now, and certainly all that the same word of the broker settled.
-async fn group<F>(first: Settled, unconfirmed: &mut FuturesUnordered<F>, channel: &Channel) -> Vec<Settled>
-where
-    F: Future<Output = Settled>,
-{
+async fn group(
+    first: Settled,
+    unconfirmed: &mut FuturesUnordered<BoxFuture<'static, Settled>>,
+    channel: &Channel,
+) -> Vec<Settled> {
     let mut group = vec![first];
     let mut more = |group: &mut Vec<Settled>| {
         while let Some(Some(settled)) = unconfirmed.next().now_or_never() {

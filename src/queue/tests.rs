@@ -202,6 +202,57 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_come_together_share_messages_and_each_has_its_own_fate() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q10", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.away.store(true, Ordering::Relaxed);
+    let lane = only();
+    // One lane, and three that it will refuse. Nobody consumes yet.
+    let key = |n: u64| if n % 100 == 7 { format!("poison{n}k") } else { format!("{n}k") };
+    let writes: Vec<Queued> = (0..300).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(write).await.unwrap();
+    }
+    let ready = async || {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.ready).sum::<u64>()
+    };
+    until("they are counted", async || ready().await > 0).await;
+    let messages = ready().await;
+    assert!((300 / group::WRITES_MAX as u64..100).contains(&messages), "{messages} messages");
+    // A worker that stops with all of them in hand.
+    let first = open(rabbit, "q10", 1 << 30).await;
+    first.start(store.clone(), 1, || vec![1]);
+    let depth = async || {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.depth).sum::<Option<u64>>()
+    };
+    until("each write is counted", async || depth().await == Some(300)).await;
+    first.stop().await;
+    assert!(store.applied.lock().unwrap().is_empty());
+
+    store.away.store(false, Ordering::Relaxed);
+    queue.start(store.clone(), 2, || vec![2]);
+    until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
+    until("nothing waits", async || depth().await == Some(0)).await;
+    let namespace = Namespace::parse("n").unwrap();
+    for (n, write) in writes.iter().enumerate() {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        let fate = queue.overlay().fate(&namespace, key, version).await.unwrap();
+        match n % 100 == 7 {
+            true => assert!(matches!(fate, Fate::Dead(_)), "{key:?}: {fate:?}"),
+            false => assert_eq!(fate, Fate::Applied, "{key:?}"),
+        }
+    }
+    queue.stop().await;
+    // What was acknowledged is gone: another consumer finds nothing.
+    assert_eq!(ready().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_store_has_overtaken_is_settled_by_a_look() {
     let rabbit = tokio::task::block_in_place(Rabbit::shared);
     let queue = open(rabbit, "q8", 1 << 30).await;

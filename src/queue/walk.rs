@@ -17,8 +17,8 @@ use tokio::time::{Instant, timeout};
 use super::connection::{Link, bounded};
 use super::dead::DeadLetter;
 use super::group::{self, is_group};
-use super::letters::{Held, Unreadable, read, read_all};
-use super::{PREFETCH, Queue};
+use super::letters::{Held, Unreadable, read};
+use super::{Notes, PREFETCH, Queue};
 use crate::backend::Boxed;
 use crate::model::{Error, Result};
 
@@ -108,12 +108,16 @@ impl Queue {
         let most = most.clamp(1, STEP_MAX);
         let channel = link.consuming(u16::try_from(most).unwrap_or(PREFETCH)).await?;
         let there = held(&channel, &self.topology.dead()).await?.ready;
-        let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
-        let deliveries = take(&channel, &self.topology.dead(), most).await?;
+        let letters = most.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let deliveries = take(&channel, &self.topology.dead(), letters).await?;
+        if let Some(more) = self.take_apart(&channel, &deliveries).await? {
+            self.give_back(link, &channel, there + more).await?;
+            return Box::pin(self.walk_along(link, most, actor, looked_at)).await;
+        }
         let (mut removed, begun) = (0, Instant::now());
         // Letters done with since the last acknowledgement, and the number of the last of them.
         let (mut done, mut last) = (0, 0);
-        for delivery in self.taken_apart(&channel, deliveries).await? {
+        for delivery in deliveries {
             if begun.elapsed() >= STEP_TIME {
                 break;
             }
@@ -144,27 +148,22 @@ impl Queue {
         self.give_back(link, &channel, there.saturating_sub(removed)).await
     }
 
-    /// Groups that the broker gave up become letters of their own, at the end of the queue; gives the others.
-    async fn taken_apart(
-        &self,
-        channel: &Channel,
-        deliveries: Vec<Delivery>,
-    ) -> Result<Vec<Delivery>, String> {
-        let mut letters = Vec::with_capacity(deliveries.len());
-        for delivery in deliveries {
-            // One that cannot be read is shown as it is.
-            if !is_group(&delivery.data) || group::decode(&delivery.data).is_err() {
-                letters.push(delivery);
-                continue;
+    /// Groups that the broker gave up become letters of their own, at the end of the queue: by how many there are more of them then,
+    /// if there was any. One that cannot be read is shown as it is.
+    async fn take_apart(&self, channel: &Channel, deliveries: &[Delivery]) -> Result<Option<u64>, String> {
+        let mut more = None;
+        for delivery in deliveries.iter().filter(|delivery| is_group(&delivery.data)) {
+            let Ok(writes) = group::decode(&delivery.data) else { continue };
+            let notes = Notes::of(&delivery.properties);
+            for write in &writes {
+                let moved = self.send(self.topology.dead(), write, &notes).await;
+                moved.map_err(|unqueued| format!("a dead letter could not be taken apart: {unqueued:?}"))?;
             }
-            let tag = delivery.delivery_tag;
-            for held in read_all(delivery).unwrap_or_default() {
-                self.move_to_end(&Ok(held)).await?;
-            }
-            let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
+            let acked = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await;
             acked.map_err(|error| format!("RabbitMQ: acknowledge: {error}"))?;
+            more = Some(more.unwrap_or(0) + writes.len() as u64 - 1);
         }
-        Ok(letters)
+        Ok(more)
     }
 
     async fn move_to_end(&self, read: &Result<Held, Box<Unreadable>>) -> Result<(), String> {

@@ -17,6 +17,39 @@ async fn bury_unreadable(queue: &Queue, id: &str, body: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_the_broker_gave_up_is_taken_apart_and_each_write_can_be_replayed() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q9", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    let writes: Vec<Queued> = (0..5).map(|n| put(&format!("k{n}"), &format!("v{n}"), n)).collect();
+    let bodies: Vec<Vec<u8>> = writes.iter().map(Queued::encode).collect();
+    let notes = Notes { reason: "the broker gave it up: delivery_limit".to_owned(), ..Notes::default() };
+    let first = writes[0].properties(&notes);
+    let properties =
+        group::properties_of(&first, bodies.len()).with_headers(first.headers().clone().unwrap());
+    let damaged = {
+        let mut body = group::encode(&bodies);
+        body[9] ^= 1;
+        body
+    };
+    for body in [group::encode(&bodies), damaged] {
+        let letter =
+            Letter { queue: queue.topology.dead(), body, properties: properties.clone(), joins: false };
+        queue.publisher.publish(letter, soon()).await.unwrap();
+    }
+    let letters = letters_of(&queue).await;
+    assert_eq!(letters.len(), 6);
+    let readable: Vec<&str> =
+        letters.iter().filter_map(|letter| Some(letter.write.as_ref()?.entry.at.key.as_str())).collect();
+    assert_eq!(readable, ["k0", "k1", "k2", "k3", "k4"]);
+    assert!(letters.iter().all(|letter| letter.notes.reason.contains("delivery_limit")), "{letters:?}");
+    let replayed = queue.replay(&*store, 100, false, |_| true).await.unwrap();
+    assert_eq!((replayed.applied, replayed.failed.len()), (5, 1));
+    assert_eq!(store.body("k3").await.as_deref(), Some("v3"));
+    queue.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreadable_letters_are_told_apart_and_purged_each_by_its_own_name() {
     let rabbit = tokio::task::block_in_place(Rabbit::shared);
     let queue = open(rabbit, "q6", 1 << 30).await;
