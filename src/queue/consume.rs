@@ -38,10 +38,10 @@ use rung::rung;
 
 /// Bound on sending a message elsewhere.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// Writes of one batch.
+/// Messages of one batch, each of one write or of many.
 const BATCH_MAX: usize = PREFETCH as usize;
-/// Writes that are applied together: a batch and what its last message brings beyond that.
-const PART_MAX: usize = BATCH_MAX + group::WRITES_MAX;
+/// Writes that are applied together.
+const PART_MAX: usize = 192;
 /// How long a batch waits for more once it has one.
 const GATHER: Duration = Duration::from_millis(5);
 /// Bound on applying a batch.
@@ -320,25 +320,16 @@ impl Lane {
             self.delivered.push_back(first.map_err(|error| error.to_string())?);
         }
         let until = Instant::now() + GATHER;
-        let mut writes: usize = self.delivered.iter().map(writes_of).sum();
-        while writes < BATCH_MAX {
+        while self.delivered.len() < BATCH_MAX {
             match tokio::time::timeout_at(until, self.consumer.next()).await {
                 Ok(next) => {
-                    let delivery = next.ok_or_else(ended)?.map_err(|error| error.to_string())?;
-                    writes += writes_of(&delivery);
-                    self.delivered.push_back(delivery);
+                    self.delivered.push_back(next.ok_or_else(ended)?.map_err(|error| error.to_string())?);
                 }
                 Err(_) => break,
             }
         }
-        let (mut gathered, mut writes) = (Vec::new(), 0);
-        while writes < BATCH_MAX
-            && let Some(delivery) = self.delivered.pop_front()
-        {
-            writes += writes_of(&delivery);
-            gathered.push(delivery);
-        }
-        Ok(gathered)
+        // All that is in hand is one batch, so that it is given back together where its store is away for long.
+        Ok(self.delivered.drain(..).collect())
     }
 
     /// Takes in what has been delivered meanwhile, so that it is known how much waits here.
@@ -495,7 +486,13 @@ impl Lane {
         let until = Instant::now() + pause.mul_f64(fastrand::f64());
         self.told.due |= *pause == DOWN_PAUSE.0;
         *pause = (*pause * 2).min(DOWN_PAUSE.1);
-        while (Instant::now() < until || !self.target.admits(&self.shard)) && Instant::now() < held_until {
+        let mut was_away = false;
+        loop {
+            let away = !self.target.admits(&self.shard);
+            if (Instant::now() >= until && !away) || Instant::now() >= held_until {
+                break;
+            }
+            was_away |= away;
             self.tell().await;
             tokio::select! {
                 () = stop.cancelled() => return false,
@@ -503,7 +500,9 @@ impl Lane {
             }
         }
         self.pace.look(self.target.load(&self.shard));
-        self.pace.is_back();
+        if was_away && self.target.admits(&self.shard) {
+            self.pace.is_back();
+        }
         true
     }
 

@@ -46,6 +46,8 @@ const USUAL_FIRST: Duration = Duration::from_millis(8);
 /// Requests by which the usual time is learnt, at least, and how many are remembered.
 const LEARNT_FROM: f64 = 200.0;
 const REMEMBERED: f64 = 20_000.0;
+/// Fewer slow ones say nothing: where few write, one is one of a hundred at once.
+const SLOW_MIN: f64 = 3.0;
 /// Requests by which a rate is judged.
 const JUDGED_BY: f64 = 300.0;
 /// Fewer are judged after so long.
@@ -53,6 +55,10 @@ const JUDGED_AFTER: Duration = Duration::from_secs(1);
 /// How long requests have a server for themselves that has come back; those of a shard's lanes that notice it later than the
 /// first, by as much as that, start nothing anew.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// For so long it is not even known who writes.
+const FIRST_LOOK: Duration = Duration::from_millis(150);
+/// Between two looks of who waits for his turn.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const BACK_TOGETHER: Duration = Duration::from_secs(5);
 /// Without a request for so long nobody writes.
 const QUIET: Duration = Duration::from_secs(1);
@@ -126,18 +132,22 @@ impl Pace {
             let until = {
                 let mut state = self.state();
                 let now = Instant::now();
-                let until = state.not_before.filter(|until| *until > now && state.is_busy(now));
+                let until = state.wait_until(now);
                 if until.is_none() && f64::from(state.under_way) + 1.0 <= state.limit {
                     state.under_way += 1;
                     state.drained = Some(now);
-                    let takes = Duration::from_secs_f64(rows / state.rate);
-                    state.not_before = Some(state.not_before.map_or(now, |until| until.max(now)) + takes);
+                    // What goes while nobody writes is no debt to those who write later.
+                    if state.is_busy(now) {
+                        let takes = Duration::from_secs_f64(rows / state.rate);
+                        state.not_before = Some(state.not_before.map_or(now, |until| until.max(now)) + takes);
+                    }
                     return Batch(self);
                 }
                 until
             };
             match until {
-                Some(until) => tokio::time::sleep_until(until).await,
+                // Meanwhile they may have fallen quiet.
+                Some(until) => tokio::time::sleep_until(until.min(Instant::now() + LOOK_AGAIN)).await,
                 None => freed.await,
             }
         }
@@ -186,6 +196,14 @@ impl State {
         self.wrote.is_some_and(|wrote| now.duration_since(wrote) < QUIET)
     }
 
+    /// When the next batch may begin, if that is not now.
+    fn wait_until(&self, now: Instant) -> Option<Instant> {
+        let paced = self.not_before.filter(|_| self.is_busy(now));
+        // Whether requests write to a server that is back is only known after a look at the first of them.
+        let back = self.back.map(|back| back + FIRST_LOOK);
+        paced.max(back).filter(|until| *until > now)
+    }
+
     fn look(&mut self, counted: Times, now: Instant) {
         let lately = counted.since(&self.counted);
         self.counted = counted;
@@ -221,7 +239,8 @@ impl State {
             false => USUAL_FIRST,
         };
         let slow = usual.mul_f64(SLOWER).max(QUICK);
-        if self.beside.longer_than(slow) > 1.0 - QUICKEST_PART {
+        let slow = self.beside.longer_than(slow);
+        if slow > 1.0 - QUICKEST_PART && slow * self.beside.total() >= SLOW_MIN {
             self.rate = (self.rate * RATE_CUT).max(RATE_MIN);
         } else {
             self.rate += RATE_STEP;
@@ -347,10 +366,25 @@ mod tests {
         assert!(tokio::time::timeout(MS(1), pace.begin(1)).await.is_ok());
         pace.is_back();
         assert!(tokio::time::timeout(MS(20), pace.begin(1)).await.is_ok(), "another lane notices it");
-        // Where nobody writes, nobody is waited for.
+        // Where nobody writes, nobody is waited for any longer than it takes to know that.
         tokio::time::sleep(BACK_TOGETHER).await;
         pace.is_back();
-        assert!(tokio::time::timeout(MS(1), pace.begin(1)).await.is_ok());
+        assert!(tokio::time::timeout(FIRST_LOOK - MS(1), pace.begin(1)).await.is_err());
+        assert!(tokio::time::timeout(MS(2), pace.begin(1)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_went_while_nobody_wrote_is_no_debt() {
+        let (pace, mut so_far) = (Pace::default(), Times::default());
+        assert!(rows_in(&pace, MS(900)).await > 100_000);
+        pace.look(after(&mut so_far, &[(1, MS(3))]));
+        assert!((100..=260).contains(&rows_in(&pace, MS(900)).await));
+        // One slow request of few is no reason to go slower.
+        for _ in 0..20 {
+            tokio::time::sleep(JUDGED_AFTER).await;
+            pace.learn(after(&mut so_far, &[(40, MS(3)), (1, MS(500))]));
+        }
+        assert!(pace.state().rate > RATE_FIRST);
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,6 +37,8 @@ const UNCONFIRMED_MAX: usize = 8192;
 const SENT_TOGETHER: usize = 256;
 /// Messages of a lane that are sent and not confirmed, while others wait to share the next.
 const UNDER_WAY_MAX: usize = 2;
+/// Without a word about a lane's messages for so long after the last, others are sent.
+const SILENT_MAX: Duration = Duration::from_secs(2);
 
 /// What a message is published with.
 pub(super) struct Letter {
@@ -74,8 +76,8 @@ struct Waiters {
     /// Its id.
     id: ShortString,
     answers: Vec<oneshot::Sender<Result<(), Unqueued>>>,
-    /// The lane it went to, where it was one that others may have shared.
-    lane: Option<String>,
+    /// The lane it went to and its turn, where it was one that others may have shared.
+    lane: Option<(String, u64)>,
 }
 
 /// What became of one message.
@@ -85,6 +87,10 @@ type Settled = (Waiters, lapin::Result<Confirmation>);
 #[derive(Default)]
 struct Outbound {
     under_way: usize,
+    /// Those of an earlier turn are not counted any more.
+    turn: u64,
+    /// When the last was sent.
+    sent_at: Option<Instant>,
     waiting: VecDeque<Job>,
 }
 
@@ -180,23 +186,28 @@ impl Work {
         received: &mut mpsc::Receiver<Job>,
         stop: &CancellationToken,
     ) -> String {
-        let mut sending = Sending::over(channel);
+        let mut sending = Sending::over(link, channel);
         let mut batch = Vec::with_capacity(SENT_TOGETHER);
         let why = loop {
             let went_on = tokio::select! {
                 biased;
-                Some(settled) = sending.unconfirmed.next(), if !sending.unconfirmed.is_empty() => {
-                    sending.settle(settled).await
-                }
+                // First, because a broker that takes nothing would keep whoever sends.
                 () = link.changed() => {
                     if link.is_lost() {
                         break "the connection to RabbitMQ is lost".to_owned();
                     }
-                    self.note(match link.is_blocked() {
+                    let state = match link.is_blocked() {
                         true => Err("RabbitMQ takes nothing at the moment (memory or disk)".to_owned()),
                         false => Ok(()),
-                    });
-                    Ok(())
+                    };
+                    if let Err(why) = &state {
+                        sending.refuse_waiting(why);
+                    }
+                    self.note(state);
+                    sending.flush().await
+                }
+                Some(settled) = sending.unconfirmed.next(), if !sending.unconfirmed.is_empty() => {
+                    sending.settle(settled).await
                 }
                 () = stop.cancelled() => break "stopping".to_owned(),
                 _ = received.recv_many(&mut batch, SENT_TOGETHER), if sending.has_room() => {
@@ -214,6 +225,7 @@ impl Work {
 
 /// What is on its way over one channel.
 struct Sending<'c> {
+    link: &'c Link,
     channel: &'c Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Settled>>,
     /// Lanes with something under way or waiting.
@@ -225,9 +237,9 @@ struct Sending<'c> {
 }
 
 impl<'c> Sending<'c> {
-    fn over(channel: &'c Channel) -> Self {
+    fn over(link: &'c Link, channel: &'c Channel) -> Self {
         let (unconfirmed, lanes, returned) = Default::default();
-        Self { channel, unconfirmed, lanes, waiting: 0, returned }
+        Self { link, channel, unconfirmed, lanes, waiting: 0, returned }
     }
 
     fn has_room(&self) -> bool {
@@ -236,27 +248,44 @@ impl<'c> Sending<'c> {
 
     /// Sends letters, or lets them wait for the next message of their lane. An error says that the channel is lost.
     async fn take(&mut self, jobs: impl Iterator<Item = Job>) -> Result<(), String> {
+        let mut lost = Ok(());
         for job in jobs {
-            if job.letter.joins {
+            // Behind one that could not be sent they all wait, and are told that nothing happened.
+            if job.letter.joins || lost.is_err() {
                 self.lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
                 self.waiting += 1;
             } else if !job.answer.is_closed() {
-                let confirm = send(self.channel, vec![job], None).await?;
-                self.unconfirmed.push(confirm);
+                match send(self.channel, vec![job], None).await {
+                    Ok(confirm) => self.unconfirmed.push(confirm),
+                    Err(why) => lost = Err(why),
+                }
             }
         }
+        lost?;
         self.flush().await
     }
 
     /// Sends what waits in lanes that have few messages under way.
     async fn flush(&mut self) -> Result<(), String> {
         for (lane, outbound) in &mut self.lanes {
-            while outbound.under_way < UNDER_WAY_MAX && !outbound.waiting.is_empty() {
+            // A lane of whose messages nothing is heard goes on with others; those that wait have not gone yet.
+            if outbound.under_way > 0 && outbound.sent_at.is_some_and(|sent| sent.elapsed() > SILENT_MAX) {
+                (outbound.under_way, outbound.turn) = (0, outbound.turn + 1);
+            }
+            while outbound.waiting.front().is_some_and(|job| job.answer.is_closed()) {
+                outbound.waiting.pop_front();
+                self.waiting -= 1;
+            }
+            while outbound.under_way < UNDER_WAY_MAX
+                && !outbound.waiting.is_empty()
+                && !self.link.is_blocked()
+            {
                 let (jobs, taken) = together(&mut outbound.waiting);
                 self.waiting -= taken;
                 if !jobs.is_empty() {
-                    let confirm = send(self.channel, jobs, Some(lane.clone())).await?;
+                    let confirm = send(self.channel, jobs, Some((lane.clone(), outbound.turn))).await?;
                     outbound.under_way += 1;
+                    outbound.sent_at = Some(Instant::now());
                     self.unconfirmed.push(confirm);
                 }
             }
@@ -269,9 +298,9 @@ impl<'c> Sending<'c> {
     /// lost, or a queue.
     async fn settle(&mut self, first: Settled) -> Result<(), String> {
         let group = group(first, &mut self.unconfirmed, self.channel).await;
-        for lane in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
-            if let Some(outbound) = self.lanes.get_mut(lane) {
-                outbound.under_way -= 1;
+        for (lane, turn) in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
+            if let Some(outbound) = self.lanes.get_mut(lane).filter(|outbound| outbound.turn == *turn) {
+                outbound.under_way = outbound.under_way.saturating_sub(1);
             }
         }
         match settle(group, &mut self.returned) {
@@ -280,12 +309,17 @@ impl<'c> Sending<'c> {
         }
     }
 
-    /// The channel is not used any more.
-    async fn end(mut self, why: &str) {
-        // What was never sent did not happen.
-        for job in std::mem::take(&mut self.lanes).into_values().flat_map(|outbound| outbound.waiting) {
+    /// Answers those whose letters wait: what was never sent did not happen.
+    fn refuse_waiting(&mut self, why: &str) {
+        for job in self.lanes.values_mut().flat_map(|outbound| outbound.waiting.drain(..)) {
             drop(job.answer.send(Err(Unqueued::Down(why.to_owned()))));
         }
+        self.waiting = 0;
+    }
+
+    /// The channel is not used any more.
+    async fn end(mut self, why: &str) {
+        self.refuse_waiting(why);
         // Without a connection each is settled as an error at once; with one, the broker's last words are waited for.
         let last = async {
             while let Some(settled) = self.unconfirmed.next().await {
@@ -321,7 +355,7 @@ fn together(waiting: &mut VecDeque<Job>) -> (Vec<Job>, usize) {
 async fn send(
     channel: &Channel,
     jobs: Vec<Job>,
-    lane: Option<String>,
+    lane: Option<(String, u64)>,
 ) -> Result<BoxFuture<'static, Settled>, String> {
     let (mut letters, answers): (Vec<Letter>, Vec<_>) =
         jobs.into_iter().map(|Job { letter, answer }| (letter, answer)).unzip();

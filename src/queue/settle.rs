@@ -11,6 +11,7 @@ use super::overlay::{Fate, Settlement};
 use super::{Queued, Target};
 use crate::backend::{Applied, RowKey};
 use crate::layer::TAKEN;
+use crate::model::clock::wall_ms;
 use crate::model::limits::OP_RING_ENTRIES;
 use crate::model::{Code, Error, Result, Scope};
 
@@ -92,8 +93,11 @@ fn coalesced(writes: &[Queued], group: &[usize]) -> Queued {
     let mut merged = writes[*newest].clone();
     let ring = &mut merged.entry.row.ring;
     for (op, print) in older.iter().rev().flat_map(|at| &writes[*at].entry.row.ring.entries) {
-        if ring.find(*op).is_none() && ring.entries.len() < OP_RING_ENTRIES {
-            ring.entries.push((*op, *print));
+        match ring.find(*op) {
+            Some(_) => {}
+            None if ring.entries.len() < OP_RING_ENTRIES => ring.entries.push((*op, *print)),
+            // Whoever repeats it is to be told that nobody knows.
+            None => ring.evicted_at_ms = wall_ms(),
         }
     }
     merged
@@ -177,6 +181,23 @@ mod tests {
         assert_eq!(mixed, [done(), Verdict::Later("away".to_owned()), done()]);
         assert_eq!(weighed(&[1, 2], vec![down(), down()]), [down(), down()]);
         assert_eq!(weighed(&[1, 2, 3], vec![done(), down(), down()]), [done(), down(), down()]);
+    }
+
+    #[test]
+    fn an_operation_that_has_no_room_beside_others_of_its_key_is_not_forgotten_in_silence() {
+        let writes: Vec<Queued> = (1..=5_u64)
+            .map(|n| {
+                let mut write = queued(1);
+                write.entry.row.version.hlc = n;
+                write.entry.row.ring.entries = vec![(n | 1 << 63, n)];
+                write
+            })
+            .collect();
+        let four = coalesced(&writes, &[1, 2, 3, 4]).entry.row.ring;
+        assert_eq!((four.entries.len(), four.evicted_at_ms), (4, 0));
+        let five = coalesced(&writes, &[0, 1, 2, 3, 4]).entry.row.ring;
+        assert_eq!((five.entries.len(), five.find(1 | 1 << 63)), (4, None));
+        assert!(five.evicted_at_ms >= wall_ms() - 1000);
     }
 
     #[test]

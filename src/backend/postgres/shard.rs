@@ -40,6 +40,8 @@ pub(super) struct Shard {
     seen: AtomicBool,
     /// Why its schema is of no use to this worker, though it is there.
     schema_fault: Mutex<Option<String>>,
+    /// Whether many rows of the last merge needed thought.
+    merges_need_thought: AtomicBool,
 }
 
 /// A row as a write wants it to be.
@@ -120,6 +122,7 @@ impl Shard {
             name,
             connections,
             budget: Budget::default(),
+            merges_need_thought: AtomicBool::new(false),
             clock: ServerClock::default(),
             seen: AtomicBool::new(false),
             schema_fault: Mutex::default(),
@@ -417,13 +420,20 @@ impl Shard {
         })
     }
 
-    /// Merges rows where that needs no thought ([`sql::MERGE`]), and the others after them; the words of [`sql::APPLY`].
+    /// Merges rows where that needs no thought ([`sql::MERGE`]), and the others after them; the words of [`sql::APPLY`]. Where many
+    /// did lately, all go the long way: two statements cost two syncs.
     pub(super) async fn merge(
         &self,
         entries: &[&Entry],
         deadline: Instant,
         connection: &mut Loan,
     ) -> Each<String> {
+        if self.merges_need_thought.load(Ordering::Relaxed) {
+            let words = self.apply(entries, deadline, connection).await?;
+            let applied = words.iter().filter(|word| word.as_deref() == Some("applied")).count();
+            self.merges_need_thought.store(!is_most(applied, words.len()), Ordering::Relaxed);
+            return Ok(words);
+        }
         let pairs: Vec<(&RowKey, &Row)> = entries.iter().map(|entry| (&entry.at, &entry.row)).collect();
         let query = bind_rows(sqlx::query(sql::MERGE), &pairs);
         let rows = self.run(Stage::Write, query, connection, deadline).await?;
@@ -433,14 +443,20 @@ impl Shard {
             let (ns, key) = (row.try_get::<&str, _>(0), row.try_get::<&str, _>(1));
             stored.insert((ns.map_err(judged)?, key.map_err(judged)?));
         }
+        self.merges_need_thought.store(!is_most(stored.len(), entries.len()), Ordering::Relaxed);
         let is_stored =
             |entry: &Entry| stored.contains(&(entry.at.namespace.as_str(), entry.at.key.as_str()));
         let rest: Vec<&Entry> = entries.iter().copied().filter(|entry| !is_stored(entry)).collect();
-        let mut words = match rest.is_empty() {
+        let words = match rest.is_empty() {
             true => Vec::new(),
-            false => self.apply(&rest, deadline, connection).await?,
-        }
-        .into_iter();
+            false => match self.apply(&rest, deadline, connection).await {
+                Ok(words) => words,
+                // What was stored is told of, whatever becomes of the others: they are merged each by itself.
+                Err(_) if !stored.is_empty() => Vec::new(),
+                Err(fault) => return Err(fault),
+            },
+        };
+        let mut words = words.into_iter();
         let word = |entry: &&Entry| match is_stored(entry) {
             true => Some("applied".to_owned()),
             false => words.next().flatten(),
@@ -528,6 +544,11 @@ impl Shard {
         }
         Ok(each)
     }
+}
+
+/// Whether so few of all are left that a statement of their own is worth it.
+fn is_most(some: usize, all: usize) -> bool {
+    some * 4 >= all * 3
 }
 
 /// What a row says of the operations that made it.

@@ -76,7 +76,11 @@ local function settle(KEYS, ARGV)
   for at = 1, #KEYS / 3 do
     local k, a = 3 * at - 2, 3 * at - 1
     if ARGV[a + 2] ~= '' then
-      redis.call('SET', KEYS[k + 2], ARGV[a + 2], 'EX', ARGV[1])
+      -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
+      local was = redis.call('GET', KEYS[k + 2])
+      if was ~= 'applied' and was ~= 'superseded' then
+        redis.call('SET', KEYS[k + 2], ARGV[a + 2], 'EX', ARGV[1])
+      end
     end
     local there = redis.call('GETRANGE', KEYS[k], 0, HEAD - 1)
     if there ~= '' and version(there) <= ARGV[a] then
