@@ -15,7 +15,8 @@ use crate::link::private_redis::Redis;
 use crate::model::Version;
 use crate::model::clock::{hlc_at, wall_ms};
 
-/// One store for all namespaces, which can be away, and refuses keys that begin with `poison` until it is mended.
+/// One store for all namespaces, which can be away, refuses keys that begin with `poison` until it is mended, and is too busy for those
+/// that begin with `locked` until then.
 #[derive(Default)]
 struct Store {
     memory: Memory,
@@ -90,8 +91,14 @@ impl Store {
         if self.away.load(Ordering::Relaxed) {
             return Some(Error::unavailable("away", 1));
         }
-        let poison = write.entry.at.key.as_str().starts_with("poison");
-        (poison && !self.mended.load(Ordering::Relaxed)).then(|| Error::internal("it refuses the row"))
+        if self.mended.load(Ordering::Relaxed) {
+            return None;
+        }
+        let key = write.entry.at.key.as_str();
+        if key.starts_with("locked") {
+            return Some(Error::overloaded("the row is locked", 1));
+        }
+        key.starts_with("poison").then(|| Error::internal("it refuses the row"))
     }
 
     async fn body(&self, key: &str) -> Option<String> {
@@ -250,6 +257,48 @@ async fn writes_that_come_together_share_messages_and_each_has_its_own_fate() {
     queue.stop().await;
     // What was acknowledged is gone: another consumer finds nothing.
     assert_eq!(ready().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_acknowledged_when_the_last_of_its_writes_is_settled() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q11", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    let lane = only();
+    let key = |n: u64| if n == 30 { "locked-k".to_owned() } else { format!("{n}k") };
+    let writes: Vec<Queued> = (0..60).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(write).await.unwrap();
+    }
+    let depth = async |queue: &Queue| {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.depth).sum::<Option<u64>>()
+    };
+    let first = open(rabbit, "q11", 1 << 30).await;
+    first.start(store.clone(), 1, || vec![1]);
+    until("all but one are settled", async || depth(&queue).await == Some(1)).await;
+    // Whoever had it in hand stops: the message is delivered again, and what was settled stays so.
+    let applied_before = store.applied.lock().unwrap().len();
+    first.stop().await;
+    let mut newer = put("3k", "newer", 9_000);
+    newer.entry.row.version.origin = 8;
+    Backend::apply(&store.memory, vec![newer.entry], soon()).await.remove(0).unwrap();
+    let second = open(rabbit, "q11", 1 << 30).await;
+    second.start(store.clone(), 2, || vec![2]);
+    until("it is delivered again", async || store.applied.lock().unwrap().len() > applied_before).await;
+    until("one waits still", async || depth(&queue).await == Some(1)).await;
+    store.mended.store(true, Ordering::Relaxed);
+    until("nothing waits", async || depth(&queue).await == Some(0)).await;
+    assert_eq!(store.body("locked-k").await.as_deref(), Some("v30"));
+    let namespace = Namespace::parse("n").unwrap();
+    for write in &writes {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        assert_eq!(queue.overlay().fate(&namespace, key, version).await, Ok(Fate::Applied), "{key:?}");
+    }
+    second.stop().await;
+    queue.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
