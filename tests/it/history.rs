@@ -257,7 +257,7 @@ async fn a_lost_update_in_the_server_is_found() {
     server.sql(
         "template1",
         "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-         IF random() < 0.01 AND OLD.kind = 0 AND NEW.kind = 0 THEN NEW.val := OLD.val; END IF; RETURN NEW; END $$",
+         IF random() < 0.1 AND OLD.kind = 0 AND NEW.kind = 0 THEN NEW.val := OLD.val; END IF; RETURN NEW; END $$",
     );
     server.sql(
         "template1",
