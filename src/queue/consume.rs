@@ -8,6 +8,7 @@
 //! What takes longer goes round the ladder. What will never do becomes a dead letter.
 
 mod rung;
+mod told;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -24,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::connection::{CONNECT_PAUSE, Link, bounded};
-use super::group;
 use super::lanes::Word;
 use super::letters::{Held, read_all};
 use super::overlay::Fate;
@@ -35,6 +35,7 @@ use super::{LaneShard, PREFETCH, Queue, Target};
 use crate::backend::{Applied, RowKey};
 use crate::model::clock::{wall_ms, wall_of};
 use rung::rung;
+use told::{Told, writes_of};
 
 /// Bound on sending a message elsewhere.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,9 +70,6 @@ const BLOCKED_MESSAGES_MAX: usize = BATCH_MAX / 2;
 /// A version so far ahead of the clock waits; one further ahead is a dead letter.
 const AHEAD_MS: i64 = 1_000;
 const FAR_AHEAD_MS: i64 = 3_600_000;
-/// The part of the last second in the rate that is told.
-const RATE_PART: f64 = 0.3;
-
 /// All consumers of a worker.
 pub(super) struct Consumers {
     queue: Arc<Queue>,
@@ -237,16 +235,6 @@ struct Blocked {
     waiting: VecDeque<Held>,
 }
 
-struct Told {
-    at: Instant,
-    /// Something is to be told at once.
-    due: bool,
-    settled: u64,
-    rate: f64,
-    bytes_each: f64,
-    writes_each: f64,
-}
-
 /// A message in hand.
 struct InHand {
     taken_at_ms: i64,
@@ -264,8 +252,7 @@ impl Lane {
         pace: Arc<Pace>,
     ) -> Result<Self, String> {
         let (channel, consumer) = subscribe(link, &name).await?;
-        let told =
-            Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0, writes_each: 1.0 };
+        let told = Told::nothing();
         Ok(Self {
             queue,
             target,
@@ -619,26 +606,6 @@ impl Lane {
             Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };
         self.queue.lanes.tell(&self.name, word).await;
     }
-}
-
-impl Told {
-    /// Takes note of how large a message is.
-    fn saw(&mut self, delivery: &Delivery) {
-        let writes = writes_of(delivery) as f64;
-        let part = if self.bytes_each == 0.0 { 1.0 } else { 0.05 };
-        self.bytes_each += (delivery.data.len() as f64 / writes - self.bytes_each) * part;
-        self.writes_each += (writes - self.writes_each) * part;
-    }
-
-    /// The rate to tell, so long after the last.
-    fn rate_now(&self, elapsed: Duration) -> f64 {
-        let lately = self.settled as f64 / elapsed.max(Duration::from_millis(1)).as_secs_f64();
-        self.rate + (lately - self.rate) * RATE_PART
-    }
-}
-
-fn writes_of(delivery: &Delivery) -> usize {
-    group::writes_in(&delivery.data)
 }
 
 /// Whether so many of all are worth a look of their own.

@@ -41,8 +41,7 @@ pub(super) async fn rung(
     stop: &CancellationToken,
 ) -> Result<(), String> {
     let (channel, consumer) = subscribe(link, name).await?;
-    let told =
-        Told { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0, writes_each: 1.0 };
+    let told = Told::nothing();
     let mut rung = Rung { queue, target, channel, consumer, name, in_hand: VecDeque::new(), told };
     while !stop.is_cancelled() {
         rung.tell().await;

@@ -1,0 +1,135 @@
+//! Messages of many writes, each with a fate of its own.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_come_together_share_messages_and_each_has_its_own_fate() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q10", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.away.store(true, Ordering::Relaxed);
+    let lane = only();
+    // One lane, and three that it will refuse. Nobody consumes yet.
+    let key = |n: u64| if n % 100 == 7 { format!("poison{n}k") } else { format!("{n}k") };
+    let writes: Vec<Queued> = (0..300).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(write).await.unwrap();
+    }
+    let ready = async || {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.ready).sum::<u64>()
+    };
+    until("they are counted", async || ready().await > 0).await;
+    let messages = ready().await;
+    assert!((300 / group::WRITES_MAX as u64..100).contains(&messages), "{messages} messages");
+    // A worker that stops with all of them in hand.
+    let first = open(rabbit, "q10", 1 << 30).await;
+    first.start(store.clone(), 1, || vec![1]);
+    let depth = async || {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.depth).sum::<Option<u64>>()
+    };
+    until("each write is counted", async || depth().await == Some(300)).await;
+    first.stop().await;
+    assert!(store.applied.lock().unwrap().is_empty());
+
+    store.away.store(false, Ordering::Relaxed);
+    queue.start(store.clone(), 2, || vec![2]);
+    until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
+    until("nothing waits", async || depth().await == Some(0)).await;
+    let namespace = Namespace::parse("n").unwrap();
+    for (n, write) in writes.iter().enumerate() {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        let fate = queue.overlay().fate(&namespace, key, version).await.unwrap();
+        match n % 100 == 7 {
+            true => assert!(matches!(fate, Fate::Dead(_)), "{key:?}: {fate:?}"),
+            false => assert_eq!(fate, Fate::Applied, "{key:?}"),
+        }
+    }
+    queue.stop().await;
+    // What was acknowledged is gone: another consumer finds nothing.
+    assert_eq!(ready().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_acknowledged_when_the_last_of_its_writes_is_settled() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q11", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    let lane = only();
+    let key = |n: u64| if n == 30 { "locked-k".to_owned() } else { format!("{n}k") };
+    let writes: Vec<Queued> = (0..60).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(write).await.unwrap();
+    }
+    let depth = async |queue: &Queue| {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.iter().map(|lane| lane.depth).sum::<Option<u64>>()
+    };
+    let first = open(rabbit, "q11", 1 << 30).await;
+    first.start(store.clone(), 1, || vec![1]);
+    until("all but one are settled", async || depth(&queue).await == Some(1)).await;
+    // Whoever had it in hand stops: the message is delivered again, and what was settled stays so.
+    let applied_before = store.applied.lock().unwrap().len();
+    first.stop().await;
+    let mut newer = put("3k", "newer", 9_000);
+    newer.entry.row.version.origin = 8;
+    Backend::apply(&store.memory, vec![newer.entry], soon()).await.remove(0).unwrap();
+    let second = open(rabbit, "q11", 1 << 30).await;
+    second.start(store.clone(), 2, || vec![2]);
+    until("it is delivered again", async || store.applied.lock().unwrap().len() > applied_before).await;
+    until("one waits still", async || depth(&queue).await == Some(1)).await;
+    store.mended.store(true, Ordering::Relaxed);
+    until("nothing waits", async || depth(&queue).await == Some(0)).await;
+    assert_eq!(store.body("locked-k").await.as_deref(), Some("v30"));
+    let namespace = Namespace::parse("n").unwrap();
+    for write in &writes {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        assert_eq!(queue.overlay().fate(&namespace, key, version).await, Ok(Fate::Applied), "{key:?}");
+    }
+    second.stop().await;
+    queue.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_store_has_overtaken_is_settled_by_a_look() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q8", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.away.store(true, Ordering::Relaxed);
+    queue.start(store.clone(), 1, || vec![1]);
+    // One lane: all keys end with the same letter.
+    let writes: Vec<Queued> = (0..500).map(|n| put(&format!("{n}k"), &format!("v{n}"), n)).collect();
+    let lane = only();
+    let puts = futures_util::future::join_all(writes.iter().map(|write| queue.put(&lane, write, soon())));
+    assert!(puts.await.iter().all(Result::is_ok));
+    for write in &writes {
+        queue.overlay().hold(write).await.unwrap();
+    }
+    for key in 0..500 {
+        let mut newer = put(&format!("{key}k"), "newer", 9_000);
+        newer.entry.row.version.origin = 8;
+        Backend::apply(&store.memory, vec![newer.entry], soon()).await.remove(0).unwrap();
+    }
+    store.away.store(false, Ordering::Relaxed);
+    let namespace = Namespace::parse("n").unwrap();
+    until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;
+    until("nothing waits", async || {
+        let (lanes, dead) = queue.status().await.unwrap();
+        lanes.iter().all(|lane| lane.depth == Some(0)) && dead == 0
+    })
+    .await;
+    for write in &writes {
+        let (key, version) = (&write.entry.at.key, write.entry.row.version);
+        assert_eq!(queue.overlay().fate(&namespace, key, version).await, Ok(Fate::Superseded));
+    }
+    assert_eq!(store.body("7k").await.as_deref(), Some("newer"));
+    let applied = store.applied.lock().unwrap().len();
+    // All are of keys of their own, so nothing but a look spares them.
+    assert!((1..=200).contains(&applied), "the first part alone is applied: {applied} of 500");
+    queue.stop().await;
+}
