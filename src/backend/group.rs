@@ -11,7 +11,7 @@ use crate::model::{Code, Error, Namespace, Result, Version};
 
 use super::decide::{self, Now};
 use super::offer::not_offered;
-use super::{Action, Applied, Entry, Offered, Row, RowKey, Write, Written};
+use super::{Action, Applied, Entry, Noting, Offered, Row, RowKey, Write, Written};
 
 /// What lies under a group: the rows of a store.
 pub(super) trait Table {
@@ -30,12 +30,17 @@ pub(super) struct Changes {
     pub(super) gc_floors: HashMap<u16, u64>,
     /// How namespaces written for the first time are partitioned.
     pub(super) notes: HashMap<Namespace, String>,
+    /// What is noted of namespaces' durability.
+    pub(super) durabilities: HashMap<Namespace, String>,
 }
 
 impl Changes {
     /// Whether there is nothing to keep.
     pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.gc_floors.is_empty() && self.notes.is_empty()
+        self.rows.is_empty()
+            && self.gc_floors.is_empty()
+            && self.notes.is_empty()
+            && self.durabilities.is_empty()
     }
 }
 
@@ -188,6 +193,19 @@ impl<'t, T: Table> Group<'t, T> {
     /// Notes how a namespace is partitioned, unless this group has already; gives what stands.
     pub(super) fn note(&mut self, namespace: Namespace, first: String) -> String {
         self.changes.notes.entry(namespace).or_insert(first).clone()
+    }
+
+    /// Notes a namespace's durability as asked, where `noted` stands unless this group changed it; gives what stands.
+    pub(super) fn note_durability(
+        &mut self,
+        namespace: Namespace,
+        noting: &Noting,
+        noted: Option<String>,
+    ) -> Option<String> {
+        let noted = self.changes.durabilities.get(&namespace).cloned().or(noted);
+        let Some(written) = noting.written(noted.as_deref()) else { return noted };
+        self.changes.durabilities.insert(namespace, written.to_owned());
+        Some(written.to_owned())
     }
 
     /// Bytes of the rows written so far.

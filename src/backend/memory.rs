@@ -14,8 +14,8 @@ use crate::model::{Error, Namespace, Result};
 use super::group::{Changes, Group, Table, stored_key};
 use super::pages::{self, Collector};
 use super::{
-    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, Row, RowKey, SWEEP_ROWS_MAX, Swept,
-    Write, Written,
+    Applied, Backend, Capability, Entry, Found, Noting, Offered, Page, Range, Row, RowKey, SWEEP_ROWS_MAX,
+    Swept, Write, Written,
 };
 
 /// See the module.
@@ -30,6 +30,7 @@ struct Rows {
     by_key: BTreeMap<Vec<u8>, Arc<Row>>,
     gc_floors: HashMap<u16, u64>,
     partitionings: HashMap<Namespace, String>,
+    durabilities: HashMap<Namespace, String>,
 }
 
 impl Memory {
@@ -148,6 +149,15 @@ impl Backend for Memory {
             rows.partitionings.entry(namespace.clone()).or_insert(first);
         }
         Ok(rows.partitionings.get(namespace).cloned())
+    }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        let mut rows = self.rows_mut();
+        let noted = rows.durabilities.get(namespace).map(String::as_str);
+        if let Some(written) = noting.written(noted) {
+            rows.durabilities.insert(namespace.clone(), written.to_owned());
+        }
+        Ok(rows.durabilities.get(namespace).cloned())
     }
 
     fn health(&self) -> Result<()> {

@@ -9,6 +9,7 @@ mod decide;
 mod group;
 pub mod local;
 pub mod memory;
+mod note;
 mod offer;
 mod pages;
 pub mod postgres;
@@ -39,6 +40,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
+
+pub use note::Noting;
 
 use crate::model::limits::{CLOCK_EPSILON_MS, OP_RING_ENTRIES};
 use crate::model::op::{Expiry, OpId, Precondition};
@@ -408,6 +411,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
         first: Option<String>,
     ) -> impl Future<Output = Result<Option<String>>> + Send;
 
+    /// What is noted of a namespace's durability, after it was noted as asked: see [`Noting`].
+    fn durability(
+        &self,
+        namespace: &Namespace,
+        noting: Noting,
+    ) -> impl Future<Output = Result<Option<String>>> + Send;
+
     /// Whether it can answer now, and why not.
     fn health(&self) -> Result<()>;
 
@@ -474,6 +484,11 @@ pub trait DynBackend: Send + Sync + 'static {
         namespace: &'a Namespace,
         first: Option<String>,
     ) -> Boxed<'a, Result<Option<String>>>;
+    fn durability<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        noting: Noting,
+    ) -> Boxed<'a, Result<Option<String>>>;
     fn health(&self) -> Result<()>;
     fn unfit(&self) -> Option<crate::model::Error>;
     fn shards(&self) -> Vec<String>;
@@ -538,6 +553,13 @@ impl<B: Backend> DynBackend for B {
         first: Option<String>,
     ) -> Boxed<'a, Result<Option<String>>> {
         Box::pin(Backend::partitioning(self, namespace, first))
+    }
+    fn durability<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        noting: Noting,
+    ) -> Boxed<'a, Result<Option<String>>> {
+        Box::pin(Backend::durability(self, namespace, noting))
     }
     fn health(&self) -> Result<()> {
         Backend::health(self)

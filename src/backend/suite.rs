@@ -137,6 +137,35 @@ async fn on_riak<F: Future<Output = ()>>(trial: impl Fn(Arc<dyn DynBackend>) -> 
 }
 
 #[tokio::test]
+async fn a_durability_is_noted_once_and_replaced_only_where_it_is_what_was_said() {
+    let trial = async |backend: Arc<dyn DynBackend>| {
+        let namespace = namespace();
+        let note = async |noting| backend.durability(&namespace, noting).await.unwrap();
+        let first = |word: &str| Noting::First(word.to_owned());
+        let replace = |from: &str, to: &str| Noting::Replace { from: from.to_owned(), to: to.to_owned() };
+        let said = |word: &str| Some(word.to_owned());
+        assert_eq!(note(Noting::Look).await, None);
+        assert_eq!(note(first("a")).await, said("a"));
+        assert_eq!(note(first("b")).await, said("a"));
+        assert_eq!(note(replace("b", "c")).await, said("a"));
+        assert_eq!(note(replace("a", "b")).await, said("b"));
+        assert_eq!(note(replace("b", "a")).await, said("a"));
+        assert_eq!(note(replace("a", "c")).await, said("c"));
+        assert_eq!((note(first("d")).await, note(Noting::Look).await), (said("c"), said("c")));
+        let other = Namespace::parse(&format!("n{:016x}", fastrand::u64(..))).unwrap();
+        assert_eq!(backend.durability(&other, Noting::Look).await.unwrap(), None);
+        assert_eq!(
+            backend.durability(&other, replace("x", "y")).await.unwrap(),
+            said("y"),
+            "where nothing is"
+        );
+        assert_eq!(backend.partitioning(&other, None).await.unwrap(), None, "it is another note");
+    };
+    on_each(trial).await;
+    on_riak(trial).await;
+}
+
+#[tokio::test]
 async fn a_version_is_raised_above_what_stands_and_clamped_to_the_stores_clock() {
     on_each(async |backend| {
         let far = hlc_at(wall_ms() + 3_600_000);

@@ -438,6 +438,15 @@ pub(crate) enum QueueCommand {
         #[arg(long, value_name = "FILE")]
         export: PathBuf,
     },
+    /// Change the durability in force of a namespace, while workers run; see it through to its end
+    Switch {
+        /// Namespace
+        #[arg(value_name = "NS")]
+        namespace: String,
+        /// The durability to be in force
+        #[arg(value_name = "DURABILITY", value_parser = ["through", "outage_queue"])]
+        durability: String,
+    },
     /// What became of a write that was answered `queued`: pending, applied, superseded, dead_lettered or unknown
     Receipt {
         /// Namespace

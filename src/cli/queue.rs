@@ -3,6 +3,7 @@
 //! Whatever may take long is asked for in steps, so that it can be watched, paced and stopped after any of them.
 
 mod purge;
+mod switch;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub(super) async fn run(session: &Session, output: &mut Output, command: QueueCo
         QueueCommand::Replay(filter) => replay(&control, output, &filter, None).await,
         QueueCommand::Drain { rate } => replay(&control, output, &everything(), rate).await,
         QueueCommand::Purge { expect, export } => purge::purge(&control, output, expect, &export).await,
+        QueueCommand::Switch { namespace, durability } => {
+            switch::switch(&control, output, &namespace, &durability).await
+        }
         QueueCommand::Receipt { namespace, key, version } => {
             let asked = json!({"namespace": namespace, "key": key, "version": version});
             let receipt = control.ask("receipt", &asked).await?;

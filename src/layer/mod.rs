@@ -37,8 +37,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{
-    Aged, Applied, Backend, Capability, DynBackend, Entry, Found, Offered, Page, Range, RowKey, Swept, Write,
-    Written,
+    Aged, Applied, Backend, Capability, DynBackend, Entry, Found, Noting, Offered, Page, Range, RowKey,
+    Swept, Write, Written,
 };
 use crate::model::{Code, Error, Key, Namespace, Result};
 use crate::placement::SLOTS;
@@ -378,6 +378,10 @@ impl Backend for Layered {
 
     async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
         self.inner.partitioning(namespace, first).await
+    }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        self.inner.durability(namespace, noting).await
     }
 
     fn unfit(&self) -> Option<Error> {

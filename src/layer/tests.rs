@@ -87,6 +87,10 @@ impl Backend for Store {
     async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
         Backend::partitioning(&*self.memory, namespace, first).await
     }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        Backend::durability(&*self.memory, namespace, noting).await
+    }
     fn health(&self) -> Result<()> {
         Ok(())
     }

@@ -22,6 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The broker and we give a silent peer up after twice so many seconds.
 const HEARTBEAT_SECONDS: u16 = 5;
+/// What the broker says of a queue that was made with another bound.
+const OTHER_BYTES: &str = "inequivalent arg 'x-max-length-bytes'";
 /// Between two tries.
 pub(super) const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -101,10 +103,26 @@ impl Link {
 
     /// Makes the queues that are missing.
     pub(super) async fn declare(&self, topology: &Topology) -> Result<(), String> {
-        let channel = bounded("channel", self.connection.create_channel()).await?;
+        let mut channel = bounded("channel", self.connection.create_channel()).await?;
+        let mut differing = 0;
         for (name, arguments) in topology.queues() {
             let declared = channel.queue_declare(name.as_str().into(), durable(), arguments);
-            bounded(&format!("queue {name}"), declared).await?;
+            match bounded(&format!("queue {name}"), declared).await {
+                Ok(_) => {}
+                // It is ours, and serves as it is; the broker has closed the channel with its answer.
+                Err(why) if why.contains(OTHER_BYTES) => {
+                    differing += 1;
+                    channel = bounded("channel", self.connection.create_channel()).await?;
+                }
+                Err(why) => return Err(why),
+            }
+        }
+        if differing > 0 {
+            tracing::warn!(
+                queues = differing,
+                "RabbitMQ has queues of ours that take other bytes than queue.lane_bytes_max: it was changed, and holds for \
+                 new queues alone; one that is empty may be deleted, and is made anew"
+            );
         }
         // A channel that is not closed stays for as long as its connection.
         bounded("channel", channel.close(200, "done".into())).await

@@ -136,7 +136,13 @@ impl Queue {
             let words = self.lanes.words(now_ms).await;
             let mut lanes = Vec::new();
             let rungs = (0..super::topology::RUNGS.len()).map(|rung| self.topology.rung(rung));
-            for lane in self.topology.lanes().into_iter().map(|(lane, _)| lane).chain(rungs) {
+            let mut lanes_named: Vec<String> =
+                self.topology.lanes().into_iter().map(|(lane, _)| lane).chain(rungs).collect();
+            // Those of shards that are no more, which somebody works on.
+            let left = words.keys().filter(|name| self.topology.shard_of(name).is_some());
+            let left: Vec<String> = left.filter(|name| !lanes_named.contains(name)).cloned().collect();
+            lanes_named.extend(left);
+            for lane in lanes_named {
                 let holds = held(&channel, &lane).await?;
                 lanes.push(LaneStatus::of(words.get(&lane), lane, holds, now_ms));
             }

@@ -77,6 +77,27 @@ impl Lanes {
         drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
     }
 
+    /// The names of all lanes that anybody ever told of.
+    pub(super) async fn names(&self) -> Vec<String> {
+        let mut keys = redis::cmd("HKEYS");
+        keys.arg(&self.hash);
+        let Ok(Value::Array(names)) = self.redis.call(&keys, Instant::now() + CALL_TIMEOUT).await else {
+            return Vec::new();
+        };
+        let text = |name: &Value| match name {
+            Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+            _ => None,
+        };
+        names.iter().filter_map(text).collect()
+    }
+
+    /// Forgets a lane whose queue is gone.
+    pub(super) async fn forget(&self, lane: &str) {
+        let mut delete = redis::cmd("HDEL");
+        delete.arg(&self.hash).arg(lane);
+        drop(self.redis.call(&delete, Instant::now() + CALL_TIMEOUT).await);
+    }
+
     /// What is known of every lane.
     pub(super) async fn words(&self, now_ms: i64) -> HashMap<String, Word> {
         let mut all = redis::cmd("HGETALL");

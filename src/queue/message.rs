@@ -170,6 +170,15 @@ impl Queued {
     }
 }
 
+/// The properties of a message of one write that was never sent before, by its body.
+pub(super) fn properties_of_body(body: &[u8]) -> BasicProperties {
+    match Queued::decode(body) {
+        Ok(write) => write.properties(&Notes::default()),
+        // Whoever reads it says why it cannot be read.
+        Err(_) => properties_of_unknown("", &Notes::default()),
+    }
+}
+
 /// The properties of a message whose body is no queued write.
 pub(super) fn properties_of_unknown(id: &str, notes: &Notes) -> BasicProperties {
     let mut headers = FieldTable::default();

@@ -53,7 +53,7 @@ pub use connection::check_url;
 pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
-pub use overlay::{Ahead, Away, Fate, Overlay, Pending};
+pub use overlay::{Ahead, Away, Fate, Mark, Marked, Overlay, Pending};
 pub use publish::Unqueued;
 pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};
@@ -221,10 +221,12 @@ impl Queue {
     /// Takes a write: it is in its lane, on disk, when this gives back.
     pub async fn put(&self, shard: &LaneShard, write: &Queued, deadline: Instant) -> Result<(), Unqueued> {
         let queue = self.topology.lane(&shard.backend, &shard.shard, write.entry.at.slot);
-        let properties = write.properties(&Notes::default());
-        self.publisher
-            .publish(Letter { queue, body: write.encode(), properties, joins: true }, deadline)
-            .await
+        self.publisher.publish(Letter { queue, body: write.encode(), properties: None }, deadline).await
+    }
+
+    /// Whether writes to a backend may wait in the queue of this name, as [`Self::status`] tells it.
+    pub fn may_hold(&self, name: &str, backend: &str) -> bool {
+        self.topology.may_hold(name, backend)
     }
 
     /// Stops: batches in hand are finished, as far as that takes no long.

@@ -19,10 +19,11 @@
 //!      -    -  the stored document
 //! ```
 //!
-//! Keys: `{prefix}:p:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), and receipts
-//! `{prefix}:r:{namespace}:{key}:{version}`.
+//! Keys: `{prefix}:p:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
+//! `{prefix}:r:{namespace}:{key}:{version}`, and marks ([`mark`]).
 
 mod calls;
+mod mark;
 mod together;
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::Calls;
+pub use mark::{Mark, Marked};
 use together::Together;
 
 /// Bound on what a request waits for before it asks the store.
@@ -119,6 +121,8 @@ pub struct Ahead {
     pub pending: Option<Pending>,
     /// The version of the copy that workers share.
     pub copy: Option<Version>,
+    /// Whether the queue is open to its namespace, where a mark says so.
+    pub open: Option<bool>,
 }
 
 impl Overlay {
@@ -170,13 +174,8 @@ impl Overlay {
         let (begun, before_ms) = (Instant::now(), wall_ms());
         let time = self.calls.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
         let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
-        let Ok(Value::Array(parts)) = time else { return };
-        let number = |part: Option<&Value>| match part {
-            Some(Value::BulkString(digits)) => std::str::from_utf8(digits).ok()?.parse::<i64>().ok(),
-            _ => None,
-        };
-        if let (Some(seconds), Some(micros)) = (number(parts.first()), number(parts.get(1))) {
-            let ahead_ms = seconds * 1000 + micros / 1000 - (before_ms + took_ms / 2);
+        if let Some(time_ms) = time.ok().as_ref().and_then(time_ms) {
+            let ahead_ms = time_ms - (before_ms + took_ms / 2);
             let was = self.clock_ahead_ms.swap(ahead_ms, Ordering::Relaxed);
             if ahead_ms.abs() > CLOCK_EPSILON_MS && (was == UNKNOWN || was.abs() <= CLOCK_EPSILON_MS) {
                 tracing::error!(
@@ -294,6 +293,16 @@ impl Overlay {
             _ => Fate::Unknown,
         })
     }
+}
+
+/// The answer to `TIME`, as Unix milliseconds.
+fn time_ms(answer: &Value) -> Option<i64> {
+    let Value::Array(parts) = answer else { return None };
+    let number = |part: Option<&Value>| match part {
+        Some(Value::BulkString(digits)) => std::str::from_utf8(digits).ok()?.parse::<i64>().ok(),
+        _ => None,
+    };
+    Some(number(parts.first())? * 1000 + number(parts.get(1))? / 1000)
 }
 
 // === impl Fate ===

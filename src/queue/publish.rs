@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, CONNECT_PAUSE, Link};
 use super::group;
+use super::message::properties_of_body;
 use super::topology::Topology;
 
 /// Messages that wait to be sent; beyond it the queue counts as full.
@@ -44,9 +45,8 @@ const SILENT_MAX: Duration = Duration::from_secs(2);
 pub(super) struct Letter {
     pub(super) queue: String,
     pub(super) body: Vec<u8>,
-    pub(super) properties: BasicProperties,
-    /// Whether it may share a message with others of its queue.
-    pub(super) joins: bool,
+    /// `None`: a write for a lane, which may share a message with others of its lane. What it is published with is made then.
+    pub(super) properties: Option<BasicProperties>,
 }
 
 /// Why a message is not known to be queued.
@@ -172,8 +172,12 @@ impl Work {
     }
 
     async fn connect(&self) -> Result<(Link, Channel), String> {
+        // Over a connection of its own: one whose channel the broker closed with its answer counts as lost.
+        let declares = self.broker.connect("declares").await?;
+        let declared = declares.declare(&self.topology).await;
+        declares.close().await;
+        declared?;
         let link = self.broker.connect("publishes").await?;
-        link.declare(&self.topology).await?;
         let channel = link.publishing().await?;
         Ok((link, channel))
     }
@@ -251,7 +255,7 @@ impl<'c> Sending<'c> {
         let mut lost = Ok(());
         for job in jobs {
             // Behind one that could not be sent they all wait, and are told that nothing happened.
-            if job.letter.joins || lost.is_err() {
+            if job.letter.properties.is_none() || lost.is_err() {
                 self.lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
                 self.waiting += 1;
             } else if !job.answer.is_closed() {
@@ -359,8 +363,8 @@ async fn send(
 ) -> Result<BoxFuture<'static, Settled>, String> {
     let (mut letters, answers): (Vec<Letter>, Vec<_>) =
         jobs.into_iter().map(|Job { letter, answer }| (letter, answer)).unzip();
-    let Letter { queue, body, properties, .. } = letters.swap_remove(0);
-    let id = properties.message_id().clone().unwrap_or_default();
+    let Letter { queue, body, properties } = letters.swap_remove(0);
+    let properties = properties.unwrap_or_else(|| properties_of_body(&body));
     let (body, properties) = match letters.is_empty() {
         true => (body, properties),
         false => {
@@ -369,8 +373,18 @@ async fn send(
             (group::encode(&bodies), group::properties_of(&properties, bodies.len()))
         }
     };
+    let id = properties.message_id().clone().unwrap_or_default();
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    match channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties).await {
+    let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties);
+    // A broker that takes nothing from now on keeps whoever sends.
+    let Ok(published) = tokio::time::timeout(SILENT_MAX, publishing).await else {
+        let why = format!("RabbitMQ took nothing for {SILENT_MAX:?}");
+        for answer in answers {
+            drop(answer.send(Err(Unqueued::Unknown(why.clone()))));
+        }
+        return Err(why);
+    };
+    match published {
         Ok(confirm) => {
             let waiters = Waiters { id, answers, lane };
             Ok(confirm.map(|confirmed| (waiters, confirmed)).boxed())

@@ -1,7 +1,9 @@
 //! The queue over a real broker and a real Redis, with a store in memory behind it.
 
+mod blocked;
 mod dead;
 mod groups;
+mod left;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -135,14 +137,17 @@ fn put(key: &str, body: &str, counter: u64) -> Queued {
     Queued { entry: Entry { at, row }, taken_at_ms: wall_ms() }
 }
 
-async fn open(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Arc<Queue> {
-    let settings = Settings {
+fn settings(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Settings {
+    Settings {
         url: rabbit.url(),
         prefix: prefix.to_owned(),
         lane_bytes_max,
         redis_url: Redis::shared().url(),
-    };
-    let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
+    }
+}
+
+async fn open(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Arc<Queue> {
+    let queue = Queue::open(&settings(rabbit, prefix, lane_bytes_max), "test", vec![only()]).unwrap();
     until("the queue is there", async || queue.state().is_ok() && queue.overlay().health().is_ok()).await;
     queue
 }

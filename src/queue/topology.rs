@@ -16,6 +16,8 @@ use std::time::Duration;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
+use super::LaneShard;
+
 /// Lanes of a shard.
 pub(super) const LANES: u16 = 8;
 /// How often a message is delivered before the broker takes it for one that crashes workers. Never -1: on 3.10 that drops
@@ -49,6 +51,14 @@ impl Topology {
         format!("{}.wb.{backend}.{shard}.{}", self.prefix, slot % LANES)
     }
 
+    /// The shard of a lane by its name, also of one that is not among these; `None` for a rung, or the queue of another deployment.
+    pub fn shard_of(&self, lane: &str) -> Option<LaneShard> {
+        let (rest, number) = lane.strip_prefix(&format!("{}.wb.", self.prefix))?.rsplit_once('.')?;
+        let (backend, shard) = rest.split_once('.')?;
+        number.parse::<u16>().ok().filter(|number| *number < LANES)?;
+        Some(LaneShard { backend: backend.to_owned(), shard: shard.to_owned() })
+    }
+
     /// Every lane, with the number of its shard.
     pub fn lanes(&self) -> Vec<(String, usize)> {
         let of = |(shard, (backend, name)): (usize, &(String, String))| {
@@ -60,6 +70,12 @@ impl Topology {
     /// A rung of the ladder.
     pub fn rung(&self, rung: usize) -> String {
         format!("{}.wb.retry.{}s", self.prefix, RUNGS[rung].as_secs())
+    }
+
+    /// Whether writes to a backend may wait in the queue of this name: one of its lanes, or a rung.
+    pub fn may_hold(&self, name: &str, backend: &str) -> bool {
+        let of = |part: &str| name.starts_with(&format!("{}.wb.{part}.", self.prefix));
+        of(backend) || of("retry")
     }
 
     /// The dead letters.

@@ -12,6 +12,7 @@
 //! queue_replay  {limit, force, namespace, prefix, id, reason}
 //!                                             {looked_at, applied, superseded, skipped, failed: [{id, reason}], ended_early}
 //! queue_purge   {ids, limit}                  {looked_at, removed, ended_early}
+//! queue_switch  {namespace, durability}       {state, left_ms, keys, queued}: closing, draining, opening or done
 //! receipt       {namespace, key, version}     {state, version, reason}
 //! ```
 //!
@@ -30,12 +31,14 @@ use crate::codec::{json as wire, stored};
 use crate::model::key::shorten;
 use crate::model::{Error, Key, Namespace, Record, Result, Version};
 use crate::queue::{Act, DeadLetter, Fate, Foreseen, Queue, STEP_MAX};
+use crate::store::Switched;
+use crate::store::policy::Durability;
 
 use super::{Shared, bounded};
 
 /// The commands.
-pub(super) const COMMANDS: [&str; 6] =
-    ["queue_status", "queue_list", "queue_show", "queue_replay", "queue_purge", "receipt"];
+pub(super) const COMMANDS: [&str; 7] =
+    ["queue_status", "queue_list", "queue_show", "queue_replay", "queue_purge", "queue_switch", "receipt"];
 /// Letters that one reply lists at most.
 const LISTED_MAX: usize = 100;
 /// What a reply has around its letters: names, brackets, numbers.
@@ -87,6 +90,13 @@ struct Purge {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Switch {
+    namespace: String,
+    durability: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Receipt {
     namespace: String,
     key: String,
@@ -129,6 +139,7 @@ async fn run(shared: &Shared, command: &str, payload: &[u8]) -> Result<Json> {
         "queue_show" => show(shared, queue, &read(payload)?).await,
         "queue_replay" => replay(shared, queue, &read(payload)?).await,
         "queue_purge" => purge(queue, &read(payload)?).await,
+        "queue_switch" => switch(shared, &read(payload)?).await,
         _ => receipt(queue, &read(payload)?).await,
     }
 }
@@ -262,6 +273,24 @@ async fn purge(queue: &Queue, asked: &Purge) -> Result<Json> {
         "an operator purges dead letters"
     );
     Ok(json!({"looked_at": done.looked_at, "removed": done.removed, "ended_early": done.ended_early}))
+}
+
+async fn switch(shared: &Shared, asked: &Switch) -> Result<Json> {
+    let namespace = Namespace::parse(&asked.namespace)?;
+    let durability = Durability::of(&asked.durability)?;
+    let step = shared.store.switch(&namespace, durability).await?;
+    tracing::info!(
+        namespace = asked.namespace,
+        durability = asked.durability,
+        ?step,
+        "an operator changes the durability of a namespace"
+    );
+    Ok(match step {
+        Switched::Closing { left_ms } => json!({"state": "closing", "left_ms": left_ms}),
+        Switched::Draining { keys, queued } => json!({"state": "draining", "keys": keys, "queued": queued}),
+        Switched::Opening { left_ms } => json!({"state": "opening", "left_ms": left_ms}),
+        Switched::Done => json!({"state": "done"}),
+    })
 }
 
 async fn receipt(queue: &Queue, asked: &Receipt) -> Result<Json> {

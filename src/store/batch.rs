@@ -93,7 +93,7 @@ impl Store {
         let writes = batch.ops.iter().any(|op| matches!(op, BatchOp::Write(Ok(_))));
         // Writes that may be queued ask for themselves, each with what it means for it that nobody answers.
         if self.queue_of(call).is_none() {
-            self.check_partitioning(call, writes).await?;
+            self.check_agreed(call, writes).await?;
         }
         let mut results: Vec<Option<Piece>> = Vec::new();
         results.resize_with(batch.ops.len(), || None);
@@ -203,7 +203,7 @@ impl Store {
         if writes.is_empty() {
             return Ok(BatchReply::default());
         }
-        self.check_partitioning(call, true).await?;
+        self.check_agreed(call, true).await?;
         let (mut asked, mut prepared) = (Vec::new(), Vec::new());
         for (at, write) in writes.into_iter().enumerate() {
             let (one, write) = self.prepare(call, write).map_err(|error| failed(at, error))?;

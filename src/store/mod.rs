@@ -3,6 +3,7 @@
 //! The store knows namespaces' policies, mints versions, turns documents into stored bytes and back, and
 //! leaves every decision about a row to its backend. It holds no state but the clock.
 
+mod agreed;
 mod batch;
 mod copies;
 mod outage;
@@ -15,20 +16,22 @@ mod paths;
 pub mod policy;
 mod read;
 mod scan;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod update;
 mod warm;
 pub use batch::Batched;
 pub use read::Got;
+pub use switch::Switched;
 pub use update::check_size;
 mod write;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::backend::{DynBackend, Live, RowKey};
 use crate::cache::{Cache, Flights, Level};
@@ -41,6 +44,7 @@ use crate::model::limits::VALUE_BYTES_MAX;
 use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
 use crate::queue::Queue;
+use agreed::Agreed;
 use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.
@@ -51,8 +55,8 @@ pub struct Store {
     clock: Arc<HybridClock>,
     /// Drawn when the process started: no two workers mint the same version.
     origin: u64,
-    /// Namespaces whose partitioning is known to be the one that was noted at their first write.
-    agreed: RwLock<HashSet<Namespace>>,
+    /// What the backends note of namespaces, as far as it was looked at.
+    agreed: Agreed,
     /// Copies of what the backends hold.
     cache: Arc<Cache>,
     /// Reads on their way to fill it.
@@ -66,11 +70,6 @@ struct Waiting {
     queue: Arc<Queue>,
     backends: BTreeMap<String, Arc<Layered>>,
 }
-
-/// What a caller is told to wait while writes of another durability are drained, milliseconds.
-const DRAINING_RETRY_MS: i64 = 1_000;
-/// Names kept in [`Store::agreed`]; the rest are looked up each time.
-const AGREED_MAX: usize = 65_536;
 
 /// What one request brings along to every step.
 #[derive(Clone)]
@@ -105,7 +104,7 @@ impl Store {
             any: None,
             clock,
             origin,
-            agreed: RwLock::default(),
+            agreed: Agreed::default(),
             cache,
             flights: Arc::default(),
             queue: None,
@@ -145,93 +144,6 @@ impl Store {
         self.named.get(namespace).or(self.any.as_ref()).cloned().ok_or_else(|| {
             Error::new(Code::UnknownNamespace, format!("no policy for namespace {:?}", namespace.as_str()))
         })
-    }
-
-    /// Refuses a namespace that is `through` today while writes wait that were queued when it was not: what is acknowledged would
-    /// be missed by a strong read, and a write that depends on it would undo it. `false` where nobody can tell, and so it is asked
-    /// again with the next request: Redis alone must not keep a namespace from being served that has no more to do with it.
-    async fn check_drained(&self, call: &Call) -> Result<bool> {
-        let Some(waiting) = &self.queue else { return Ok(true) };
-        if call.policy.settings.durability == Durability::OutageQueue {
-            return Ok(true);
-        }
-        match waiting.queue.overlay().count(&call.namespace).await {
-            Ok(0) => Ok(true),
-            Ok(keys) => {
-                let message = format!(
-                    "writes of {keys} keys of namespace {:?} wait in the queue since its durability was outage_queue; \
-                     with durability through it is served once they are applied (see `datastore queue status`)",
-                    call.namespace.as_str()
-                );
-                Err(Error::unavailable(message, DRAINING_RETRY_MS))
-            }
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Refuses a namespace whose rows were written under another `partition_by` or delimiter: the slots beside
-    /// them would not be those that its keys have now. The first write notes it.
-    async fn check_partitioning(&self, call: &Call, writes: bool) -> Result<()> {
-        if self.agreed.read().unwrap_or_else(PoisonError::into_inner).contains(&call.namespace) {
-            return Ok(());
-        }
-        let drained = self.check_drained(call).await?;
-        if self.is_noted(&call.policy, &call.namespace, writes, call.deadline).await? && drained {
-            self.agree(&call.namespace);
-        }
-        Ok(())
-    }
-
-    /// The same for writes that were queued: none of them is applied into slots that others would not look in.
-    async fn agree_on_partitioning(
-        &self,
-        policy: &Policy,
-        namespace: &Namespace,
-        deadline: Instant,
-    ) -> Result<()> {
-        if self.agreed.read().unwrap_or_else(PoisonError::into_inner).contains(namespace) {
-            return Ok(());
-        }
-        let noted =
-            self.is_noted(policy, namespace, true, deadline).await.map_err(|error| match error.code {
-                // Another worker may be configured otherwise, and apply them; if none is, an operator must.
-                Code::Unsupported => Error::overloaded(error.message, DRAINING_RETRY_MS),
-                _ => error,
-            })?;
-        if noted && policy.settings.durability == Durability::OutageQueue {
-            self.agree(namespace);
-        }
-        Ok(())
-    }
-
-    fn agree(&self, namespace: &Namespace) {
-        let mut agreed = self.agreed.write().unwrap_or_else(PoisonError::into_inner);
-        if agreed.len() < AGREED_MAX {
-            agreed.insert(namespace.clone());
-        }
-    }
-
-    /// Whether the backend has noted how a namespace is partitioned, as this worker does it. `false`: nothing was ever written
-    /// there, or not all who should know can be asked yet.
-    async fn is_noted(
-        &self,
-        policy: &Policy,
-        namespace: &Namespace,
-        writes: bool,
-        deadline: Instant,
-    ) -> Result<bool> {
-        let configured = policy.partitioning.noted();
-        let noted = policy.backend.partitioning(namespace, writes.then(|| configured.clone()));
-        let late = |_| Error::deadline("the deadline passed before any work was done");
-        match timeout_at(deadline, noted).await.map_err(late)?? {
-            None => Ok(false),
-            Some(noted) if noted == configured => Ok(true),
-            Some(noted) => Err(Error::unsupported(format!(
-                "namespace {:?} was written with partition_by {noted:?}, and is configured with {configured:?}; \
-                 changing it takes a migration to another namespace",
-                namespace.as_str()
-            ))),
-        }
     }
 
     /// The clock that stamps versions.

@@ -31,7 +31,7 @@ use super::{Call, Store, Waiting};
 const DIRECT_PART: f64 = 0.4;
 const DIRECT_MAX: Duration = Duration::from_millis(500);
 /// From the minting of its version until a write is queued and seen by all: the bound that conditional writes rely on.
-const QUEUED_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const QUEUED_WITHIN: Duration = Duration::from_secs(2);
 /// How far in the past the version of a conditional write is proposed: further than a write that it may not see can be.
 const PREDECESSOR_MS: i64 = 5_000;
 /// Bound on asking how a namespace is partitioned.
@@ -73,6 +73,7 @@ impl Store {
             return known(version, pending);
         }
         self.place(&mut write, ahead.as_ref().ok());
+        let closed = self.closed(call, &ahead);
         let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
         if write.entry().is_none() {
             if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
@@ -103,7 +104,12 @@ impl Store {
                 }
                 reply
             }
-            Direct::Down(why) => self.enqueue(call, waiting, write, minted_at, why).await,
+            Direct::Down(why) => match closed {
+                None => self.enqueue(call, waiting, write, minted_at, why).await,
+                Some(closed) => not_queued(&why, |why| {
+                    Error::unavailable(format!("{}; and {closed}", why.message), DOWN_RETRY_MS)
+                }),
+            },
         }
     }
 
@@ -155,10 +161,7 @@ impl Store {
     /// Whether the namespace is partitioned as its first writer said. Where nobody answers it is taken for granted: whoever
     /// applies the write asks again.
     async fn partitioned_alike(&self, call: &Call) -> Result<()> {
-        match timeout(PARTITIONING_MAX, self.check_partitioning(call, true)).await {
-            Ok(Err(error)) if !is_down(&error) => Err(error),
-            _ => Ok(()),
-        }
+        timeout(PARTITIONING_MAX, self.check_agreed(call, true)).await.unwrap_or(Ok(()))
     }
 
     /// Mints the version anew, above all that is known of the key.
@@ -251,6 +254,25 @@ impl Store {
         }
     }
 
+    /// Why no write of the namespace is queued, if that is so. A mark says it of now; what the store noted may be older, but no
+    /// Redis can forget it.
+    fn closed(&self, call: &Call, ahead: &Result<Ahead, Away>) -> Option<String> {
+        let namespace = call.namespace.as_str();
+        let noted = self.may_queue(&call.namespace);
+        let open = match ahead {
+            Ok(ahead) => ahead.open.or(noted).unwrap_or(true),
+            Err(Away(why)) if noted.is_none() => {
+                return Some(format!(
+                    "nobody can tell whether writes of namespace {namespace:?} may be queued: {why}"
+                ));
+            }
+            Err(_) => noted == Some(true),
+        };
+        let why =
+            "durability through is in force, or a change of it under way (see `datastore queue switch`)";
+        (!open).then(|| format!("the queue is closed to namespace {namespace:?}: {why}"))
+    }
+
     /// Puts a write into the queue, and lets all workers see it.
     async fn enqueue(
         &self,
@@ -260,12 +282,7 @@ impl Store {
         minted_at: Instant,
         why: Error,
     ) -> WriteReply {
-        // What was tried and not answered may have happened, whatever becomes of this.
-        let tried = why.code == Code::Indeterminate;
-        let refused = |error: Error| match tried {
-            true => WriteReply::from(Error::indeterminate(format!("{}; {}", why.message, error.message))),
-            false => error.into(),
-        };
+        let refused = |error: Error| not_queued(&why, |_| error);
         let Some(entry) = write.entry() else {
             return refused(why.clone());
         };
@@ -319,6 +336,16 @@ impl Waiting {
     pub(super) fn shard(&self, backend: &str, slot: u16) -> LaneShard {
         let shard = self.backends.get(backend).map(|backend| backend.shard_name(slot).to_owned());
         LaneShard { backend: backend.to_owned(), shard: shard.unwrap_or_default() }
+    }
+}
+
+/// The answer to a write that its backend did not take, for this reason, and the queue not either. What was tried and not answered may
+/// have happened, whatever became of it then.
+fn not_queued(why: &Error, error: impl FnOnce(&Error) -> Error) -> WriteReply {
+    let error = error(why);
+    match why.code {
+        Code::Indeterminate => Error::indeterminate(format!("{}; {}", why.message, error.message)).into(),
+        _ => error.into(),
     }
 }
 

@@ -8,9 +8,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::backend::{Capability, DynBackend};
 use crate::cache::Terms;
 use crate::codec::stored::{Compression, Payoff};
-use crate::model::Namespace;
 use crate::model::op::Lifetime;
 use crate::model::request::Consistency;
+use crate::model::{Error, Namespace, Result};
 pub use crate::placement::PartitionBy;
 use crate::placement::Partitioning;
 
@@ -79,6 +79,24 @@ pub struct PolicySettings {
     pub compression: Packed,
     /// Most encoded bytes of a document.
     pub max_value_bytes: usize,
+}
+
+impl Durability {
+    /// Its word in settings, and in what stores note.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Through => "through",
+            Self::OutageQueue => "outage_queue",
+        }
+    }
+
+    /// The durability of a word; `unsupported` for one that this version does not know.
+    pub fn of(word: &str) -> Result<Self> {
+        [Self::Through, Self::OutageQueue]
+            .into_iter()
+            .find(|durability| durability.word() == word)
+            .ok_or_else(|| Error::unsupported(format!("durability {word:?} is none that this version knows")))
+    }
 }
 
 impl Policy {

@@ -95,18 +95,15 @@ impl Store {
     async fn get_settled(&self, call: &Call, get: Get, level: Level) -> Result<Got> {
         if level != Level::Strong && self.cache.keeps(&call.policy.terms) {
             let id = Id::new(call.namespace.clone(), get.key.clone());
-            match self.check_partitioning(call, false).await {
-                // The tiers may know what the backend cannot tell now.
-                Err(error) if error.code != Code::Unavailable => return Err(error),
-                _ => {}
-            }
+            // The tiers may know what the backend cannot tell now.
+            self.check_agreed(call, false).await?;
             let fetched = match Box::pin(self.glance(call, &get, &id, level)).await {
                 Ok(fetched) => fetched,
                 Err(glanced) => Box::pin(self.fetch(call, &get, id, level, glanced)).await?,
             };
             return self.answer_copy(call, &get, &fetched);
         }
-        self.check_partitioning(call, false).await?;
+        self.check_agreed(call, false).await?;
         let aged = if call.staleness(level).is_zero() {
             let mut read = call.policy.backend.read(vec![call.row_key(&get.key)], call.deadline).await;
             let found = read.pop().unwrap_or_else(|| Err(lost()));

@@ -30,7 +30,7 @@ impl Store {
             return Err(call.unsupported("scans"));
         }
         call.check_deadline()?;
-        self.check_partitioning(call, false).await?;
+        self.check_agreed(call, false).await?;
         let Some(range) = range(call, &scan, after, staleness) else {
             return Ok(ScanReply::default());
         };

@@ -30,7 +30,7 @@ impl Store {
         if let Some(waiting) = self.queue_of(call) {
             return Box::pin(self.write_or_queue(call, waiting, asked, write)).await;
         }
-        if let Err(error) = self.check_partitioning(call, true).await {
+        if let Err(error) = self.check_agreed(call, true).await {
             return error.into();
         }
         let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;

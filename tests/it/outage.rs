@@ -5,6 +5,7 @@
 mod backends;
 mod operators;
 mod rounds;
+mod switch;
 
 use std::time::{Duration, Instant};
 
@@ -264,47 +265,6 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
     blocking(|| server.restart());
     caller.drained().await;
     assert_eq!(caller.call("get", json!({"key": "again"})).await["record"]["value"], 1);
-}
-
-/// A namespace whose durability is `through` again is not served while acknowledged writes of it still wait.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_namespace_that_is_through_again_waits_until_its_queued_writes_are_applied() {
-    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
-    let queueing = setup(&server.database(), rabbit, redis, "");
-    let rest = queueing.rest.replace("outage_queue", "through").replace("bounded", "strong");
-    let through = queueing.clone().rest(&rest);
-    let mut before = blocking(|| Worker::start(queueing));
-    blocking(|| wait_whole(&before));
-    let caller = Caller::of(&before).await;
-    assert_eq!(caller.call("put", json!({"key": "k", "value": 1})).await["outcome"], "applied");
-    blocking(|| server.kill9());
-    caller
-        .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
-        .await;
-    assert_eq!(blocking(|| before.terminate()), 0);
-
-    let after = blocking(|| Worker::launch(through));
-    let begun = Instant::now();
-    let swap = json!({"key": "k", "value": 3, "precondition": {"exists": true}});
-    let refused = loop {
-        let subject = format!("{}.v1.n.put", caller.prefix);
-        // Nobody answers while it starts.
-        match ask(&caller.nats, subject, swap.clone(), ANSWERED_WITHIN).await {
-            Some(reply) if text(&reply["error"]["message"]).contains("1 keys of namespace") => break reply,
-            reply => assert!(begun.elapsed() < Duration::from_secs(60), "{reply:?}\n{}", after.log()),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    assert_eq!((&refused["outcome"], &refused["error"]["code"]), (&json!("refused"), &json!("unavailable")));
-    assert!(refused["error"]["retry_after_ms"].as_i64() > Some(0), "{refused}");
-    let refused = caller.call("get", json!({"key": "k"})).await;
-    assert_eq!(refused["error"]["code"], "unavailable", "{refused}");
-
-    blocking(|| server.restart());
-    let seen =
-        caller.until("it is served", "get", json!({"key": "k"}), |reply| reply.get("error").is_none()).await;
-    assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(2), &json!(false)), "{seen}");
-    assert_eq!(caller.call("put", swap).await["outcome"], "applied");
 }
 
 /// Stores inside the worker take the mode as well: their writes go on being applied, and none waits.

@@ -32,6 +32,7 @@ const STORE_ID: &str = "store_id";
 const GROUP: &str = "group";
 const FLOOR: &str = "floor";
 const PARTITION: &str = "partition ";
+const DURABILITY: &str = "durability ";
 
 /// An open engine.
 pub(super) struct Engine {
@@ -114,6 +115,12 @@ impl Engine {
         Ok(noted.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// What is noted of a namespace's durability.
+    pub(super) fn durability(&self, namespace: &Namespace) -> Result<Option<String>> {
+        let noted = self.meta.get(durability_key(namespace)).map_err(|error| unreadable(&error))?;
+        Ok(noted.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
     /// Makes a group's changes durable, all or none: one batch, one sync.
     pub(super) fn commit(&self, changes: &Changes, group: u64) -> Result<(), fjall::Error> {
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
@@ -129,6 +136,9 @@ impl Engine {
         }
         for (namespace, partitioning) in &changes.notes {
             batch.insert(&self.meta, partition_key(namespace), partitioning.as_str());
+        }
+        for (namespace, durability) in &changes.durabilities {
+            batch.insert(&self.meta, durability_key(namespace), durability.as_str());
         }
         batch.insert(&self.meta, GROUP, group.to_le_bytes().as_slice());
         batch.commit()?;
@@ -210,6 +220,10 @@ impl Engine {
 
 fn partition_key(namespace: &Namespace) -> Vec<u8> {
     [PARTITION.as_bytes(), namespace.as_str().as_bytes()].concat()
+}
+
+fn durability_key(namespace: &Namespace) -> Vec<u8> {
+    [DURABILITY.as_bytes(), namespace.as_str().as_bytes()].concat()
 }
 
 fn store_path(directory: &Path) -> PathBuf {

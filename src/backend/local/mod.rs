@@ -24,7 +24,7 @@ use crate::model::{Error, Namespace, Result};
 
 use super::group::Group;
 use super::{
-    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+    Applied, Backend, Capability, Entry, Found, Noting, Offered, Page, Range, RowKey, Swept, Write, Written,
 };
 use engine::Engine;
 use writer::{Command, Writer};
@@ -183,6 +183,16 @@ impl Backend for Local {
         let deadline = Instant::now() + writer::SWEEP_TIMEOUT;
         let namespace = namespace.clone();
         self.ask(deadline, |answer| Command::Partition { namespace, first, answer }).await?.map(Some)
+    }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        let noted = self.shared.engine()?.durability(namespace)?;
+        if noting.written(noted.as_deref()).is_none() {
+            return Ok(noted);
+        }
+        let deadline = Instant::now() + writer::SWEEP_TIMEOUT;
+        let namespace = namespace.clone();
+        self.ask(deadline, |answer| Command::Durability { namespace, noting, answer }).await?
     }
 
     fn health(&self) -> Result<()> {

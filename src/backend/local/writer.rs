@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::backend::group::{Buried, Group};
-use crate::backend::{Applied, Entry, Offered, Swept, Write, Written, late};
+use crate::backend::{Applied, Entry, Noting, Offered, Swept, Write, Written, late};
 use crate::model::clock::wall_ms;
 use crate::model::{Error, Namespace, Result, Version};
 
@@ -45,6 +45,7 @@ pub(super) enum Command {
     Apply { entries: Vec<Entry>, answer: oneshot::Sender<Vec<Result<Applied>>> },
     Bury { dead: Vec<(Vec<u8>, Version)>, floor: u64, answer: oneshot::Sender<Result<Swept>> },
     Partition { namespace: Namespace, first: String, answer: oneshot::Sender<Result<String>> },
+    Durability { namespace: Namespace, noting: Noting, answer: oneshot::Sender<Result<Option<String>>> },
     Close { answer: oneshot::Sender<()> },
 }
 
@@ -58,6 +59,7 @@ enum Answer {
     Apply(Vec<Result<Applied>>, oneshot::Sender<Vec<Result<Applied>>>),
     Bury(Result<Swept>, oneshot::Sender<Result<Swept>>),
     Partition(Result<String>, oneshot::Sender<Result<String>>),
+    Durability(Result<Option<String>>, oneshot::Sender<Result<Option<String>>>),
 }
 
 /// See the module.
@@ -278,6 +280,10 @@ fn decide(
                 answer,
             )
         }
+        Command::Durability { namespace, noting, answer } => {
+            let noted = engine.durability(&namespace);
+            Answer::Durability(noted.map(|noted| group.note_durability(namespace, &noting, noted)), answer)
+        }
         Command::Close { answer } => return Err(answer),
     })
 }
@@ -298,6 +304,7 @@ fn refuse(commands: impl IntoIterator<Item = Command>, error: &Error) -> Option<
             Command::Apply { entries, answer } => drop(answer.send(vec![Err(error.clone()); entries.len()])),
             Command::Bury { answer, .. } => drop(answer.send(Err(error.clone()))),
             Command::Partition { answer, .. } => drop(answer.send(Err(error.clone()))),
+            Command::Durability { answer, .. } => drop(answer.send(Err(error.clone()))),
             Command::Close { answer } => closing = Some(answer),
         }
     }
@@ -314,7 +321,7 @@ impl Command {
             }
             Self::Apply { entries, .. } => entries.len(),
             Self::Bury { dead, .. } => dead.len(),
-            Self::Partition { .. } | Self::Close { .. } => 0,
+            Self::Partition { .. } | Self::Durability { .. } | Self::Close { .. } => 0,
         }
     }
 }
@@ -331,6 +338,7 @@ impl Answer {
             Self::Apply(applied, answer) => drop(answer.send(applied)),
             Self::Bury(swept, answer) => drop(answer.send(swept)),
             Self::Partition(noted, answer) => drop(answer.send(noted)),
+            Self::Durability(noted, answer) => drop(answer.send(noted)),
         }
     }
 
@@ -351,6 +359,10 @@ impl Answer {
             Self::Bury(swept, answer) => drop(answer.send(swept.and(Err(unknown.clone())))),
             Self::Partition(noted, answer) => {
                 // Nothing hangs on a note: its write has not begun.
+                let failed = Error::unavailable(unknown.message.clone(), RETRY_AFTER_MS);
+                drop(answer.send(noted.and(Err(failed))));
+            }
+            Self::Durability(noted, answer) => {
                 let failed = Error::unavailable(unknown.message.clone(), RETRY_AFTER_MS);
                 drop(answer.send(noted.and(Err(failed))));
             }

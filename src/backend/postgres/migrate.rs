@@ -14,6 +14,7 @@ pub(super) const STEPS: &[Step] = &[
     (1, "records", include_str!("migrations/0001_records.sql")),
     (2, "placement plan", include_str!("migrations/0002_placement_plan.sql")),
     (3, "slots owned", include_str!("migrations/0003_slots_owned.sql")),
+    (4, "durability", include_str!("migrations/0004_durability.sql")),
 ];
 
 // Step 3 counts them.

@@ -40,7 +40,8 @@ use super::remote::sent::Sent;
 use super::remote::{ANSWER_GRACE, Fault, NOBODY, Pause, RETRY_AFTER_MS, not_owner};
 use super::turns::Turns;
 use super::{
-    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+    Aged, Applied, Backend, Capability, Entry, Found, Noting, Offered, Page, Range, RowKey, Swept, Write,
+    Written,
 };
 use crate::model::{Code, Error, Namespace, Result};
 use crate::placement::SLOTS;
@@ -228,6 +229,10 @@ impl Backend for PostgreSql {
 
     async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
         self.shared.partitioning(namespace, first).await
+    }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        self.shared.durability(namespace, noting).await
     }
 
     fn health(&self) -> Result<()> {

@@ -1,8 +1,9 @@
-//! How namespaces are partitioned, as the servers note it beside their records.
+//! What the servers note of namespaces beside their records: how they are partitioned, and the durability in force.
 //!
 //! The slot that lies beside a record follows from it, so each server that holds records of a namespace should know. A server that is
 //! not there keeps nobody from using the others: what any of them knows is compared, and what one does not know yet is noted on
-//! it as soon as it is there. A note never changes, so one that was read is not read again.
+//! it as soon as it is there. That note never changes, so one that was read is not read again; the durability in force may, and
+//! is read each time.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -16,6 +17,7 @@ use super::classify::Stage;
 use super::shard::Shard;
 use super::{Server, Shared, sql};
 use crate::backend::remote::{Fault, Pause, RETRY_AFTER_MS, Remedy};
+use crate::backend::{Noting, note};
 use crate::model::{Error, Namespace, Result};
 
 /// Notes that are remembered of each server; further ones are read each time.
@@ -74,8 +76,28 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Notes a namespace's durability as asked, on every server; gives what stands.
+    pub(super) async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        let servers = &self.shards;
+        note::on_all_servers(servers.len(), noting, |server, noting| async move {
+            let until = Instant::now() + NOTE_MAX;
+            let noted = servers[server].ask(Subject::Durability, namespace, &noting, until);
+            noted.await.map_err(|fault| fault.error)
+        })
+        .await
+    }
+}
+
+/// What a note is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Partitioning,
+    Durability,
+}
+
 impl Server {
-    /// What this server notes of a namespace, or one of its replicas does while it is not there.
+    /// How this server notes that a namespace is partitioned.
     async fn note(
         &self,
         namespace: &Namespace,
@@ -85,31 +107,45 @@ impl Server {
         if let Some(known) = self.notes.get(namespace) {
             return Ok(Some(known));
         }
-        let mut noted = self.shard.note_partitioning(namespace, first, until).await;
-        if noted.is_err()
-            && let Some(replicas) = &self.replicas
-        {
-            for replica in replicas.shards() {
-                let told = replica.note_partitioning(namespace, None, until).await;
-                if matches!(told, Ok(Some(_))) {
-                    noted = told;
-                    break;
-                }
-            }
-        }
+        let noting = first.map_or(Noting::Look, |first| Noting::First(first.to_owned()));
+        let noted = self.ask(Subject::Partitioning, namespace, &noting, until).await;
         if let Ok(Some(spec)) = &noted {
             self.notes.keep(namespace, spec);
+        }
+        noted
+    }
+
+    /// What this server notes of a namespace, or one of its replicas does while it is not there.
+    async fn ask(
+        &self,
+        subject: Subject,
+        namespace: &Namespace,
+        noting: &Noting,
+        until: Instant,
+    ) -> Result<Option<String>, Fault> {
+        let noted = self.shard.noted(subject, namespace, noting, until).await;
+        let replaces = matches!(noting, Noting::Replace { .. });
+        if noted.is_err()
+            && let Some(replicas) = self.replicas.as_ref().filter(|_| !replaces)
+        {
+            for replica in replicas.shards() {
+                let told = replica.noted(subject, namespace, &Noting::Look, until).await;
+                if matches!(told, Ok(Some(_))) {
+                    return told;
+                }
+            }
         }
         noted
     }
 }
 
 impl Shard {
-    /// Notes how a namespace is partitioned where nothing is noted yet; gives what stands.
-    async fn note_partitioning(
+    /// Notes something of a namespace as asked; gives what stands.
+    async fn noted(
         &self,
+        subject: Subject,
         namespace: &Namespace,
-        first: Option<&str>,
+        noting: &Noting,
         until: Instant,
     ) -> Result<Option<String>, Fault> {
         let slow = || {
@@ -118,7 +154,7 @@ impl Shard {
         };
         let mut pause = Pause::new(until);
         loop {
-            let tried = timeout_at(until, self.try_note(namespace, first, until)).await;
+            let tried = timeout_at(until, self.try_note(subject, namespace, noting, until)).await;
             match tried.unwrap_or_else(|_| Err(slow())) {
                 Err(fault) if self.fault().is_none() && pause.repeats(&fault, &self.budget).await => {}
                 noted => return noted,
@@ -128,18 +164,29 @@ impl Shard {
 
     async fn try_note(
         &self,
+        subject: Subject,
         namespace: &Namespace,
-        first: Option<&str>,
+        noting: &Noting,
         until: Instant,
     ) -> Result<Option<String>, Fault> {
         let judge = |error: sqlx::Error| self.judge(Stage::Read, &error);
+        let (read, first) = match subject {
+            Subject::Partitioning => (sql::PARTITIONING, sql::NOTE_PARTITIONING),
+            Subject::Durability => (sql::DURABILITY, sql::NOTE_DURABILITY),
+        };
         let mut connection = self.connection().await?;
-        if let Some(first) = first {
-            // Nothing is lost by noting it twice, so this is no write that may have happened.
-            let note = sqlx::query(sql::NOTE_PARTITIONING).bind(namespace.as_str()).bind(first);
+        // Nothing is lost by noting it twice, so this is no write that may have happened.
+        let note = match noting {
+            Noting::Look => None,
+            Noting::First(text) => Some(sqlx::query(first).bind(namespace.as_str()).bind(text)),
+            Noting::Replace { from, to } => {
+                Some(sqlx::query(sql::REPLACE_DURABILITY).bind(namespace.as_str()).bind(to).bind(from))
+            }
+        };
+        if let Some(note) = note {
             connection.rows(note, until).await.map_err(judge)?;
         }
-        let query = sqlx::query(sql::PARTITIONING).bind(namespace.as_str());
+        let query = sqlx::query(read).bind(namespace.as_str());
         let rows = connection.rows(query, until).await;
         rows.map_err(judge)?.first().map(|row| row.try_get(0)).transpose().map_err(judge)
     }

@@ -472,6 +472,17 @@ pub(super) const NOTE_PARTITIONING: &str =
 /// How namespace `$1` is partitioned.
 pub(super) const PARTITIONING: &str = "SELECT spec FROM ns_part WHERE ns = $1::text";
 
+/// Notes the durability of namespace `$1`, unless one is noted.
+pub(super) const NOTE_DURABILITY: &str =
+    "INSERT INTO ns_durability (ns, mode) VALUES ($1::text, $2::text) ON CONFLICT (ns) DO NOTHING";
+
+/// Replaces the durability of namespace `$1`, where it is `$3` or none is noted, by `$2`.
+pub(super) const REPLACE_DURABILITY: &str = "INSERT INTO ns_durability AS d (ns, mode) VALUES ($1::text, $2::text) \
+    ON CONFLICT (ns) DO UPDATE SET mode = EXCLUDED.mode WHERE d.mode = $3::text";
+
+/// The durability of namespace `$1`.
+pub(super) const DURABILITY: &str = "SELECT mode FROM ns_durability WHERE ns = $1::text";
+
 /// One placement at a time is made, by whoever comes first. The number is `xxh3_64("datastore placement")`'s first half.
 pub(super) const LOCK_PLACEMENT: &str = "SELECT pg_advisory_xact_lock(1148387443, 1)";
 

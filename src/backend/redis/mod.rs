@@ -39,7 +39,8 @@ use super::remote::lane::{self, Answer, Deadlines, Lane, Plain};
 use super::remote::{NOBODY, Pause, RETRY_AFTER_MS, not_owner, to_its_end};
 use super::turns::Turns;
 use super::{
-    Aged, Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+    Aged, Applied, Backend, Capability, Entry, Found, Noting, Offered, Page, Range, RowKey, Swept, Write,
+    Written, note,
 };
 use crate::model::{Error, Namespace, Result};
 use crate::placement::SLOTS;
@@ -181,7 +182,15 @@ impl Backend for RedisStore {
     async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
         // One server keeps the notes of all: that of the namespace's own slot.
         let server = self.shared.server(crate::placement::namespace_slot(namespace.as_str()))?;
-        server.shard.partitioning(namespace, first.as_deref()).await.map_err(|fault| fault.error)
+        server.shard.partitioning(namespace, first).await.map_err(|fault| fault.error)
+    }
+
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        let servers = &self.shared.shards;
+        note::on_all_servers(servers.len(), noting, |server, noting| async move {
+            servers[server].shard.durability(namespace, &noting).await.map_err(|fault| fault.error)
+        })
+        .await
     }
 
     fn health(&self) -> Result<()> {

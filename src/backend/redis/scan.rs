@@ -6,12 +6,14 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::classify::Stage;
-use super::scripts::{self, PARTITIONING_KEY, RECORDS_PATTERN, SCRIPTS, SHARD_KEY, SLOTS_KEY};
+use super::scripts::{
+    self, DURABILITY_KEY, PARTITIONING_KEY, RECORDS_PATTERN, REPLACE, SCRIPTS, SHARD_KEY, SLOTS_KEY,
+};
 use super::shard::Shard;
 use super::{CALL_MAX, Server, Shared};
 use crate::backend::remote::merge::{LOAD_BYTES_MAX, Part, Walked, merge};
 use crate::backend::remote::{Fault, RETRY_AFTER_MS, Remedy};
-use crate::backend::{EXAMINED_PER_ROW_MAX, Page, Range, Swept};
+use crate::backend::{EXAMINED_PER_ROW_MAX, Noting, Page, Range, Swept};
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Namespace, Result};
 
@@ -201,22 +203,46 @@ impl Shard {
     pub(super) async fn partitioning(
         &self,
         namespace: &Namespace,
-        first: Option<&str>,
+        first: Option<String>,
     ) -> Result<Option<String>, Fault> {
-        let deadline = Instant::now() + CALL_MAX;
-        let get = redis::cmd("HGET").arg(PARTITIONING_KEY).arg(namespace.as_str()).to_owned();
-        let mut noted = self.call(Stage::Read, &get, deadline).await?;
-        // Asked first, because a full server refuses to note it even where it is noted, and deletes wait for this.
-        if let (Value::Nil, Some(first)) = (&noted, first) {
-            let note =
-                redis::cmd("HSETNX").arg(PARTITIONING_KEY).arg(namespace.as_str()).arg(first).to_owned();
-            // Nothing is lost by noting it twice, so this is no write that may have happened.
-            self.call(Stage::Read, &note, deadline).await?;
-            noted = self.call(Stage::Read, &get, deadline).await?;
-        }
-        match noted {
+        let noting = first.map_or(Noting::Look, Noting::First);
+        self.noted(PARTITIONING_KEY, namespace, &noting).await
+    }
+
+    /// Notes a namespace's durability as asked; gives what stands.
+    pub(super) async fn durability(
+        &self,
+        namespace: &Namespace,
+        noting: &Noting,
+    ) -> Result<Option<String>, Fault> {
+        self.noted(DURABILITY_KEY, namespace, noting).await
+    }
+
+    async fn noted(
+        &self,
+        hash: &str,
+        namespace: &Namespace,
+        noting: &Noting,
+    ) -> Result<Option<String>, Fault> {
+        let (deadline, field) = (Instant::now() + CALL_MAX, namespace.as_str());
+        let get = redis::cmd("HGET").arg(hash).arg(field).to_owned();
+        let read = async || match self.call(Stage::Read, &get, deadline).await? {
             Value::Nil => Ok(None),
             noted => Ok(Some(self.text(&noted)?.into_owned())),
-        }
+        };
+        // Asked first, because a full server refuses to note it even where it is noted, and deletes wait for this.
+        let noted = read().await?;
+        let Some(written) = noting.written(noted.as_deref()) else { return Ok(noted) };
+        let note = match noting {
+            Noting::Replace { from, .. } => {
+                let mut note = redis::cmd("EVAL");
+                note.arg(REPLACE).arg(1).arg(hash).arg(field).arg(from).arg(written);
+                note
+            }
+            _ => redis::cmd("HSETNX").arg(hash).arg(field).arg(written).to_owned(),
+        };
+        // Nothing is lost by noting it twice, so this is no write that may have happened.
+        self.call(Stage::Read, &note, deadline).await?;
+        read().await
     }
 }

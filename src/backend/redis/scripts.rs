@@ -7,6 +7,7 @@
 //! ds1/shard                a hash: name, plan (the placement of all slots), mark (drawn when the slots were given)
 //! ds1/plan                 the plan, before all servers have their part of it
 //! ds1/partitioning         a hash: namespace -> how its keys are partitioned
+//! ds1/durability           a hash: namespace -> the durability in force
 //! ```
 //!
 //! `ds1` is the number of this layout: a version of this program with another one reads nothing of it. A script is asked for
@@ -25,6 +26,10 @@ pub(super) const SLOTS_KEY: &str = "ds1/slots";
 pub(super) const SHARD_KEY: &str = "ds1/shard";
 pub(super) const PLAN_KEY: &str = "ds1/plan";
 pub(super) const PARTITIONING_KEY: &str = "ds1/partitioning";
+pub(super) const DURABILITY_KEY: &str = "ds1/durability";
+/// Replaces field ARGV[1] of a hash by ARGV[3] where it says ARGV[2], or nothing.
+pub(super) const REPLACE: &str = "local noted = redis.call('HGET', KEYS[1], ARGV[1]) \
+    if not noted or noted == ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end";
 const RECORDS: &str = "ds1/r/";
 const ORDERS: &str = "ds1/o/";
 

@@ -12,6 +12,7 @@
 mod classify;
 mod keeper;
 mod node;
+mod notes;
 mod place;
 mod pool;
 mod records;
@@ -34,11 +35,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::turns::Turns;
 use super::{
-    Applied, Backend, Capability, Entry, Found, Offered, Page, Range, RowKey, Swept, Write, Written,
+    Applied, Backend, Capability, Entry, Found, Noting, Offered, Page, Range, RowKey, Swept, Write, Written,
 };
-use crate::model::clock::{hlc_at, wall_ms};
-use crate::model::{Code, Error, Namespace, Result, Version};
-use classify::{Fault, RETRY_AFTER_MS};
+use crate::model::{Error, Namespace, Result};
+use classify::RETRY_AFTER_MS;
 use place::Place;
 use pool::Pool;
 use records::Looking;
@@ -49,8 +49,6 @@ pub use settings::{Quorum, Quorums, RiakSettings, check_host};
 const READS_AT_ONCE: usize = 16;
 /// Rows that one sweep step looks at, each with a get and a put of its own.
 const SWEEP_ROWS_MAX: usize = 200;
-/// How long what is noted of a namespace may take.
-const NOTE_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// See the module.
 pub struct Riak {
@@ -140,6 +138,10 @@ impl Backend for Riak {
         self.shared.partitioning(namespace, first).await
     }
 
+    async fn durability(&self, namespace: &Namespace, noting: Noting) -> Result<Option<String>> {
+        self.shared.durability(namespace, noting).await
+    }
+
     fn health(&self) -> Result<()> {
         keeper::health(&self.shared)
     }
@@ -165,29 +167,6 @@ impl Shared {
     fn fit(&self) -> Result<()> {
         let unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
         unfit.as_ref().map_or(Ok(()), |why| Err(Error::unavailable(why.clone(), RETRY_AFTER_MS)))
-    }
-
-    /// What is noted of a namespace. Where two first writers noted at once, all agree on the one of the smaller version.
-    async fn partitioning(&self, namespace: &Namespace, first: Option<String>) -> Result<Option<String>> {
-        self.fit()?;
-        let (place, deadline) = (Place::note(namespace), Instant::now() + NOTE_WITHIN);
-        let noted = self.noted(&place, deadline).await?;
-        let (None, Some(first)) = (&noted, first) else { return Ok(noted) };
-        let version = Version { hlc: hlc_at(wall_ms()), origin: Version::draw_origin() };
-        let row = sweep::own_row(version, first.into());
-        // Without a clock, so that another's note stays beside it.
-        self.store(&place, &row, None, deadline).await.map_err(Fault::of_write)?;
-        self.noted(&place, deadline).await
-    }
-
-    async fn noted(&self, place: &Place, deadline: Instant) -> Result<Option<String>> {
-        let contents = self.contents(place, deadline).await.map_err(records::of_read)?;
-        let rows = contents.iter().filter(|content| !content.deleted());
-        let rows = rows.map(|content| super::row::decode(&place.stored_key(), &content.value));
-        let rows = rows.collect::<Result<Vec<_>, _>>().map_err(|why| Error::new(Code::Corrupt, why))?;
-        let first = rows.into_iter().min_by_key(|row| row.version);
-        let text = first.and_then(|row| row.body).map(|body| String::from_utf8(body.to_vec()));
-        text.transpose().map_err(|_| Error::new(Code::Corrupt, "what is noted of a namespace is no text"))
     }
 }
 

@@ -5,6 +5,7 @@
 //! | the namespace | the key | its row (`backend::row`), also of a tombstone |
 //! | `_datastore` | `floor` | a row whose version is the floor: deletes at or below it may be forgotten |
 //! | `_datastore` | `ns/` and a namespace | a row whose document says how its keys are partitioned |
+//! | `_datastore` | `durability/` and a namespace | a row whose document says the durability in force |
 //!
 //! No namespace's name begins with `_`.
 
@@ -43,6 +44,12 @@ impl Place {
     /// Of what is noted of a namespace.
     pub(super) fn note(namespace: &Namespace) -> Self {
         let key = format!("{NOTE_PREFIX}{namespace}");
+        Self { bucket: Bytes::from_static(OWN_BUCKET.as_bytes()), key: key.into() }
+    }
+
+    /// Of what is noted of a namespace's durability.
+    pub(super) fn durability(namespace: &Namespace) -> Self {
+        let key = format!("durability/{namespace}");
         Self { bucket: Bytes::from_static(OWN_BUCKET.as_bytes()), key: key.into() }
     }
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 use super::*;
 use crate::backend::Action;
 pub(in crate::backend) use crate::backend::private_riak as private;
-use crate::model::Key;
+use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::{Expiry, Lifetime};
+use crate::model::{Code, Key, Version};
 use private::Riak as Double;
 
 /// Settings for these nodes.

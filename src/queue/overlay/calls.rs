@@ -7,6 +7,7 @@ use std::time::Duration;
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
+use super::mark::OPEN;
 use super::{Ahead, Away, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, away, pending_of, version_of};
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
@@ -40,9 +41,24 @@ impl Calls {
             // The version in the head of the shared tier's copy.
             steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
         }
+        let mut namespaces: Vec<&Namespace> = keys.iter().map(|(namespace, _)| namespace).collect();
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        for namespace in &namespaces {
+            steps.cmd("GET").arg(self.mark(namespace));
+        }
         let answers = self.send(&steps, LOOK_TIMEOUT).await?;
-        let of = |pair: &[Value]| Ahead { pending: pending_of(&pair[0]), copy: version_of(&pair[1]) };
-        Ok(answers.chunks_exact(2).map(of).collect())
+        let (found, marks) = answers.split_at(2 * keys.len().min(answers.len() / 2));
+        let open = |namespace: &Namespace| match marks.get(namespaces.binary_search(&namespace).ok()?)? {
+            Value::BulkString(mark) => Some(mark == OPEN.as_bytes()),
+            _ => None,
+        };
+        let of = |(pair, (namespace, _)): (&[Value], &(Namespace, Key))| Ahead {
+            pending: pending_of(&pair[0]),
+            copy: version_of(&pair[1]),
+            open: open(namespace),
+        };
+        Ok(found.chunks_exact(2).zip(keys).map(of).collect())
     }
 
     /// See [`super::Overlay::hold`]; of several, at most [`super::TOLD_TOGETHER`].
@@ -78,6 +94,11 @@ impl Calls {
     /// The index of a namespace's keys that have a pending write.
     pub(super) fn index(&self, namespace: &Namespace) -> String {
         format!("{}:i:{}", self.prefix, namespace.as_str())
+    }
+
+    /// What closes the queue to a namespace.
+    pub(super) fn mark(&self, namespace: &Namespace) -> String {
+        format!("{}:m:{}", self.prefix, namespace.as_str())
     }
 
     pub(super) fn receipt(&self, namespace: &Namespace, key: &Key, version: Version) -> String {

@@ -33,8 +33,7 @@ async fn a_group_that_the_broker_gave_up_is_taken_apart_and_each_write_can_be_re
         body
     };
     for body in [group::encode(&bodies), damaged] {
-        let letter =
-            Letter { queue: queue.topology.dead(), body, properties: properties.clone(), joins: false };
+        let letter = Letter { queue: queue.topology.dead(), body, properties: Some(properties.clone()) };
         queue.publisher.publish(letter, soon()).await.unwrap();
     }
     let letters = letters_of(&queue).await;

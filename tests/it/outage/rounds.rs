@@ -1,6 +1,6 @@
 //! Outages under load, with a broker that restarts and a worker that dies in them: what was told is held against what stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use crate::support::rabbit::Rabbit;
 use crate::support::redis::Redis;
 use crate::support::worker::Worker;
 
+/// Acknowledged puts of a round that are sent again.
+const REPEATED: usize = 500;
 /// After a drain its last commits, and what it left to be cleaned, still take time.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
@@ -203,6 +205,8 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) -> f64 {
     );
     assert!(!sent.is_empty() && queued * 100 >= sent.len() * 95, "{queued} of {} were queued", sent.len());
 
+    let repeated = repeat_some(&caller, &puts).await;
+
     // All that was acknowledged stands or was superseded by something newer; nothing was applied twice.
     let mut newest: HashMap<&str, &str> = HashMap::new();
     let mut acknowledged: HashMap<u64, &Put> = HashMap::new();
@@ -211,17 +215,22 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) -> f64 {
         *stands = (*stands).max(put.version.as_str());
         acknowledged.insert(put.op, put);
     }
+    let refused_ops: HashSet<u64> =
+        puts.iter().filter(|put| put.outcome == "refused").map(|put| put.op).collect();
     for (key, version) in &newest {
         let found =
             caller.call("get", json!({"key": key, "max_staleness_ms": 0, "consistency": "bounded"})).await;
         let stands = text(&found["record"]["version"]);
         assert!(stands.as_str() >= *version, "{key}: acknowledged {version}, stands {found}");
         let op = found["record"]["value"]["op"].as_u64().unwrap();
-        if let Some(put) = acknowledged.get(&op) {
-            assert_eq!(
+        match acknowledged.get(&op) {
+            Some(put) => assert_eq!(
                 put.version, stands,
                 "{key}: operation {op} stands under another version than it was told"
-            );
+            ),
+            None => {
+                assert!(!refused_ops.contains(&op), "{key}: operation {op} was refused, and stands: {found}")
+            }
         }
     }
     let mut lists: HashMap<&str, Vec<u64>> = HashMap::new();
@@ -246,7 +255,7 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) -> f64 {
         "outage",
         "0 lost, 0 twice, >= 95 % queued, first applied <= 2 s",
         &format!(
-            "seed {seed}: {} puts, {} appends, {queued} of {} queued, first applied after {first_applied:?}, drained after {drained:?}, 0 lost, 0 twice",
+            "seed {seed}: {} puts, {} appends, {queued} of {} queued, first applied after {first_applied:?}, drained after {drained:?}, {repeated} repeated, 0 lost, 0 twice",
             puts.len(),
             appends.len(),
             sent.len()
@@ -254,6 +263,28 @@ async fn one_outage(seed: u64, rate: u64, down: Duration) -> f64 {
     );
     assert!(first_applied <= Duration::from_secs(2), "{first_applied:?}");
     beside_drain.as_secs_f64() / normal.as_secs_f64()
+}
+
+/// Repeats some of the puts that were acknowledged, as a client would that had not heard the answer; how many. None takes effect again:
+/// each is known, or nobody knows any more.
+async fn repeat_some(caller: &Caller, puts: &[Put]) -> usize {
+    let acknowledged: Vec<&Put> =
+        puts.iter().filter(|put| put.outcome == "applied" || put.outcome == "queued").collect();
+    let mut known = 0;
+    for _ in 0..REPEATED {
+        // The newest of many keys are among them, and those that were overwritten.
+        let put = acknowledged[fastrand::usize(acknowledged.len() / 2..acknowledged.len())];
+        let age_ms = u64::try_from(put.sent.elapsed().as_millis()).unwrap();
+        let body = json!({
+            "key": put.key, "value": {"op": put.op}, "op_id": format!("o{}", put.op), "op_age_ms": age_ms,
+        });
+        let reply = caller.call("put", body).await;
+        let is_known = reply["outcome"] == "applied" && reply["duplicate"] == true;
+        assert!(is_known || reply["outcome"] == "indeterminate", "operation {} again: {reply}", put.op);
+        known += usize::from(is_known);
+    }
+    assert!(known > 0, "none of {REPEATED} was known");
+    REPEATED
 }
 
 /// How often puts ended in which way for which reason.
