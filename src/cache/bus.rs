@@ -24,6 +24,7 @@ use super::Micros;
 use super::floors::Floors;
 use super::message::{self, ANNOUNCED_BYTES_MAX, Announced, Head, Kind};
 use crate::client::connect::NatsSettings;
+use crate::link::together::{Together, Unanswered};
 use crate::model::clock::{HybridClock, wall_ms};
 use crate::model::sabotage::{self, Sabotage};
 use crate::model::{Error, Result};
@@ -38,6 +39,8 @@ const SPEECHLESS: Duration = Duration::from_secs(5);
 const ANNOUNCED_MAX: usize = 256;
 /// Bound on handing a message to the connection.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(50);
+/// Bound on waiting until announcements are handed over, whoever is before them.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that wait to be worked off; one that does not fit is a gap.
 const CAPACITY: usize = 65_536;
 /// Senders kept in mind; one beyond that is not listened to, so that copies are not trusted.
@@ -51,9 +54,14 @@ const _: () =
 /// A worker's end of the bus.
 pub struct Bus {
     voice: Arc<Voice>,
+    /// Whoever comes while a message is handed over joins the next one: a crowd shares messages.
+    announcing: Announcing,
     heard: Arc<Heard>,
     stop: CancellationToken,
 }
+
+/// Announcements of one write, or of a batch's; nobody waits for them longer than that.
+type Announcing = Together<Vec<Announced>, (), ()>;
 
 /// What it says.
 struct Voice {
@@ -61,8 +69,6 @@ struct Voice {
     subject: String,
     origin: u64,
     clock: Arc<HybridClock>,
-    /// Announcements that wait for the message before theirs to leave.
-    waiting: Mutex<Vec<Announced>>,
     /// The number of the last message; held while one is handed over.
     last: tokio::sync::Mutex<u64>,
 }
@@ -118,10 +124,21 @@ impl Bus {
             subject: format!("{}.inv", nats.subject_prefix),
             origin,
             clock,
-            waiting: Mutex::default(),
             last: tokio::sync::Mutex::new(0),
         });
-        Ok(Self { voice, heard, stop: CancellationToken::new() })
+        let told = voice.clone();
+        let announcing = Together::new(
+            ANNOUNCED_MAX,
+            Box::new(move |each: Vec<Vec<Announced>>| {
+                let voice = told.clone();
+                Box::pin(async move {
+                    let count = each.len();
+                    voice.announce(each.into_iter().flatten().collect()).await;
+                    Ok(vec![(); count])
+                })
+            }),
+        );
+        Ok(Self { voice, announcing, heard, stop: CancellationToken::new() })
     }
 
     /// Starts to listen and to give signs of life. `each` is called for every announcement of another worker.
@@ -141,8 +158,6 @@ impl Bus {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     _ = beat.tick() => {
-                        // A request that was given up may have left its announcements behind.
-                        voice.tell_waiting().await;
                         voice.say(Kind::Heartbeat).await;
                     }
                 }
@@ -155,7 +170,12 @@ impl Bus {
         for each in announced.iter().filter(|each| each.missed.is_some()) {
             self.heard.floors.raise(each.hash);
         }
-        self.voice.announce(announced).await;
+        if !announced.is_empty() {
+            // One that is late is still told, in its turn; without a turn it is told here.
+            if let Err(Unanswered::Full(announced)) = self.announcing.ask(announced, ANNOUNCE_TIMEOUT).await {
+                self.voice.announce(announced).await;
+            }
+        }
     }
 
     /// Whether a copy in memory, current at `as_of` at the earliest, has outlived no announcement that was missed.
@@ -192,7 +212,8 @@ impl Bus {
     /// Says goodbye, if all that was written is told: else the others are to notice that this worker is silent.
     pub(super) async fn close(&self, all_told: bool) {
         self.stop.cancel();
-        self.voice.tell_waiting().await;
+        // Behind all that were announced before.
+        let _ = self.announcing.ask(Vec::new(), ANNOUNCE_TIMEOUT).await;
         if all_told {
             self.voice.say(Kind::Goodbye).await;
         }
@@ -203,19 +224,9 @@ impl Bus {
 // === impl Voice ===
 
 impl Voice {
-    /// Whoever comes while a message is handed over joins the next one, so nobody waits for a timer and a crowd shares messages.
     async fn announce(&self, announced: Vec<Announced>) {
-        if announced.is_empty() {
-            return;
-        }
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(announced);
-        self.tell_waiting().await;
-    }
-
-    async fn tell_waiting(&self) {
         let mut last = self.last.lock().await;
-        let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        for part in all.chunks(ANNOUNCED_MAX) {
+        for part in announced.chunks(ANNOUNCED_MAX) {
             *last += 1;
             self.send(message::encode(self.head(Kind::Announcements, *last), part)).await;
         }

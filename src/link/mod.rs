@@ -4,6 +4,7 @@
 //! reached, and what a call that failed may have done, is the same for all of them.
 
 pub mod redis;
+pub mod together;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub use connection::check_url;
 pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
-pub use overlay::{Ahead, Away, Fate, Mark, Marked, Overlay, Pending};
+pub use overlay::{Ahead, Away, Fate, Mark, Marked, Overlay, Pending, Waits};
 pub use publish::Unqueued;
 pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};

@@ -10,21 +10,21 @@
 //!
 //! ```text
 //! offset size   a pending write
-//!      0    1  format: '1'
+//!      0    1  format: '2'
 //!      1    1  kind: 'r' record, 'd' delete
 //!      2   32  version in hex
 //!     34    1  operations that are pending on the key, n = '0' to '4'
 //!     35 48*n  newest first: operation in hex (16), the version it got in hex (32)
 //!      -   16  end of the record's life, Unix milliseconds in hex; 0 = never
-//!      -    -  the stored document
 //! ```
 //!
-//! Keys: `{prefix}:p:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
+//! Its stored document lies beside it: who only asks what is pending is not sent it.
+//!
+//! Keys: `{prefix}:p:{namespace}:{key}`, documents `{prefix}:b:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
 //! `{prefix}:r:{namespace}:{key}:{version}`, and marks ([`mark`]).
 
 mod calls;
 mod mark;
-mod together;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -37,12 +37,12 @@ use tokio::time::Instant;
 use super::message::Queued;
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
+use crate::link::together::{Together, Unanswered};
 use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::Calls;
 pub use mark::{Mark, Marked};
-use together::Together;
 
 /// Bound on what a request waits for before it asks the store.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -70,8 +70,8 @@ pub struct Overlay {
     /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
     clock_ahead_ms: AtomicI64,
     /// What concurrent requests ask and tell of one key each, which shares calls.
-    looks_ahead: Together<(Namespace, Key), Ahead>,
-    holds: Together<Queued, ()>,
+    looks_ahead: Together<(Namespace, Key), Ahead, Away>,
+    holds: Together<Queued, (), Away>,
 }
 
 /// Redis does not answer: nobody knows whether a write is pending.
@@ -87,6 +87,13 @@ pub struct Pending {
     pub body: Option<Bytes>,
     /// End of the record's life, Unix milliseconds; 0 = never.
     pub expires_at_ms: i64,
+}
+
+/// What is known of a pending write without its document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waits {
+    /// Its version.
+    pub version: Version,
     /// Operations pending on the key, newest first, each with the version it got.
     pub ops: Vec<(u64, Version)>,
 }
@@ -118,7 +125,7 @@ pub(super) struct Settlement {
 #[derive(Debug, Clone, Default)]
 pub struct Ahead {
     /// The write that is pending on it.
-    pub pending: Option<Pending>,
+    pub pending: Option<Waits>,
     /// The version of the copy that workers share.
     pub copy: Option<Version>,
     /// Whether the queue is open to its namespace, where a mark says so.
@@ -188,12 +195,20 @@ impl Overlay {
 
     /// What is pending on each key.
     pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut steps = redis::pipe();
+        // In one command, so that each comes with its own document.
+        steps.cmd("MGET");
         for key in keys {
-            steps.cmd("GET").arg(self.calls.name("p", namespace, key));
+            steps.arg(self.calls.name("p", namespace, key)).arg(self.calls.name("b", namespace, key));
         }
         let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
-        Ok(answers.iter().map(pending_of).collect())
+        let Some(Value::Array(found)) = answers.first() else {
+            return Err(Away("half an answer".to_owned()));
+        };
+        Ok(found.chunks_exact(2).map(|pair| pending_of(&pair[0])?.with(&pair[1])).collect())
     }
 
     /// What there is of each key before it is written.
@@ -201,7 +216,8 @@ impl Overlay {
         match keys {
             [key] => {
                 let asked = (namespace.clone(), (*key).clone());
-                Ok(vec![self.looks_ahead.ask(asked, LOOK_TIMEOUT).await?])
+                let ahead = self.looks_ahead.ask(asked, LOOK_TIMEOUT).await;
+                Ok(vec![ahead.unwrap_or_else(unanswered)?])
             }
             keys => {
                 let keys: Vec<_> = keys.iter().map(|key| (namespace.clone(), (*key).clone())).collect();
@@ -212,7 +228,7 @@ impl Overlay {
 
     /// Makes a queued write visible to all workers. Not an error where a newer one is pending.
     pub async fn hold(&self, write: &Queued) -> Result<(), Away> {
-        self.holds.ask(write.clone(), HOLD_TIMEOUT).await
+        self.holds.ask(write.clone(), HOLD_TIMEOUT).await.unwrap_or_else(unanswered)
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
@@ -224,7 +240,7 @@ impl Overlay {
         for together in settlements.chunks(TOLD_TOGETHER) {
             let of = |one: &Settlement| (one.at.clone(), one.version);
             let call =
-                self.calls.call(&mut steps, "ds2q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
+                self.calls.call(&mut steps, "ds3q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
             for Settlement { at, version, fate } in together {
                 call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
             }
@@ -236,7 +252,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
         self.calls
-            .call(&mut steps, "ds2q_settle", std::iter::once((at.clone(), version)))
+            .call(&mut steps, "ds3q_settle", std::iter::once((at.clone(), version)))
             .arg(RECEIPT_SECONDS)
             .arg(version.to_string())
             .arg(at.key.as_str())
@@ -345,11 +361,38 @@ impl Pending {
         let ended = self.expires_at_ms != 0 && self.expires_at_ms <= now_ms;
         self.body.as_ref().filter(|_| !ended)
     }
+}
 
+// === impl Waits ===
+
+impl Waits {
     /// The version that a pending operation got.
     pub fn find(&self, op: u64) -> Option<Version> {
         self.ops.iter().find(|(known, _)| *known == op).map(|(_, version)| *version)
     }
+}
+
+/// A pending write as it is read.
+struct Read {
+    waits: Waits,
+    is_delete: bool,
+    expires_at_ms: i64,
+}
+
+impl Read {
+    /// The whole of it. `None` where its document is missing, which must not be taken for a delete.
+    fn with(self, document: &Value) -> Option<Pending> {
+        let body = match document {
+            _ if self.is_delete => None,
+            Value::BulkString(body) => Some(Bytes::copy_from_slice(body)),
+            _ => return None,
+        };
+        Some(Pending { version: self.waits.version, body, expires_at_ms: self.expires_at_ms })
+    }
+}
+
+fn unanswered<I, T>(why: Unanswered<I>) -> Result<T, Away> {
+    Err(Away(format!("Redis: {why}")))
 }
 
 fn away(fault: &Fault) -> Away {
@@ -360,7 +403,7 @@ fn away(fault: &Fault) -> Away {
 }
 
 /// Reads a pending write; `None` for nothing, and for what this version does not know.
-fn pending_of(answer: &Value) -> Option<Pending> {
+fn pending_of(answer: &Value) -> Option<Read> {
     let Value::BulkString(bytes) = answer else { return None };
     let text = |from: usize, length: usize| std::str::from_utf8(bytes.get(from..from + length)?).ok();
     let count = usize::from(bytes.get(HEAD_BYTES)?.checked_sub(b'0')?);
@@ -372,13 +415,13 @@ fn pending_of(answer: &Value) -> Option<Pending> {
     let ops = (0..count).map(op).collect::<Option<Vec<_>>>()?;
     let life_at = HEAD_BYTES + 1 + count * OP_BYTES;
     let life = u64::from_str_radix(text(life_at, LIFE_BYTES)?, 16).ok()?;
-    let body = match (bytes[0], bytes[1]) {
-        (b'1', b'r') => Some(Bytes::copy_from_slice(&bytes[life_at + LIFE_BYTES..])),
-        (b'1', b'd') => None,
+    let is_delete = match (bytes[0], bytes[1]) {
+        (b'2', b'r') => false,
+        (b'2', b'd') => true,
         _ => return None,
     };
     let version = text(2, 32)?.parse().ok()?;
-    Some(Pending { version, body, expires_at_ms: life.cast_signed(), ops })
+    Some(Read { waits: Waits { version, ops }, is_delete, expires_at_ms: life.cast_signed() })
 }
 
 fn version_of(answer: &Value) -> Option<Version> {
@@ -422,7 +465,9 @@ mod tests {
         overlay.hold(&five).await.unwrap();
         let pending = look().await.unwrap();
         assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
-        let versions = [1, 2].map(|op| pending.find(op | 1 << 63).map(|version| version.hlc));
+        let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0).pending.unwrap();
+        assert_eq!(ahead.version, pending.version);
+        let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
         assert_eq!(versions, [Some(5), Some(9)], "operations of both");
         overlay.hold(&queued("b", 3, Some(b"b"), 4)).await.unwrap();
         let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
@@ -451,7 +496,7 @@ mod tests {
             overlay.hold(&queued("k", op, Some(b"x"), op)).await.unwrap();
         }
         let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-        let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
+        let pending = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0).pending.unwrap();
         let kept: Vec<u64> = pending.ops.iter().map(|(op, _)| op & !(1 << 63)).collect();
         assert_eq!(kept, [6, 5, 4, 3]);
         let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0);

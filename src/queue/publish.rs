@@ -36,8 +36,11 @@ const WAITING_MAX: usize = 8192;
 const UNCONFIRMED_MAX: usize = 8192;
 /// Messages sent before confirms are looked at again.
 const SENT_TOGETHER: usize = 256;
-/// Messages of a lane that are sent and not confirmed, while others wait to share the next.
-const UNDER_WAY_MAX: usize = 2;
+/// Messages of all lanes that are sent and not confirmed, one of each lane at most, while others wait to share the next: a message
+/// costs the broker as much as dozens of writes in it. Those that have waited for long are not counted.
+const UNDER_WAY_MAX: usize = 3;
+/// A broker is slow with a message that it has not confirmed for so long: other lanes do not wait for it.
+const SLOW: Duration = Duration::from_millis(50);
 /// Without a word about a lane's messages for so long after the last, others are sent.
 const SILENT_MAX: Duration = Duration::from_secs(2);
 
@@ -86,7 +89,8 @@ type Settled = (Waiters, lapin::Result<Confirmation>);
 /// What goes to one lane.
 #[derive(Default)]
 struct Outbound {
-    under_way: usize,
+    /// Whether one is sent and not confirmed.
+    under_way: bool,
     /// Those of an earlier turn are not counted any more.
     turn: u64,
     /// When the last was sent.
@@ -214,6 +218,7 @@ impl Work {
                     sending.settle(settled).await
                 }
                 () = stop.cancelled() => break "stopping".to_owned(),
+                () = tokio::time::sleep(SLOW), if sending.waiting > 0 => sending.flush().await,
                 _ = received.recv_many(&mut batch, SENT_TOGETHER), if sending.has_room() => {
                     sending.take(batch.drain(..)).await
                 }
@@ -232,7 +237,7 @@ struct Sending<'c> {
     link: &'c Link,
     channel: &'c Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Settled>>,
-    /// Lanes with something under way or waiting.
+    /// Lanes with something under way or waiting, or sent lately.
     lanes: HashMap<String, Outbound>,
     /// Letters that wait in lanes.
     waiting: usize,
@@ -269,32 +274,46 @@ impl<'c> Sending<'c> {
         self.flush().await
     }
 
-    /// Sends what waits in lanes that have few messages under way.
+    /// Sends what waits, lane by lane: that which was served longest ago is the next. An error says that the channel is lost.
     async fn flush(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        let (mut under_way, mut next) = (0, Vec::new());
         for (lane, outbound) in &mut self.lanes {
-            // A lane of whose messages nothing is heard goes on with others; those that wait have not gone yet.
-            if outbound.under_way > 0 && outbound.sent_at.is_some_and(|sent| sent.elapsed() > SILENT_MAX) {
-                (outbound.under_way, outbound.turn) = (0, outbound.turn + 1);
+            let silent = outbound.sent_at.map_or(Duration::ZERO, |sent| now.duration_since(sent));
+            // A lane of whose message nothing is heard goes on with others; those that wait have not gone yet.
+            if outbound.under_way && silent > SILENT_MAX {
+                (outbound.under_way, outbound.turn) = (false, outbound.turn + 1);
             }
             while outbound.waiting.front().is_some_and(|job| job.answer.is_closed()) {
                 outbound.waiting.pop_front();
                 self.waiting -= 1;
             }
-            while outbound.under_way < UNDER_WAY_MAX
-                && !outbound.waiting.is_empty()
-                && !self.link.is_blocked()
-            {
-                let (jobs, taken) = together(&mut outbound.waiting);
-                self.waiting -= taken;
-                if !jobs.is_empty() {
-                    let confirm = send(self.channel, jobs, Some((lane.clone(), outbound.turn))).await?;
-                    outbound.under_way += 1;
-                    outbound.sent_at = Some(Instant::now());
-                    self.unconfirmed.push(confirm);
-                }
+            if outbound.under_way {
+                under_way += usize::from(silent < SLOW);
+            } else if !outbound.waiting.is_empty() {
+                next.push((outbound.sent_at, lane.clone()));
             }
         }
-        self.lanes.retain(|_, outbound| outbound.under_way > 0 || !outbound.waiting.is_empty());
+        next.sort_unstable();
+        for (_, lane) in next {
+            if under_way >= UNDER_WAY_MAX || self.link.is_blocked() {
+                break;
+            }
+            let Some(outbound) = self.lanes.get_mut(&lane) else { continue };
+            let (jobs, taken) = together(&mut outbound.waiting);
+            self.waiting -= taken;
+            if !jobs.is_empty() {
+                let confirm = send(self.channel, jobs, Some((lane, outbound.turn))).await?;
+                (outbound.under_way, outbound.sent_at) = (true, Some(Instant::now()));
+                under_way += 1;
+                self.unconfirmed.push(confirm);
+            }
+        }
+        // One that was served lately is remembered, so that the others have their turn before it.
+        self.lanes.retain(|_, outbound| {
+            let lately = outbound.sent_at.is_some_and(|sent| now.duration_since(sent) < SILENT_MAX);
+            outbound.under_way || !outbound.waiting.is_empty() || lately
+        });
         Ok(())
     }
 
@@ -304,7 +323,7 @@ impl<'c> Sending<'c> {
         let group = group(first, &mut self.unconfirmed, self.channel).await;
         for (lane, turn) in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
             if let Some(outbound) = self.lanes.get_mut(lane).filter(|outbound| outbound.turn == *turn) {
-                outbound.under_way = outbound.under_way.saturating_sub(1);
+                outbound.under_way = false;
             }
         }
         match settle(group, &mut self.returned) {

@@ -21,7 +21,7 @@ use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::key::shorten;
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Key, Outcome, Result, Scope, Version};
-use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, Pending, QUEUED_BYTES_MAX, Queued, Unqueued};
+use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, QUEUED_BYTES_MAX, Queued, Unqueued, Waits};
 
 use super::copies::ended;
 use super::write::Asked;
@@ -196,7 +196,7 @@ impl Store {
             Ok(Ahead { pending: None, .. }) => return Ok(()),
             Ok(Ahead { pending: Some(pending), .. }) => pending,
         };
-        if self.overtaken(call, waiting, key, &pending).await.is_some() {
+        if self.overtaken(call, waiting, key, pending.version).await.is_some() {
             return Ok(());
         }
         let message = format!("a write is pending on {:?} that is not applied yet", shorten(key.as_str()));
@@ -350,7 +350,7 @@ fn not_queued(why: &Error, error: impl FnOnce(&Error) -> Error) -> WriteReply {
 }
 
 /// The answer to an operation that is queued already.
-fn known(version: Version, pending: &Pending) -> WriteReply {
+fn known(version: Version, pending: &Waits) -> WriteReply {
     WriteReply {
         error: None,
         outcome: Outcome::Queued,

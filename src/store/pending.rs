@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::backend::{Aged, Found, Live, Page, Range};
 use crate::model::op::Get;
 use crate::model::reply::{GetReply, Source};
-use crate::model::{Key, Result};
+use crate::model::{Key, Result, Version};
 use crate::queue::{Away, Pending};
 
 use super::read::{Got, Read, lost};
@@ -35,15 +35,15 @@ impl Store {
         call: &Call,
         waiting: &Waiting,
         key: &Key,
-        pending: &Pending,
+        pending: Version,
     ) -> Option<Found> {
         let deadline = call.deadline.min(Instant::now() + OVERTAKEN_MAX);
         let read = call.policy.backend.read(vec![call.row_key(key)], deadline).await.pop()?;
         let found = read.ok()??;
-        if found.version < pending.version {
+        if found.version < pending {
             return None;
         }
-        waiting.queue.overlay().overtaken(&call.row_key(key), pending.version).await;
+        waiting.queue.overlay().overtaken(&call.row_key(key), pending).await;
         Some(found)
     }
 
@@ -56,7 +56,7 @@ impl Store {
         pending: Pending,
     ) -> Result<Got> {
         self.saw(pending.version, call.now_ms);
-        if let Some(found) = self.overtaken(call, waiting, &get.key, &pending).await {
+        if let Some(found) = self.overtaken(call, waiting, &get.key, pending.version).await {
             return self.answer(call, get, Read::Stored(Aged { found: Some(found), as_of: None }));
         }
         let found = found(&pending, call.now_ms);

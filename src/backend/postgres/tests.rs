@@ -312,16 +312,23 @@ static NEWER: &[Step] = &[
     migrate::STEPS[0],
     migrate::STEPS[1],
     migrate::STEPS[2],
-    (4, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
+    migrate::STEPS[3],
+    (5, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
 ];
 /// One that takes longer than a look, and than a statement may.
-static SLOW: &[Step] =
-    &[migrate::STEPS[0], migrate::STEPS[1], migrate::STEPS[2], (4, "slow", "SELECT pg_sleep(6)")];
+static SLOW: &[Step] = &[
+    migrate::STEPS[0],
+    migrate::STEPS[1],
+    migrate::STEPS[2],
+    migrate::STEPS[3],
+    (5, "slow", "SELECT pg_sleep(6)"),
+];
 static BROKEN: &[Step] = &[
     migrate::STEPS[0],
     migrate::STEPS[1],
     migrate::STEPS[2],
-    (4, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
+    migrate::STEPS[3],
+    (5, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
 ];
 
 /// Writes and reads through a store until it is told to stop; how often, each of them answered.
@@ -365,7 +372,7 @@ async fn workers_of_two_schema_versions_serve_together_and_a_step_that_fails_cha
     assert!(Backend::unfit(&slow).is_some(), "others serve meanwhile");
     healed(&slow).await;
     Backend::close(&slow).await;
-    server.sql(database, "DELETE FROM datastore_schema WHERE version = 4");
+    server.sql(database, "DELETE FROM datastore_schema WHERE version = 5");
 
     let newer = Arc::new(PostgreSql::with_schema(&settings, NEWER).unwrap());
     while Backend::health(&*newer).is_err() {

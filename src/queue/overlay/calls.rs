@@ -35,9 +35,15 @@ impl Calls {
 
     /// See [`super::Overlay::ahead`].
     pub(super) async fn ahead(&self, keys: &[(Namespace, Key)]) -> Result<Vec<Ahead>, Away> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut steps = redis::pipe();
+        steps.cmd("MGET");
         for (namespace, key) in keys {
-            steps.cmd("GET").arg(self.name("p", namespace, key));
+            steps.arg(self.name("p", namespace, key));
+        }
+        for (namespace, key) in keys {
             // The version in the head of the shared tier's copy.
             steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
         }
@@ -48,17 +54,20 @@ impl Calls {
             steps.cmd("GET").arg(self.mark(namespace));
         }
         let answers = self.send(&steps, LOOK_TIMEOUT).await?;
-        let (found, marks) = answers.split_at(2 * keys.len().min(answers.len() / 2));
+        let Some((Value::Array(found), rest)) = answers.split_first() else {
+            return Err(Away("half an answer".to_owned()));
+        };
+        let (copies, marks) = rest.split_at(keys.len().min(rest.len()));
         let open = |namespace: &Namespace| match marks.get(namespaces.binary_search(&namespace).ok()?)? {
             Value::BulkString(mark) => Some(mark == OPEN.as_bytes()),
             _ => None,
         };
-        let of = |(pair, (namespace, _)): (&[Value], &(Namespace, Key))| Ahead {
-            pending: pending_of(&pair[0]),
-            copy: version_of(&pair[1]),
+        let of = |((found, copy), (namespace, _)): ((&Value, &Value), &(Namespace, Key))| Ahead {
+            pending: pending_of(found).map(|read| read.waits),
+            copy: version_of(copy),
             open: open(namespace),
         };
-        Ok(found.chunks_exact(2).zip(keys).map(of).collect())
+        Ok(found.iter().zip(copies).zip(keys).map(of).collect())
     }
 
     /// See [`super::Overlay::hold`]; of several, at most [`super::TOLD_TOGETHER`].
@@ -73,15 +82,15 @@ impl Calls {
         };
         for together in writes.chunk_by(fits) {
             let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
-            let call = self.call(&mut steps, "ds2q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
+            let call = self.call(&mut steps, "ds3q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
             for queued in together {
                 let (at, row) = (&queued.entry.at, &queued.entry.row);
                 let kind = if row.body.is_some() { 'r' } else { 'd' };
-                let head = format!("1{kind}{}", row.version);
+                let head = format!("2{kind}{}", row.version);
                 let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
-                let mut tail = format!("{:016x}", row.expires_at_ms).into_bytes();
-                tail.extend_from_slice(row.body.as_deref().unwrap_or_default());
-                call.arg(head).arg(op).arg(tail).arg(at.key.as_str());
+                let life = format!("{:016x}", row.expires_at_ms);
+                let document = row.body.as_deref().unwrap_or_default();
+                call.arg(head).arg(op).arg(life).arg(document).arg(at.key.as_str());
             }
         }
         self.send(&steps, HOLD_TIMEOUT).await.map(drop)
@@ -112,10 +121,11 @@ impl Calls {
         function: &str,
         writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
     ) -> &'p mut Pipeline {
-        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
+        steps.cmd("FCALL").arg(function).arg(4 * writes.len());
         for (RowKey { namespace, key, .. }, version) in writes {
             steps
                 .arg(self.name("p", &namespace, &key))
+                .arg(self.name("b", &namespace, &key))
                 .arg(self.index(&namespace))
                 .arg(self.receipt(&namespace, &key, version));
         }

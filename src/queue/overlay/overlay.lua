@@ -1,15 +1,13 @@
-#!lua name=ds2q
+#!lua name=ds3q
 
 -- The steps of the pending overlay: the newest queued write of each key, until it is settled.
 --
--- KEYS, three for each write: the pending write, the namespace's index of keys that have one, the receipt. Many writes share a
--- call: what is around a call costs more than what is in it.
--- A pending write: '1', kind, 32 digits of version, number of operations, 48 digits for each (operation, version), then
--- bytes that are not looked at here. Versions are compared as text.
+-- KEYS, four for each write: the pending write, its document, the namespace's index of keys that have one, the receipt. Many writes
+-- share a call, and what can be asked or set for many at once is: what is around a command costs more than what is in it.
+-- A pending write: '2', kind, 32 digits of version, number of operations, 48 digits for each (operation, version), 16 of its
+-- life. Versions are compared as text.
 
 local HEAD, OP, OPS_MAX = 34, 48, 4
--- All but the tail, which may be long: Lua reads each string that it is given from end to end.
-local MARKS = HEAD + 1 + OPS_MAX * OP
 
 local function version(pending)
   return string.sub(pending, 3, HEAD)
@@ -23,6 +21,14 @@ end
 
 -- The operations of both, those of the first before those of the second, each once, and no more than are kept.
 local function ring(first, second)
+  if first == '' then
+    return (#second / OP) .. second
+  end
+  -- One that is not among the others, as is nearly always so. (It may seem to be where digits of two others lie together.)
+  if #first == OP and not string.find(second, string.sub(first, 1, 16), 1, true) then
+    local older = math.min(#second / OP, OPS_MAX - 1)
+    return (older + 1) .. first .. string.sub(second, 1, older * OP)
+  end
   local seen, ops = {}, {}
   local all = first .. second
   for at = 1, #all, OP do
@@ -35,36 +41,65 @@ local function ring(first, second)
   return tostring(#ops) .. table.concat(ops)
 end
 
--- 1: it is the pending write now. 0: a newer one is. 2: it has been settled already.
-local function hold_one(pending, index, receipt, seconds, head, op, tail, key)
-  local kept = redis.call('SET', receipt, 'pending', 'NX', 'EX', seconds)
-  if not kept and redis.call('GET', receipt) ~= 'pending' then
-    return 2
+-- Adds values to the list of a name.
+local function add(lists, name, one, other)
+  local list = lists[name]
+  if not list then
+    list = {}
+    lists[name] = list
   end
-  local there = redis.call('GETRANGE', pending, 0, MARKS - 1)
-  if there == '' then
-    redis.call('SET', pending, head .. ring(op, ''))
-    redis.call('APPEND', pending, tail)
-    redis.call('ZADD', index, 0, key)
-    return 1
+  list[#list + 1] = one
+  if other then
+    list[#list + 1] = other
   end
-  if version(there) >= version(head) then
-    local its_head, ops, its_tail = split(redis.call('GET', pending))
-    redis.call('SET', pending, its_head .. ring(ops, op) .. its_tail)
-    return 0
-  end
-  local _, ops = split(there)
-  redis.call('SET', pending, head .. ring(op, ops))
-  redis.call('APPEND', pending, tail)
-  return 1
 end
 
--- ARGV: how long receipts are kept (seconds); for each write its head, operation ('' = none), tail and key.
+local function every_fourth(KEYS, first)
+  local some = {}
+  for at = first, #KEYS, 4 do
+    some[#some + 1] = KEYS[at]
+  end
+  return some
+end
+
+-- ARGV: how long receipts are kept (seconds); for each write its head, operation ('' = none), life, document and key.
+-- Of each: 1: it is the pending write now. 0: a newer one is. 2: it has been settled already.
 local function hold(KEYS, ARGV)
-  local held = {}
-  for at = 1, #KEYS / 3 do
-    local k, a = 3 * at - 2, 4 * at - 2
-    held[at] = hold_one(KEYS[k], KEYS[k + 1], KEYS[k + 2], ARGV[1], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+  local pending = every_fourth(KEYS, 1)
+  local there = redis.call('MGET', unpack(pending))
+  local now, documents, indexed, held = {}, {}, {}, {}
+  for at = 1, #pending do
+    local k, a = 4 * at - 3, 5 * at - 3
+    local head, op, life, name = ARGV[a], ARGV[a + 1], ARGV[a + 2], pending[at]
+    local kept = redis.call('SET', KEYS[k + 3], 'pending', 'NX', 'EX', ARGV[1])
+    local old = now[name] or there[at]
+    if not kept and redis.call('GET', KEYS[k + 3]) ~= 'pending' then
+      held[at] = 2
+    elseif not old then
+      now[name], documents[KEYS[k + 1]], held[at] = head .. ring(op, '') .. life, ARGV[a + 3], 1
+      add(indexed, KEYS[k + 2], 0, ARGV[a + 4])
+    elseif version(old) >= version(head) then
+      local its_head, ops, its_life = split(old)
+      now[name], held[at] = its_head .. ring(ops, op) .. its_life, 0
+    else
+      local _, ops = split(old)
+      now[name], documents[KEYS[k + 1]], held[at] = head .. ring(op, ops) .. life, ARGV[a + 3], 1
+    end
+  end
+  local set = {}
+  for name, value in pairs(now) do
+    set[#set + 1] = name
+    set[#set + 1] = value
+  end
+  for name, value in pairs(documents) do
+    set[#set + 1] = name
+    set[#set + 1] = value
+  end
+  if #set > 0 then
+    redis.call('MSET', unpack(set))
+  end
+  for index, keys in pairs(indexed) do
+    redis.call('ZADD', index, unpack(keys))
   end
   return held
 end
@@ -72,25 +107,30 @@ end
 -- ARGV: how long receipts are kept (seconds); for each write the version up to which it is done, its key, and what became of
 -- it ('' = nothing to note). How many pending writes are gone by it.
 local function settle(KEYS, ARGV)
-  local gone = 0
-  for at = 1, #KEYS / 3 do
-    local k, a = 3 * at - 2, 3 * at - 1
-    if ARGV[a + 2] ~= '' then
-      -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
-      local was = redis.call('GET', KEYS[k + 2])
-      if was ~= 'applied' and was ~= 'superseded' then
-        redis.call('SET', KEYS[k + 2], ARGV[a + 2], 'EX', ARGV[1])
-      end
+  local pending, receipts = every_fourth(KEYS, 1), every_fourth(KEYS, 4)
+  local there, was = redis.call('MGET', unpack(pending)), redis.call('MGET', unpack(receipts))
+  local gone, forgotten, unlisted = {}, {}, {}
+  for at = 1, #pending do
+    local k, a = 4 * at - 3, 3 * at - 1
+    -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
+    if ARGV[a + 2] ~= '' and was[at] ~= 'applied' and was[at] ~= 'superseded' then
+      redis.call('SET', receipts[at], ARGV[a + 2], 'EX', ARGV[1])
     end
-    local there = redis.call('GETRANGE', KEYS[k], 0, HEAD - 1)
-    if there ~= '' and version(there) <= ARGV[a] then
-      redis.call('DEL', KEYS[k])
-      redis.call('ZREM', KEYS[k + 1], ARGV[a + 1])
-      gone = gone + 1
+    if there[at] and not gone[pending[at]] and version(there[at]) <= ARGV[a] then
+      gone[pending[at]] = true
+      forgotten[#forgotten + 1] = pending[at]
+      forgotten[#forgotten + 1] = KEYS[k + 1]
+      add(unlisted, KEYS[k + 2], ARGV[a + 1])
     end
   end
-  return gone
+  if #forgotten > 0 then
+    redis.call('DEL', unpack(forgotten))
+  end
+  for index, keys in pairs(unlisted) do
+    redis.call('ZREM', index, unpack(keys))
+  end
+  return #forgotten / 2
 end
 
-redis.register_function('ds2q_hold', hold)
-redis.register_function('ds2q_settle', settle)
+redis.register_function('ds3q_hold', hold)
+redis.register_function('ds3q_settle', settle)
