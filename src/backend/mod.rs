@@ -41,7 +41,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-pub use note::Noting;
+pub use note::{CHANGING, Noting};
 
 use crate::model::limits::{CLOCK_EPSILON_MS, OP_RING_ENTRIES};
 use crate::model::op::{Expiry, OpId, Precondition};

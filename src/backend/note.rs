@@ -4,20 +4,24 @@
 //! by an operator's command that drains first, so it is looked at again and again. Where a store has several servers each of
 //! them has the note: one that is not there keeps nobody from using the others. A change has taken place when every one of them
 //! has confirmed it, so whoever can be asked tells the truth of every change that has; two that contradict each other are in the
-//! midst of one.
+//! midst of one, which relies on neither yet.
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 
-use crate::model::{Error, Result};
+use crate::model::Result;
 
-/// What a caller is told to wait while a change is under way, milliseconds.
-const CHANGING_RETRY_MS: i64 = 1_000;
+/// What is told where two servers contradict each other.
+pub const CHANGING: &str = "changing";
 
 /// What is done with a note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Noting {
-    /// It is read.
+    /// It is read, from whoever answers first.
     Look,
+    /// It is read from all; [`CHANGING`] where they contradict each other.
+    LookAtAll,
     /// This is noted where nothing is noted yet.
     First(String),
     /// One is replaced by another, also where nothing is noted yet; a third one stays.
@@ -33,7 +37,7 @@ impl Noting {
     /// What is to be written where `noted` stands, if anything is.
     pub fn written(&self, noted: Option<&str>) -> Option<&str> {
         match self {
-            Self::Look => None,
+            Self::Look | Self::LookAtAll => None,
             Self::First(first) => noted.is_none().then_some(first),
             Self::Replace { from, to } => noted.is_none_or(|noted| noted == from).then_some(to),
         }
@@ -47,31 +51,39 @@ pub(super) async fn on_all_servers<F: Future<Output = Result<Option<String>>>>(
     noting: Noting,
     ask: impl Fn(usize, Noting) -> F,
 ) -> Result<Option<String>> {
-    let ask = |noting: &Noting| join_all((0..servers).map(|server| ask(server, noting.clone())));
-    let mut said = ask(&noting).await;
-    let known = said.iter().find_map(|said| said.as_ref().ok().cloned().flatten());
-    let unaware = said.iter().any(|said| matches!(said, Ok(None)));
-    if let (Noting::Look, Some(known), true) = (&noting, known, unaware) {
-        // A server that has joined since.
-        said = ask(&Noting::First(known)).await;
+    let asked = (0..servers).map(|server| ask(server, noting.clone()));
+    if noting == Noting::Look {
+        return first_word(asked.collect()).await;
     }
+    let said = join_all(asked).await;
     let everywhere = said.iter().all(|said| matches!(said, Ok(Some(_))));
     let mut noted = said.iter().filter_map(|said| said.as_ref().ok().cloned().flatten());
     let one = noted.next();
-    if let Some(one) = &one
-        && let Some(other) = noted.find(|other| other != one)
-    {
-        let message = format!(
-            "one server notes durability {one:?} and another {other:?}: a change that was broken off goes on with the same command"
-        );
-        return Err(Error::unavailable(message, CHANGING_RETRY_MS));
+    if one.is_some() && noted.any(|other| Some(&other) != one.as_ref()) {
+        return Ok(Some(CHANGING.to_owned()));
     }
     match (&noting, one) {
-        (Noting::Look, Some(one)) => Ok(Some(one)),
         (Noting::First(_), Some(one)) => Ok(everywhere.then_some(one)),
         (Noting::Replace { .. }, Some(one)) if everywhere => Ok(Some(one)),
+        (Noting::LookAtAll, Some(one)) if said.iter().all(Result::is_ok) => Ok(Some(one)),
         (_, _) => said.into_iter().find_map(Result::err).map_or(Ok(None), Err),
     }
+}
+
+/// What the first server says that has something noted: nobody waits for one that hangs.
+async fn first_word<F: Future<Output = Result<Option<String>>>>(
+    mut asked: FuturesUnordered<F>,
+) -> Result<Option<String>> {
+    let mut fault = None;
+    while let Some(said) = asked.next().await {
+        match said {
+            Ok(Some(noted)) => return Ok(Some(noted)),
+            Ok(None) => {}
+            Err(error) => fault = Some(error),
+        }
+    }
+    // One that is away may know.
+    fault.map_or(Ok(None), Err)
 }
 
 #[cfg(test)]
@@ -79,6 +91,7 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use crate::model::Error;
 
     fn replace(from: &str, to: &str) -> Noting {
         Noting::Replace { from: from.to_owned(), to: to.to_owned() }
@@ -118,13 +131,14 @@ mod tests {
         let first = Noting::First("a".to_owned());
         assert_eq!(on(&servers, first.clone()).await, Ok(None), "it is noted, but not everywhere");
         assert_eq!(on(&servers, Noting::Look).await, said("a"), "and is told by those that are there");
+        assert!(on(&servers, Noting::LookAtAll).await.is_err(), "who changes it asks all");
         assert!(on(&servers, replace("a", "b")).await.is_err(), "one that is away is not changed");
         servers.borrow_mut()[1] = said("a");
-        assert!(on(&servers, Noting::Look).await.is_err(), "half of them were");
-        assert_eq!(on(&servers, replace("a", "b")).await, said("b"));
+        assert_eq!(on(&servers, Noting::LookAtAll).await, said(CHANGING), "half of them were");
+        assert_eq!(on(&servers, replace("a", "b")).await, said("b"), "and the same goes on");
+        assert_eq!(on(&servers, Noting::LookAtAll).await, said("b"));
         servers.borrow_mut().push(Ok(None));
         assert_eq!(on(&servers, Noting::Look).await, said("b"));
-        assert_eq!(servers.borrow()[3], said("b"), "one that joined is told");
-        assert_eq!(on(&servers, replace("a", "c")).await, said("b"), "what stands is no `a`");
+        assert_eq!(on(&servers, replace("a", "c")).await, said(CHANGING), "what stands is no `a`");
     }
 }

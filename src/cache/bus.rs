@@ -129,6 +129,7 @@ impl Bus {
         let told = voice.clone();
         let announcing = Together::new(
             ANNOUNCED_MAX,
+            true,
             Box::new(move |each: Vec<Vec<Announced>>| {
                 let voice = told.clone();
                 Box::pin(async move {
@@ -173,7 +174,9 @@ impl Bus {
         if !announced.is_empty() {
             // One that is late is still told, in its turn; without a turn it is told here.
             if let Err(Unanswered::Full(announced)) = self.announcing.ask(announced, ANNOUNCE_TIMEOUT).await {
-                self.voice.announce(announced).await;
+                let voice = self.voice.clone();
+                // On a task of its own: whoever gives up meanwhile has written all the same.
+                drop(tokio::spawn(async move { voice.announce(announced).await }).await);
             }
         }
     }

@@ -34,10 +34,11 @@ pub struct Together<I, O, E> {
 }
 
 impl<I: Send + 'static, O: Send + 'static, E: Clone + Send + 'static> Together<I, O, E> {
-    /// Calls of one kind, each about `most` items at most, one after the other. Ends with the last handle.
-    pub fn new(most: usize, run: Run<I, O, E>) -> Self {
+    /// Calls of one kind, each about `most` items at most, one after the other; `for_gone`: also about items that nobody waits for
+    /// any more. Ends with the last handle.
+    pub fn new(most: usize, for_gone: bool, run: Run<I, O, E>) -> Self {
         let (jobs, received) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(dispatch(received, most, run));
+        tokio::spawn(dispatch(received, most, for_gone, run));
         Self { jobs }
     }
 
@@ -57,6 +58,7 @@ impl<I: Send + 'static, O: Send + 'static, E: Clone + Send + 'static> Together<I
 async fn dispatch<I: Send + 'static, O: Send + 'static, E: Clone + Send + 'static>(
     mut received: mpsc::Receiver<Job<I, O, E>>,
     most: usize,
+    for_gone: bool,
     run: Run<I, O, E>,
 ) {
     let mut batch = Vec::with_capacity(most);
@@ -69,6 +71,10 @@ async fn dispatch<I: Send + 'static, O: Send + 'static, E: Clone + Send + 'stati
             {
                 batch.push(job);
             }
+        }
+        batch.retain(|job| for_gone || !job.answer.is_closed());
+        if batch.is_empty() {
+            continue;
         }
         let (items, answers): (Vec<I>, Vec<_>) = batch.drain(..).map(|job| (job.item, job.answer)).unzip();
         match run(items).await {
@@ -104,7 +110,7 @@ mod tests {
                 if items.contains(&77) { Err("77") } else { Ok(items.iter().map(|item| item * 2).collect()) }
             })
         });
-        let calls = Together::new(8, run);
+        let calls = Together::new(8, false, run);
         let within = Duration::from_secs(1);
         assert_eq!(calls.ask(1, within).await, Ok(Ok(2)));
         let answers = futures_util::future::join_all((0..40).map(|item| calls.ask(item, within))).await;

@@ -121,7 +121,7 @@ impl Link {
             tracing::warn!(
                 queues = differing,
                 "RabbitMQ has queues of ours that take other bytes than queue.lane_bytes_max: it was changed, and holds for \
-                 new queues alone; one that is empty may be deleted, and is made anew"
+                 new queues alone"
             );
         }
         // A channel that is not closed stays for as long as its connection.

@@ -27,6 +27,7 @@ use super::connection::{CONNECT_PAUSE, Link, bounded};
 use super::pace::Pace;
 use super::topology::RUNGS;
 use super::{LaneShard, PREFETCH, Queue, Target, walk};
+use crate::model::clock::wall_ms;
 use lane::Lane;
 use rung::rung;
 use told::Told;
@@ -59,10 +60,8 @@ pub(super) struct Consumers {
 /// What one consumer works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Work {
-    /// A lane, and the number of its shard.
+    /// A lane, and the number of its shard; of one of a shard that is no more, that of another of its backend.
     Lane(usize),
-    /// A lane of a shard that this worker does not know: it was renamed, or taken out.
-    Left(LaneShard),
     /// A rung of the ladder.
     Rung,
 }
@@ -149,7 +148,9 @@ impl Consumers {
     /// are known from what their consumers told once.
     async fn take_up_left(&self, all: &mut Vec<(String, Work)>) {
         let mut names = self.queue.lanes.names().await;
-        names.retain(|name| !all.iter().any(|(known, _)| known == name));
+        // One that somebody tells of is that of a worker which knows its shard, newer or older than this one.
+        let told = self.queue.lanes.words(wall_ms()).await;
+        names.retain(|name| !told.contains_key(name) && !all.iter().any(|(known, _)| known == name));
         names.truncate(LEFT_MAX);
         if names.is_empty() {
             return;
@@ -157,7 +158,11 @@ impl Consumers {
         // Over a connection of its own: one whose channel the broker closed with its answer counts as lost.
         let Ok(link) = self.queue.broker.connect("looks").await else { return };
         for name in names {
-            let Some(shard) = self.queue.topology.shard_of(&name) else { continue };
+            // Whose backend is not known here are another worker's, who can apply them.
+            let Some(LaneShard { backend, .. }) = self.queue.topology.shard_of(&name) else { continue };
+            let Some(shard) = self.queue.shards.iter().position(|shard| shard.backend == backend) else {
+                continue;
+            };
             let Ok(channel) = link.consuming(1).await else { break };
             match walk::held(&channel, &name).await {
                 Ok(holds) => {
@@ -166,7 +171,7 @@ impl Consumers {
                         ready = holds.ready,
                         "a lane of a shard that is no more is worked on"
                     );
-                    all.push((name, Work::Left(shard)));
+                    all.push((name, Work::Lane(shard)));
                     drop(bounded("channel", channel.close(200, "done".into())).await);
                 }
                 // The broker has closed the channel with its answer.
@@ -188,7 +193,7 @@ impl Consumers {
         let (queue, target) = (self.queue.clone(), self.target.clone());
         let pace = match &work {
             Work::Lane(shard) => self.paces[*shard].clone(),
-            Work::Left(_) | Work::Rung => Arc::default(),
+            Work::Rung => Arc::default(),
         };
         async move {
             let ended = match work {
@@ -197,7 +202,6 @@ impl Consumers {
                     let shard = queue.shards[shard].clone();
                     work_on(queue, target, &link, &name, shard, pace, &stop).await
                 }
-                Work::Left(shard) => work_on(queue, target, &link, &name, shard, pace, &stop).await,
             };
             if let Err(why) = ended {
                 tracing::debug!(lane = name, "{why}");

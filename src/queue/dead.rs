@@ -137,7 +137,7 @@ impl Queue {
             let mut lanes = Vec::new();
             let rungs = (0..super::topology::RUNGS.len()).map(|rung| self.topology.rung(rung));
             let mut lanes_named: Vec<String> =
-                self.topology.lanes().into_iter().map(|(lane, _)| lane).chain(rungs).collect();
+                rungs.chain(self.topology.lanes().into_iter().map(|(lane, _)| lane)).collect();
             // Those of shards that are no more, which somebody works on.
             let left = words.keys().filter(|name| self.topology.shard_of(name).is_some());
             let left: Vec<String> = left.filter(|name| !lanes_named.contains(name)).cloned().collect();
@@ -175,17 +175,22 @@ impl Queue {
 
     /// A step of a purge: of up to `most` letters, those of these ids are let go.
     pub async fn purge(&self, most: usize, ids: &HashSet<String>) -> Result<Purged> {
-        let mut removed = 0;
+        let (mut removed, mut settlements) = (0, Vec::new());
         let act = |letter: &DeadLetter| {
             if !ids.contains(&letter.id) {
                 return Act::Keep;
             }
             removed += 1;
+            // One that the broker itself gave up is thought to be pending still.
+            if let Some(write) = &letter.write {
+                settlements.push(settlement(write, Fate::Dead(letter.notes.reason.clone())));
+            }
             let (namespace, key) = letter.at();
             tracing::warn!(id = letter.id, namespace, key = shorten(key), "an operator purges a dead letter");
             Act::Remove
         };
         let walked = self.walk(most, act).await?;
+        self.settled(settlements).await;
         Ok(Purged { looked_at: walked.looked_at, removed, ended_early: walked.ended_early })
     }
 

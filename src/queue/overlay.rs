@@ -143,6 +143,7 @@ impl Overlay {
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
             looks_ahead: Together::new(
                 TOLD_TOGETHER,
+                false,
                 Box::new(move |keys| {
                     let calls = asked.clone();
                     Box::pin(async move { calls.ahead(&keys).await })
@@ -150,6 +151,7 @@ impl Overlay {
             ),
             holds: Together::new(
                 TOLD_TOGETHER,
+                false,
                 Box::new(move |writes| {
                     let calls = told.clone();
                     Box::pin(async move {
@@ -199,15 +201,19 @@ impl Overlay {
             return Ok(Vec::new());
         }
         let mut steps = redis::pipe();
-        // In one command, so that each comes with its own document.
-        steps.cmd("MGET");
-        for key in keys {
-            steps.arg(self.calls.name("p", namespace, key)).arg(self.calls.name("b", namespace, key));
+        // Each in one command with its own document, and not so many that Redis does nothing else for long.
+        for together in keys.chunks(TOLD_TOGETHER) {
+            steps.cmd("MGET");
+            for key in together {
+                steps.arg(self.calls.name("p", namespace, key)).arg(self.calls.name("b", namespace, key));
+            }
         }
         let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
-        let Some(Value::Array(found)) = answers.first() else {
-            return Err(Away("half an answer".to_owned()));
-        };
+        let mut found = Vec::with_capacity(2 * keys.len());
+        for answer in answers {
+            let Value::Array(some) = answer else { return Err(Away("half an answer".to_owned())) };
+            found.extend(some);
+        }
         Ok(found.chunks_exact(2).map(|pair| pending_of(&pair[0])?.with(&pair[1])).collect())
     }
 

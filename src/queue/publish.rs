@@ -208,10 +208,11 @@ impl Work {
                         true => Err("RabbitMQ takes nothing at the moment (memory or disk)".to_owned()),
                         false => Ok(()),
                     };
+                    self.note(state.clone());
                     if let Err(why) = &state {
                         sending.refuse_waiting(why);
+                        refuse_waiting(received, why);
                     }
-                    self.note(state);
                     sending.flush().await
                 }
                 Some(settled) = sending.unconfirmed.next(), if !sending.unconfirmed.is_empty() => {
@@ -227,7 +228,10 @@ impl Work {
                 break why;
             }
         };
+        self.note(Err(why.clone()));
+        refuse_waiting(received, &why);
         sending.end(&why).await;
+        refuse_waiting(received, &why);
         why
     }
 }

@@ -34,23 +34,48 @@ const DRAINING_RETRY_MS: i64 = 1_000;
 /// Namespaces that are remembered; the rest are looked up each time.
 const AGREED_MAX: usize = 65_536;
 
+/// How long a worker goes by the last mark that it saw, where Redis does not answer. A change to `through` waits for longer.
+pub(super) const MARK_FOR: Duration = Duration::from_secs(60);
+/// Between two notes that a mark was seen.
+const SEEN_EVERY: Duration = Duration::from_secs(1);
+
 /// What was noted of namespaces when it was last looked.
 #[derive(Default)]
 pub(super) struct Agreed {
     /// Namespaces that are partitioned as they are here.
     partitioned: RwLock<HashSet<Namespace>>,
     durable: RwLock<HashMap<Namespace, Looked>>,
+    /// When Redis last told that the queue is open, or nothing else.
+    seen_open: RwLock<HashMap<Namespace, Instant>>,
 }
 
 /// A look at a namespace's durability.
 #[derive(Debug, Clone, Copy)]
 struct Looked {
-    /// When the last one began that was answered.
-    at: Instant,
-    /// When the last one began.
+    /// When the last one began, or ended without a word.
     tried: Instant,
-    /// Whether its writes may be queued.
-    queues: bool,
+    /// When the last one began that was answered, and what came of it.
+    known: Option<(Instant, Word)>,
+}
+
+/// What a store told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// This worker serves the namespace, and may queue its writes or not.
+    Serves { queues: bool },
+    /// It does not.
+    Refuses,
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// It goes by what is known.
+    Go,
+    /// It is refused by what is known.
+    Refused,
+    /// It looks.
+    Look,
 }
 
 /// Why a namespace is not served.
@@ -83,36 +108,62 @@ impl Agreed {
         self.durable.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied()
     }
 
-    /// Whether this request looks: what is known is too old, and nobody else is about it. `strict`: it may not go by what is older
-    /// than [`NOTED_FOR`].
-    fn is_due(&self, namespace: &Namespace, strict: bool, now: Instant) -> bool {
-        let fresh = |looked: &Looked| {
-            let age = now.saturating_duration_since(looked.at);
+    /// What a request does: it looks where what is known is too old and nobody else is about it. `strict`: it may not go by what is
+    /// older than [`NOTED_FOR`].
+    fn due(&self, namespace: &Namespace, strict: bool, now: Instant) -> Due {
+        let due = |looked: &Looked| {
             let tried = now.saturating_duration_since(looked.tried) < LOOK_PAUSE;
-            age < LOOK_AGAIN || (tried && (age < NOTED_FOR || !strict))
+            let age = looked.known.map(|(at, _)| now.saturating_duration_since(at));
+            match (looked.known, age) {
+                (Some((_, Word::Refuses)), Some(age)) if tried || age < LOOK_PAUSE => Due::Refused,
+                (Some((_, Word::Serves { .. })), Some(age))
+                    if age < LOOK_AGAIN || (tried && (age < NOTED_FOR || !strict)) =>
+                {
+                    Due::Go
+                }
+                (None, _) if tried && !strict => Due::Go,
+                _ => Due::Look,
+            }
         };
-        if self.looked(namespace).as_ref().is_some_and(fresh) {
-            return false;
+        let known = self.looked(namespace).as_ref().map_or(Due::Look, due);
+        if known != Due::Look {
+            return known;
         }
         let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(looked) = durable.get_mut(namespace) else { return true };
-        if fresh(looked) {
-            return false;
+        let Some(looked) = durable.get_mut(namespace) else { return Due::Look };
+        let known = due(looked);
+        // Where nothing is known the others wait as well.
+        if known == Due::Look && looked.known.is_some() {
+            looked.tried = now;
         }
-        looked.tried = now;
-        true
+        known
     }
 
-    fn keep(&self, namespace: &Namespace, at: Instant, queues: bool) {
+    fn keep(&self, namespace: &Namespace, at: Instant, word: Option<Word>) {
         let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
         if durable.len() < AGREED_MAX || durable.contains_key(namespace) {
-            let tried = durable.get(namespace).map_or(at, |looked| looked.tried);
-            durable.insert(namespace.clone(), Looked { at, tried, queues });
+            let before = durable.get(namespace).and_then(|looked| looked.known);
+            let known = word.map(|word| (at, word)).or(before);
+            durable.insert(namespace.clone(), Looked { tried: at, known });
         }
     }
 
-    fn forget(&self, namespace: &Namespace) {
-        self.durable.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
+    /// Takes note that Redis did not say that the queue is closed to a namespace.
+    pub(super) fn saw_open(&self, namespace: &Namespace, now: Instant) {
+        let seen = self.seen_open.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied();
+        if seen.is_some_and(|seen| now.saturating_duration_since(seen) < SEEN_EVERY) {
+            return;
+        }
+        let mut seen_open = self.seen_open.write().unwrap_or_else(PoisonError::into_inner);
+        if seen_open.len() < AGREED_MAX || seen_open.contains_key(namespace) {
+            seen_open.insert(namespace.clone(), now);
+        }
+    }
+
+    /// Whether Redis has told that lately enough.
+    pub(super) fn was_open(&self, namespace: &Namespace, now: Instant) -> bool {
+        let seen = self.seen_open.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied();
+        seen.is_some_and(|seen| now.saturating_duration_since(seen) < MARK_FOR - SEEN_EVERY)
     }
 }
 
@@ -123,14 +174,24 @@ impl Store {
         let queues = call.policy.settings.durability == Durability::OutageQueue;
         let strict = writes && !queues;
         let begun = Instant::now();
-        if !self.agreed.is_due(&call.namespace, strict, begun) {
-            return Ok(());
+        match self.agreed.due(&call.namespace, strict, begun) {
+            Due::Go => return Ok(()),
+            Due::Refused => return Err(refusal(&call.namespace)),
+            Due::Look => {}
         }
         match self.look(call, writes, begun).await {
-            // Copies may be there where the store is not, and a write may wait: who needs the store hears of it.
-            Err(Unagreed::Away(_)) if !strict => Ok(()),
-            Err(Unagreed::Away(error) | Unagreed::Refused(error)) => Err(error),
             Ok(()) => Ok(()),
+            Err(Unagreed::Refused(error)) => Err(error),
+            Err(Unagreed::Away(error)) => {
+                self.agreed.keep(&call.namespace, Instant::now(), None);
+                let known = self.agreed.looked(&call.namespace).and_then(|looked| looked.known);
+                match known {
+                    Some((_, Word::Refuses)) => Err(refusal(&call.namespace)),
+                    _ if strict => Err(error),
+                    // Copies may be there where the store is not, and a write may wait: who needs the store hears of it.
+                    _ => Ok(()),
+                }
+            }
         }
     }
 
@@ -138,6 +199,7 @@ impl Store {
         let (policy, namespace) = (&*call.policy, &call.namespace);
         if !self.agreed.is_partitioned(namespace) {
             if !self.is_noted(policy, namespace, writes, call.deadline).await? {
+                self.agreed.keep(namespace, Instant::now(), None);
                 return Ok(());
             }
             self.agreed.keep_partitioned(namespace);
@@ -145,10 +207,13 @@ impl Store {
         let configured = policy.settings.durability.word();
         let noted = match self.durability(policy, namespace, Noting::Look, call.deadline).await? {
             Some(noted) => noted,
-            None if !writes => return Ok(()),
+            None if !writes => {
+                self.agreed.keep(namespace, Instant::now(), None);
+                return Ok(());
+            }
             None => {
-                if policy.settings.durability == Durability::Through {
-                    self.nothing_waits(call).await?;
+                if policy.settings.durability == Durability::Through && !self.nothing_waits(call).await? {
+                    return Ok(());
                 }
                 let first = Noting::First(configured.to_owned());
                 match self.durability(policy, namespace, first, call.deadline).await? {
@@ -159,44 +224,42 @@ impl Store {
         };
         let noted = Durability::of(&noted)?;
         if (policy.settings.durability, noted) == (Durability::Through, Durability::OutageQueue) {
-            self.agreed.forget(namespace);
-            let message = format!(
-                "namespace {:?} is configured with durability \"through\", and \"outage_queue\" is in force: acknowledged writes may \
-                 wait; it is served here after `datastore queue switch {} through`",
-                namespace.as_str(),
-                namespace.as_str()
-            );
-            return Err(Unagreed::Refused(Error::unavailable(message, DRAINING_RETRY_MS)));
+            self.agreed.keep(namespace, begun, Some(Word::Refuses));
+            return Err(Unagreed::Refused(refusal(namespace)));
         }
         let queues = noted == Durability::OutageQueue;
-        if let (false, Some(waiting)) = (queues, &self.queue) {
+        if let Some(waiting) = &self.queue {
             // For workers that cannot read the note when they would queue. Whoever comes next tells Redis again.
-            drop(waiting.queue.overlay().close(namespace).await);
-            let was = self.agreed.looked(namespace).is_none_or(|looked| looked.queues);
-            if was && policy.settings.durability == Durability::OutageQueue {
-                tracing::warn!(
-                    namespace = namespace.as_str(),
-                    "durability \"outage_queue\" is configured and \"through\" in force: no write is queued until \
-                     `datastore queue switch` has changed it"
-                );
-            }
+            drop(waiting.queue.overlay().tell_mark(namespace, queues).await);
         }
-        self.agreed.keep(namespace, begun, queues);
+        let was = self.may_queue(namespace);
+        if !queues && was != Some(false) && policy.settings.durability == Durability::OutageQueue {
+            tracing::warn!(
+                namespace = namespace.as_str(),
+                "durability \"outage_queue\" is configured and \"through\" in force: no write is queued until \
+                 `datastore queue switch` has changed it"
+            );
+        }
+        self.agreed.keep(namespace, begun, Some(Word::Serves { queues }));
         Ok(())
     }
 
     /// Whether writes of a namespace may be queued, as far as its store told. `None`: it has told nothing yet.
     pub(super) fn may_queue(&self, namespace: &Namespace) -> Option<bool> {
-        self.agreed.looked(namespace).map(|looked| looked.queues)
+        match self.agreed.looked(namespace)?.known? {
+            (_, Word::Serves { queues }) => Some(queues),
+            (_, Word::Refuses) => None,
+        }
     }
 
-    /// A namespace of which nothing is noted was used before anything was: what was queued then is applied first.
-    async fn nothing_waits(&self, call: &Call) -> Result<(), Unagreed> {
-        let Some(waiting) = &self.queue else { return Ok(()) };
-        let away = |away: crate::queue::Away| Unagreed::Away(Error::unavailable(away.0, DRAINING_RETRY_MS));
-        match waiting.queue.overlay().count(&call.namespace).await.map_err(away)? {
-            0 => Ok(()),
-            keys => {
+    /// A namespace of which nothing is noted was used before anything was: what was queued then is applied first. `false` where
+    /// nobody can tell: then it is served and not noted yet, because Redis alone must not keep a namespace from being served that
+    /// may have nothing to do with it.
+    async fn nothing_waits(&self, call: &Call) -> Result<bool, Unagreed> {
+        let Some(waiting) = &self.queue else { return Ok(true) };
+        match waiting.queue.overlay().count(&call.namespace).await {
+            Ok(0) => Ok(true),
+            Ok(keys) => {
                 let message = format!(
                     "writes of {keys} keys of namespace {:?} wait in the queue since its durability was outage_queue; \
                      with durability through it is served once they are applied (see `datastore queue status`)",
@@ -204,6 +267,7 @@ impl Store {
                 );
                 Err(Unagreed::Refused(Error::unavailable(message, DRAINING_RETRY_MS)))
             }
+            Err(_) => Ok(false),
         }
     }
 
@@ -263,6 +327,16 @@ impl Store {
     }
 }
 
+fn refusal(namespace: &Namespace) -> Error {
+    let message = format!(
+        "namespace {:?} is configured with durability \"through\", and \"outage_queue\" is in force: acknowledged writes may wait; it \
+         is served here after `datastore queue switch {} through`",
+        namespace.as_str(),
+        namespace.as_str()
+    );
+    Error::unavailable(message, DRAINING_RETRY_MS)
+}
+
 fn late(_: tokio::time::error::Elapsed) -> Error {
     Error::deadline("the deadline passed before any work was done")
 }
@@ -275,19 +349,39 @@ mod tests {
     async fn one_request_looks_again_and_only_a_strict_one_waits_for_it() {
         let (agreed, name) = (Agreed::default(), Namespace::parse("n").unwrap());
         let begun = Instant::now();
-        assert!(agreed.is_due(&name, false, begun), "nothing is known");
-        agreed.keep(&name, begun, true);
         let after = |ms| begun + Duration::from_millis(ms);
-        assert!(!agreed.is_due(&name, true, after(1999)));
-        assert!(agreed.is_due(&name, true, after(2000)), "one looks");
-        assert!(!agreed.is_due(&name, true, after(2001)), "the others do not wait for him");
-        assert!(agreed.is_due(&name, true, after(4990)), "he was not answered");
-        assert!(agreed.is_due(&name, true, after(5000)), "now it is too old for a write that is not queued");
-        assert!(!agreed.is_due(&name, false, after(5001)), "and not for a read");
-        agreed.keep(&name, after(5000), false);
-        assert!(!agreed.is_due(&name, true, after(6999)));
-        assert!(!agreed.looked(&name).unwrap().queues);
-        agreed.forget(&name);
-        assert!(agreed.is_due(&name, false, after(7000)));
+        assert_eq!(agreed.due(&name, false, begun), Due::Look, "nothing is known");
+        assert_eq!(agreed.due(&name, false, begun), Due::Look, "and nobody goes before it is");
+        agreed.keep(&name, begun, None);
+        assert_eq!(
+            agreed.due(&name, false, after(999)),
+            Due::Go,
+            "nobody told: a read need not ask again at once"
+        );
+        assert_eq!(agreed.due(&name, true, after(999)), Due::Look);
+        agreed.keep(&name, begun, Some(Word::Serves { queues: true }));
+        assert_eq!(agreed.due(&name, true, after(1999)), Due::Go);
+        assert_eq!(agreed.due(&name, true, after(2000)), Due::Look, "one looks");
+        assert_eq!(agreed.due(&name, true, after(2001)), Due::Go, "the others do not wait for him");
+        assert_eq!(agreed.due(&name, true, after(4990)), Due::Look, "he was not answered");
+        assert_eq!(agreed.due(&name, true, after(5000)), Due::Look, "too old for a write that is not queued");
+        assert_eq!(agreed.due(&name, false, after(5001)), Due::Go, "and not for a read");
+        agreed.keep(&name, after(5000), Some(Word::Refuses));
+        assert_eq!(agreed.due(&name, false, after(5999)), Due::Refused);
+        assert_eq!(agreed.due(&name, false, after(6000)), Due::Look);
+        agreed.keep(&name, after(6100), None);
+        assert_eq!(agreed.due(&name, false, after(6101)), Due::Refused, "what was told last holds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mark_that_was_seen_holds_for_a_minute_without_redis() {
+        let (agreed, name) = (Agreed::default(), Namespace::parse("n").unwrap());
+        let begun = Instant::now();
+        assert!(!agreed.was_open(&name, begun));
+        agreed.saw_open(&name, begun);
+        // Seen again, which is not noted so soon: it holds for less than a minute, not for more.
+        agreed.saw_open(&name, begun + Duration::from_millis(999));
+        assert!(agreed.was_open(&name, begun + Duration::from_millis(58_999)));
+        assert!(!agreed.was_open(&name, begun + Duration::from_secs(59)));
     }
 }

@@ -255,19 +255,23 @@ impl Store {
     }
 
     /// Why no write of the namespace is queued, if that is so. A mark says it of now; what the store noted may be older, but no
-    /// Redis can forget it.
+    /// Redis can forget it. Without Redis a worker goes by the last mark that it saw, for less time than a change waits.
     fn closed(&self, call: &Call, ahead: &Result<Ahead, Away>) -> Option<String> {
         let namespace = call.namespace.as_str();
         let noted = self.may_queue(&call.namespace);
+        let now = Instant::now();
         let open = match ahead {
             Ok(ahead) => ahead.open.or(noted).unwrap_or(true),
-            Err(Away(why)) if noted.is_none() => {
+            Err(Away(why)) if noted.is_none() || !self.agreed.was_open(&call.namespace, now) => {
                 return Some(format!(
-                    "nobody can tell whether writes of namespace {namespace:?} may be queued: {why}"
+                    "nobody can tell whether writes of namespace {namespace:?} may still be queued: {why}"
                 ));
             }
             Err(_) => noted == Some(true),
         };
+        if open && ahead.is_ok() {
+            self.agreed.saw_open(&call.namespace, now);
+        }
         let why =
             "durability through is in force, or a change of it under way (see `datastore queue switch`)";
         (!open).then(|| format!("the queue is closed to namespace {namespace:?}: {why}"))

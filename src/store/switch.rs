@@ -14,28 +14,31 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::{Noting, RowKey};
+use crate::backend::{CHANGING, Noting, RowKey};
 use crate::model::limits::TIMEOUT_MS_MAX;
 use crate::model::{Error, Key, Namespace, Result};
 use crate::queue::{Away, Mark, Marked};
 
-use super::agreed::NOTED_FOR;
+use super::agreed::{MARK_FOR, NOTED_FOR};
 use super::policy::{Durability, Policy};
 use super::{Store, Waiting};
 
 /// One step takes no longer.
 const STEP_MAX: Duration = Duration::from_secs(4);
-/// From closing the queue until nobody queues any more: longer than a write takes to be queued, and than a step takes.
-const CLOSING: Duration = Duration::from_secs(6);
+/// From closing the queue until nobody queues any more: a worker that Redis does not answer goes by what it saw last, and then queues
+/// the write that it has in hand.
+const CLOSING: Duration = Duration::from_millis(
+    MARK_FOR.as_millis() as u64 + super::outage::QUEUED_WITHIN.as_millis() as u64 + 6_000,
+);
+/// Between two counts of what is queued: in one, a message may be on its way between two queues, or in hands that have not said so.
+const COUNTED_AGAIN: Duration = Duration::from_millis(1_500);
 /// From changing the note to `outage_queue` until nobody writes any more who had read the other.
 const OPENING: Duration = Duration::from_millis(NOTED_FOR.as_millis() as u64 + TIMEOUT_MS_MAX as u64 + 6_000);
-/// Keys of which one step looks whether the store has overtaken what is thought to wait.
-const LOOKED_AT: usize = 256;
+/// Keys of which it is looked at a time whether the store has overtaken what is thought to wait.
+const LOOKED_AT: usize = 64;
 /// What an operator is told to wait where something is away, milliseconds.
 const RETRY_MS: i64 = 500;
 
-const _: () =
-    assert!(CLOSING.as_millis() > super::outage::QUEUED_WITHIN.as_millis() + STEP_MAX.as_millis() / 2);
 const _: () =
     assert!(CLOSING.as_millis() > STEP_MAX.as_millis() && OPENING.as_millis() > STEP_MAX.as_millis());
 
@@ -90,7 +93,7 @@ struct Step<'s> {
 impl Step<'_> {
     async fn make(&self, to: Durability) -> Result<Switched> {
         let marked = self.waiting.queue.overlay().mark(self.namespace).await.map_err(away)?;
-        let noted = self.note(Noting::Look).await?;
+        let noted = self.note(Noting::LookAtAll).await?;
         match to {
             Durability::Through => self.to_through(marked, noted).await,
             Durability::OutageQueue => self.to_queue(marked, noted).await,
@@ -107,7 +110,7 @@ impl Step<'_> {
             Some(Mark::Closing { since_ms }) => since(marked.now_ms, since_ms),
             // Also where somebody was about the opposite, or a mark stands that nobody knows the age of.
             _ => {
-                self.mark(&marked, Mark::Closing { since_ms: marked.now_ms }).await?;
+                self.mark(&marked, Mark::Closing { since_ms: 0 }).await?;
                 Duration::ZERO
             }
         };
@@ -121,6 +124,11 @@ impl Step<'_> {
             keys = self.waiting.queue.overlay().count(self.namespace).await.map_err(away)?;
         }
         if keys > 0 || queued != Some(0) {
+            return Ok(Switched::Draining { keys, queued });
+        }
+        tokio::time::sleep(COUNTED_AGAIN).await;
+        let queued = self.queued().await?;
+        if queued != Some(0) {
             return Ok(Switched::Draining { keys, queued });
         }
         self.mark(&marked, Mark::Through).await?;
@@ -147,7 +155,7 @@ impl Step<'_> {
             _ => {}
         }
         // Before the note, so that nobody queues by it, and counted from now at the earliest: the note follows within this step.
-        let opening = Mark::Opening { since_ms: marked.now_ms + millis(STEP_MAX) };
+        let opening = Mark::Opening { since_ms: millis(STEP_MAX) };
         self.mark(&marked, opening).await?;
         self.change(Durability::Through, Durability::OutageQueue).await?;
         Ok(Switched::Opening { left_ms: millis(OPENING + STEP_MAX) })
@@ -155,7 +163,8 @@ impl Step<'_> {
 
     async fn note(&self, noting: Noting) -> Result<Option<Durability>> {
         let noted = self.store.durability(self.policy, self.namespace, noting, self.deadline).await?;
-        noted.map(|noted| Durability::of(&noted)).transpose()
+        // Where servers contradict each other nothing is noted that could be relied on, and all are told.
+        noted.filter(|noted| noted != CHANGING).map(|noted| Durability::of(&noted)).transpose()
     }
 
     async fn change(&self, from: Durability, to: Durability) -> Result<()> {
@@ -183,23 +192,27 @@ impl Step<'_> {
     /// What is thought to wait while nothing does: its worker ended before it told Redis, and nobody has asked for the key since.
     async fn take_away_overtaken(&self) -> Result<()> {
         let overlay = self.waiting.queue.overlay();
-        let keys = overlay.keys(self.namespace, "", None, false, LOOKED_AT).await.map_err(away)?;
-        let asked: Vec<&Key> = keys.iter().collect();
-        let pending = overlay.look(self.namespace, &asked).await.map_err(away)?;
-        let row_key = |key: &Key| {
-            let slot = self.policy.partitioning.slot(self.namespace.as_str(), key.as_str());
-            RowKey { namespace: self.namespace.clone(), key: key.clone(), slot }
-        };
-        let rows: Vec<RowKey> = keys.iter().map(row_key).collect();
-        let found = self.policy.backend.read(rows.clone(), self.deadline).await;
-        for ((at, pending), found) in rows.iter().zip(pending).zip(found) {
-            if let (Some(pending), Ok(Some(found))) = (pending, found)
-                && found.version >= pending.version
-            {
-                overlay.overtaken(at, pending.version).await;
+        let mut from = String::new();
+        loop {
+            let keys = overlay.keys(self.namespace, &from, None, false, LOOKED_AT).await.map_err(away)?;
+            let Some(last) = keys.last() else { return Ok(()) };
+            from = format!("{}\0", last.as_str());
+            let asked: Vec<&Key> = keys.iter().collect();
+            let ahead = overlay.ahead(self.namespace, &asked).await.map_err(away)?;
+            let row_key = |key: &Key| {
+                let slot = self.policy.partitioning.slot(self.namespace.as_str(), key.as_str());
+                RowKey { namespace: self.namespace.clone(), key: key.clone(), slot }
+            };
+            let rows: Vec<RowKey> = keys.iter().map(row_key).collect();
+            let found = self.policy.backend.read(rows.clone(), self.deadline).await;
+            for ((at, ahead), found) in rows.iter().zip(ahead).zip(found) {
+                if let (Some(waits), Ok(Some(found))) = (ahead.pending, found)
+                    && found.version >= waits.version
+                {
+                    overlay.overtaken(at, waits.version).await;
+                }
             }
         }
-        Ok(())
     }
 }
 

@@ -177,7 +177,7 @@ impl Shard {
         let mut connection = self.connection().await?;
         // Nothing is lost by noting it twice, so this is no write that may have happened.
         let note = match noting {
-            Noting::Look => None,
+            Noting::Look | Noting::LookAtAll => None,
             Noting::First(text) => Some(sqlx::query(first).bind(namespace.as_str()).bind(text)),
             Noting::Replace { from, to } => {
                 Some(sqlx::query(sql::REPLACE_DURABILITY).bind(namespace.as_str()).bind(to).bind(from))

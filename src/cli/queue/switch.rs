@@ -109,6 +109,10 @@ fn words(step: &Json) -> String {
     match text(step, "state").as_str() {
         "closing" => format!("the queue is closed; writes on their way arrive within {seconds} s"),
         "draining" => match step["queued"].as_u64() {
+            Some(0) => format!(
+                "nothing is queued, but of {} keys a write is thought to wait that its store has not; look at the dead letters",
+                number(step, "keys")
+            ),
             Some(queued) => {
                 format!("{queued} queued writes are being applied, {} keys wait", number(step, "keys"))
             }

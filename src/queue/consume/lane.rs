@@ -113,6 +113,7 @@ impl Lane {
         while !stop.is_cancelled() {
             let gathered = self.gather(stop).await?;
             let mut batch = self.sorted(gathered).await?;
+            self.tell().await;
             batch.extend(self.due_again());
             let begun = Instant::now();
             // Those of one key together, so that they become one.

@@ -8,9 +8,18 @@ use redis::Value;
 use super::{Away, HOLD_TIMEOUT, LOOK_TIMEOUT, Overlay, away};
 use crate::model::Namespace;
 
-/// Sets KEYS[1] to ARGV[2] where it is ARGV[1] ('' = not there).
+/// Sets KEYS[1] to ARGV[2] where it is ARGV[1] ('' = not there); with ARGV[3], milliseconds, and so long after now behind it: when
+/// it is set is known to nobody else, since a call that was given up may still be made.
 const COMPARE_AND_SET: &str = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end \
-    redis.call('SET', KEYS[1], ARGV[2]) return 1";
+    local mark = ARGV[2] \
+    if ARGV[3] ~= '' then \
+        local now = redis.call('TIME') \
+        mark = mark .. ' ' .. string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]) \
+    end \
+    redis.call('SET', KEYS[1], mark) return 1";
+/// Sets KEYS[1] to ARGV[1] where nothing is, or ARGV[2].
+const TELL: &str = "local there = redis.call('GET', KEYS[1]) \
+    if not there or there == ARGV[2] then redis.call('SET', KEYS[1], ARGV[1]) end";
 
 /// The mark of a namespace that the queue is open to.
 pub(super) const OPEN: &str = "open";
@@ -58,33 +67,53 @@ impl Overlay {
         Ok(Marked { mark, now_ms })
     }
 
-    /// Changes the mark of a namespace from what it was; whether it was that.
+    /// Changes the mark of a namespace from what it was; whether it was that. A mark with a time gets Redis's own, and what it names
+    /// itself is added to it.
     pub async fn set_mark(&self, namespace: &Namespace, from: Option<Mark>, to: Mark) -> Result<bool, Away> {
         let mut set = redis::cmd("EVAL");
         let text = |mark: Option<Mark>| mark.map(Mark::text).unwrap_or_default();
-        set.arg(COMPARE_AND_SET).arg(1).arg(self.calls.mark(namespace)).arg(text(from)).arg(to.text());
+        set.arg(COMPARE_AND_SET)
+            .arg(1)
+            .arg(self.calls.mark(namespace))
+            .arg(text(from))
+            .arg(to.word())
+            .arg(to.after());
         let deadline = tokio::time::Instant::now() + HOLD_TIMEOUT;
         let answer = self.calls.redis.call(&set, deadline).await.map_err(|fault| away(&fault))?;
         Ok(answer == Value::Int(1))
     }
 
-    /// Closes the queue to a namespace whose durability is `through`, unless it has a mark.
-    pub async fn close(&self, namespace: &Namespace) -> Result<(), Away> {
-        let mut set = redis::cmd("SET");
-        set.arg(self.calls.mark(namespace)).arg(Mark::Through.text()).arg("NX");
+    /// Tells what a namespace's store has noted: that its writes may be queued, or not. Only a change that an operator makes is
+    /// stronger; `through` also takes the place of an older `open`.
+    pub async fn tell_mark(&self, namespace: &Namespace, open: bool) -> Result<(), Away> {
+        let (mark, instead_of) = if open { (Mark::Open, "") } else { (Mark::Through, OPEN) };
+        let mut tell = redis::cmd("EVAL");
+        tell.arg(TELL).arg(1).arg(self.calls.mark(namespace)).arg(mark.word()).arg(instead_of);
         let deadline = tokio::time::Instant::now() + LOOK_TIMEOUT;
-        self.calls.redis.call(&set, deadline).await.map(drop).map_err(|fault| away(&fault))
+        self.calls.redis.call(&tell, deadline).await.map(drop).map_err(|fault| away(&fault))
     }
 }
 
 impl Mark {
-    fn text(self) -> String {
+    fn word(self) -> &'static str {
         match self {
-            Self::Through => "through".to_owned(),
-            Self::Open => OPEN.to_owned(),
-            Self::Closing { since_ms } => format!("closing {since_ms}"),
-            Self::Opening { since_ms } => format!("opening {since_ms}"),
+            Self::Through => "through",
+            Self::Open => OPEN,
+            Self::Closing { .. } => "closing",
+            Self::Opening { .. } => "opening",
         }
+    }
+
+    /// What is added to Redis's time behind the word, if a time stands there.
+    fn after(self) -> String {
+        match self {
+            Self::Through | Self::Open => String::new(),
+            Self::Closing { since_ms } | Self::Opening { since_ms } => since_ms.to_string(),
+        }
+    }
+
+    fn text(self) -> String {
+        format!("{} {}", self.word(), self.after()).trim_end().to_owned()
     }
 
     fn read(text: &str) -> Result<Self, Away> {
