@@ -26,7 +26,7 @@ const BATCHES_STEP: f64 = 0.25;
 /// Rows in a second while requests write: the first rate, the least, and what a good word adds. With less a drain hardly ends, and
 /// requests that are slow beside so little are slow for another reason.
 const RATE_FIRST: f64 = 100.0;
-const RATE_MIN: f64 = 80.0;
+const RATE_MIN: f64 = 50.0;
 const RATE_STEP: f64 = 25.0;
 /// What is left of the rate when requests are slow.
 const RATE_CUT: f64 = 0.7;

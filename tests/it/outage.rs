@@ -87,7 +87,7 @@ impl Caller {
             if !lanes.is_empty() && lanes.iter().all(|lane| lane["depth"] == 0) {
                 return status;
             }
-            assert!(begun.elapsed() < Duration::from_secs(180), "not drained: {status}");
+            assert!(begun.elapsed() < Duration::from_secs(300), "not drained: {status}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
