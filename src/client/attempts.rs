@@ -86,9 +86,12 @@ impl Client {
             }
             tokio::time::sleep(pause).await;
 
-            let now_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX).max(1);
-            grow_older(&mut request, now_ms - age_ms);
-            age_ms = now_ms;
+            // What was refused each time has not begun: the next attempt is a first one, which may also be queued.
+            if may_have_happened {
+                let now_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX).max(1);
+                grow_older(&mut request, now_ms - age_ms);
+                age_ms = now_ms;
+            }
         }
     }
 

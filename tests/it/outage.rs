@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
+use crate::cli::datastore;
 use crate::crash::ask;
 use crate::support::nats::Nats;
 use crate::support::postgres::Postgres;
@@ -256,6 +257,9 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
         let reply = caller.call("put", json!({"key": format!("r{n}"), "value": 1})).await;
         assert!(reply["outcome"] == "refused" || reply["outcome"] == "indeterminate", "{reply}");
     }
+    // A client that was refused each time is told so: none of its attempts can have taken effect.
+    let refused = blocking(|| datastore(&worker, &["put", "n", "cli", "1"]));
+    assert!(refused.code == 1 && refused.stderr.contains("error: unavailable"), "{refused:?}");
     blocking(|| rabbit.restart());
     caller
         .until("it is queued again", "put", json!({"key": "again", "value": 1}), |reply| {
