@@ -25,6 +25,8 @@
 
 mod calls;
 mod mark;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -434,78 +436,4 @@ fn version_of(answer: &Value) -> Option<Version> {
     let Value::BulkString(bytes) = answer else { return None };
     let version: Version = std::str::from_utf8(bytes).ok()?.parse().ok()?;
     Some(version).filter(|version| version.hlc != 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::{Entry, OpRing, Row};
-    use crate::link::private_redis::Redis as Server;
-
-    fn queued(key: &str, hlc: u64, body: Option<&'static [u8]>, op: u64) -> Queued {
-        let version = Version { hlc, origin: 5 };
-        let at = RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse(key).unwrap(), slot: 7 };
-        let ring = OpRing { entries: vec![(op | 1 << 63, version.fingerprint())], evicted_at_ms: 0 };
-        let body = body.map(Bytes::from_static);
-        let row = Row { version, slot: 7, body, expires_at_ms: 44, ring, was: false };
-        Queued { entry: Entry { at, row }, taken_at_ms: 9 }
-    }
-
-    fn settlement(write: &Queued, fate: Fate) -> Settlement {
-        Settlement { at: write.entry.at.clone(), version: write.entry.row.version, fate }
-    }
-
-    #[tokio::test]
-    async fn the_newest_pending_write_is_seen_until_it_is_settled() {
-        let overlay = Overlay::open(&Server::shared().url(), "o1").unwrap();
-        while overlay.health().is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("a").unwrap());
-        let look = async || overlay.look(&namespace, &[&key]).await.unwrap().remove(0);
-        let fate = async |hlc| overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await.unwrap();
-        assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
-
-        let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-        overlay.hold(&nine).await.unwrap();
-        overlay.hold(&five).await.unwrap();
-        let pending = look().await.unwrap();
-        assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
-        let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0).pending.unwrap();
-        assert_eq!(ahead.version, pending.version);
-        let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
-        assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-        overlay.hold(&queued("b", 3, Some(b"b"), 4)).await.unwrap();
-        let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
-        assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
-        assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
-
-        overlay.settle(&[settlement(&five, Fate::Superseded)]).await.unwrap();
-        assert_eq!(look().await.unwrap().version.hlc, 9, "an older one takes nothing away");
-        assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
-        overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
-        assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-        overlay.hold(&nine).await.unwrap();
-        assert_eq!(look().await, None, "one that was settled before it was held does not come back");
-        assert_eq!(overlay.count(&namespace).await, Ok(1));
-        overlay.overtaken(&queued("b", 3, None, 4).entry.at, Version { hlc: 3, origin: 6 }).await;
-        assert_eq!(overlay.count(&namespace).await, Ok(0));
-    }
-
-    #[tokio::test]
-    async fn the_last_four_operations_are_kept() {
-        let overlay = Overlay::open(&Server::shared().url(), "o2").unwrap();
-        while overlay.health().is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        for op in 1..=6 {
-            overlay.hold(&queued("k", op, Some(b"x"), op)).await.unwrap();
-        }
-        let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-        let pending = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0).pending.unwrap();
-        let kept: Vec<u64> = pending.ops.iter().map(|(op, _)| op & !(1 << 63)).collect();
-        assert_eq!(kept, [6, 5, 4, 3]);
-        let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0);
-        assert_eq!((ahead.pending.unwrap().version.hlc, ahead.copy), (6, None));
-    }
 }
