@@ -84,6 +84,15 @@ impl Broker {
         });
         Ok(Link { connection, heard })
     }
+
+    /// Makes the queues that are missing, over a connection of its own: one whose channel the broker closed with its answer counts
+    /// as lost.
+    pub(super) async fn declare(&self, topology: &Topology) -> Result<(), String> {
+        let link = self.connect("declares").await?;
+        let declared = link.declare(topology).await;
+        link.close().await;
+        declared
+    }
 }
 
 impl Link {
@@ -101,8 +110,7 @@ impl Link {
         Ok(channel)
     }
 
-    /// Makes the queues that are missing.
-    pub(super) async fn declare(&self, topology: &Topology) -> Result<(), String> {
+    async fn declare(&self, topology: &Topology) -> Result<(), String> {
         let mut channel = bounded("channel", self.connection.create_channel()).await?;
         let mut differing = 0;
         for (name, arguments) in topology.queues() {

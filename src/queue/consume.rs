@@ -79,13 +79,19 @@ impl Consumers {
 
     /// Runs until it is told to stop; then finishes the batches in hand.
     pub(super) async fn run(self, stop: CancellationToken) {
+        let mut served = false;
         while !stop.is_cancelled() {
-            // The queues are made by the publisher, which says when they are there.
+            // The queues are made by the publisher, which says when they are there. One that somebody has deleted since ends the
+            // connection of whoever asks for it, and nobody may publish for long.
             let there = self.queue.state().is_ok();
+            if there && served && let Err(why) = self.queue.broker.declare(&self.queue.topology).await {
+                tracing::debug!("the queues are not looked at: {why}");
+            }
             if there && let Ok(link) = self.queue.broker.connect("consumes").await {
                 let link = Arc::new(link);
                 self.serve(&link, &stop).await;
                 link.close().await;
+                served = true;
             }
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -248,7 +248,7 @@ impl Overlay {
         for together in settlements.chunks(TOLD_TOGETHER) {
             let of = |one: &Settlement| (one.at.clone(), one.version);
             let call =
-                self.calls.call(&mut steps, "ds3q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
+                self.calls.call(&mut steps, "ds4q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
             for Settlement { at, version, fate } in together {
                 call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
             }
@@ -260,7 +260,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
         self.calls
-            .call(&mut steps, "ds3q_settle", std::iter::once((at.clone(), version)))
+            .call(&mut steps, "ds4q_settle", std::iter::once((at.clone(), version)))
             .arg(RECEIPT_SECONDS)
             .arg(version.to_string())
             .arg(at.key.as_str())

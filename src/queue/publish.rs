@@ -176,11 +176,7 @@ impl Work {
     }
 
     async fn connect(&self) -> Result<(Link, Channel), String> {
-        // Over a connection of its own: one whose channel the broker closed with its answer counts as lost.
-        let declares = self.broker.connect("declares").await?;
-        let declared = declares.declare(&self.topology).await;
-        declares.close().await;
-        declared?;
+        self.broker.declare(&self.topology).await?;
         let link = self.broker.connect("publishes").await?;
         let channel = link.publishing().await?;
         Ok((link, channel))

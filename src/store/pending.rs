@@ -121,7 +121,7 @@ impl Store {
         Ok(keys.into_iter().filter(behind).collect())
     }
 
-    /// A page with the pending writes of its part of the range; whether there were any.
+    /// A page with the pending writes of its part of the range; whether there were any, `None` = nobody knows any more.
     pub(super) async fn merge_pending(
         &self,
         call: &Call,
@@ -129,7 +129,7 @@ impl Store {
         range: &Range,
         page: Page,
         keys: Vec<Key>,
-    ) -> Result<(Page, bool)> {
+    ) -> Result<(Page, Option<bool>)> {
         let Page { rows, mut resume, as_of } = page;
         if keys.len() == KEYS_MAX
             && let Some(last) = keys.last()
@@ -143,9 +143,9 @@ impl Store {
         let covered = |key: &Key| resume.as_ref().is_none_or(|end| !is_before(end, key, range.reverse));
         let keys: Vec<Key> = keys.into_iter().filter(|key| covered(key)).collect();
         let asked: Vec<&Key> = keys.iter().collect();
-        let pending = match asked.is_empty() {
-            true => Vec::new(),
-            false => waiting.queue.overlay().look(&call.namespace, &asked).await.unwrap_or_default(),
+        let Ok(pending) = waiting.queue.overlay().look(&call.namespace, &asked).await else {
+            let rows = rows.into_iter().filter(|(key, _)| covered(key)).collect();
+            return Ok((Page { rows, resume, as_of }, None));
         };
         let mut merged: BTreeMap<Key, Result<Found>> =
             rows.into_iter().filter(|(key, _)| covered(key)).collect();
@@ -182,7 +182,7 @@ impl Store {
             rows.truncate(range.limit);
             resume = rows.last().map(|(key, _)| key.clone());
         }
-        Ok((Page { rows, resume, as_of }, any))
+        Ok((Page { rows, resume, as_of }, Some(any)))
     }
 }
 

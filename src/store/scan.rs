@@ -45,14 +45,15 @@ impl Store {
             Code::Corrupt => error.at(&format!("backend {:?}", call.policy.settings.backend)),
             _ => error,
         })?;
-        // Where nobody knows what is pending, the page may be older than it should be.
-        let stale = pending.is_err();
         let (page, pending) = match (waiting, pending) {
             (Some(waiting), Ok(keys)) if !keys.is_empty() => {
                 self.merge_pending(call, waiting, &range, page, keys).await?
             }
-            _ => (page, false),
+            (_, Ok(_)) => (page, Some(false)),
+            (_, Err(_)) => (page, None),
         };
+        // Where nobody knows what is pending, the page may be older than it should be.
+        let (stale, pending) = (pending.is_none(), pending.unwrap_or(false));
 
         let (source, age_ms) = super::read::origin(page.as_of);
         let mut reply = ScanReply { source, age_ms, stale, pending, ..ScanReply::default() };

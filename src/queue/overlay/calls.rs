@@ -82,7 +82,7 @@ impl Calls {
         };
         for together in writes.chunk_by(fits) {
             let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
-            let call = self.call(&mut steps, "ds3q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
+            let call = self.call(&mut steps, "ds4q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
             for queued in together {
                 let (at, row) = (&queued.entry.at, &queued.entry.row);
                 let kind = if row.body.is_some() { 'r' } else { 'd' };

@@ -1,4 +1,4 @@
-#!lua name=ds3q
+#!lua name=ds4q
 
 -- The steps of the pending overlay: the newest queued write of each key, until it is settled.
 --
@@ -132,5 +132,6 @@ local function settle(KEYS, ARGV)
   return #forgotten / 2
 end
 
-redis.register_function('ds3q_hold', hold)
-redis.register_function('ds3q_settle', settle)
+redis.register_function('ds4q_hold', hold)
+-- Also where memory is full: it gives back more than it takes, and nothing else ever would.
+redis.register_function{ function_name = 'ds4q_settle', callback = settle, flags = { 'allow-oom' } }

@@ -70,3 +70,31 @@ async fn the_last_four_operations_are_kept() {
     let ahead = overlay.ahead(&namespace, &[&key]).await.unwrap().remove(0);
     assert_eq!((ahead.pending.unwrap().version.hlc, ahead.copy), (6, None));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
+    let server = tokio::task::block_in_place(|| Server::start(&["--maxmemory", "8mb"]));
+    let overlay = Overlay::open(&server.url(), "o5").unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
+    let mut held = Vec::new();
+    let refused = loop {
+        let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
+        match overlay.hold(&write).await {
+            Ok(()) => held.push(write),
+            Err(away) => break away,
+        }
+        assert!(held.len() < 1000, "it takes without end");
+    };
+    assert!(refused.0.contains("OOM") && held.len() > 100, "{refused:?} after {}", held.len());
+    let namespace = Namespace::parse("n").unwrap();
+    let there = overlay.count(&namespace).await.unwrap();
+    let settlements: Vec<_> = held.iter().map(|write| settlement(write, Fate::Applied)).collect();
+    overlay.settle(&settlements).await.unwrap();
+    assert_eq!((there, overlay.count(&namespace).await), (held.len() as u64, Ok(0)));
+    let (key, version) = (&held[7].entry.at.key, held[7].entry.row.version);
+    assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
+    overlay.hold(&queued("again", 9999, Some(&BODY), 1)).await.unwrap();
+}

@@ -48,3 +48,32 @@ async fn a_lane_that_was_made_with_another_bound_serves_as_it_is() {
     assert_eq!(queue.state(), Ok(()));
     queue.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_somebody_deleted_is_made_anew_while_nobody_publishes() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q-deleted", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    queue.start(store.clone(), 1, || vec![1]);
+    let whole = async || match queue.status().await {
+        Ok((lanes, _)) => lanes.iter().all(|lane| lane.in_hand == Some(0) && lane.rate.is_some()),
+        Err(_) => false,
+    };
+    until("all lanes are worked on", whole).await;
+    let link = queue.broker.connect("test").await.unwrap();
+    let channel = link.consuming(1).await.unwrap();
+    let lane = queue.topology.lanes()[3].0.clone();
+    let options = lapin::options::QueueDeleteOptions::default();
+    channel.queue_delete(lane.as_str().into(), options).await.unwrap();
+    let gone = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+    let there = async || {
+        let channel = link.consuming(1).await.unwrap();
+        channel.queue_declare(lane.as_str().into(), gone, Default::default()).await.is_ok()
+    };
+    until("it is there again", there).await;
+    until("all lanes are worked on again", whole).await;
+    queue.put(&only(), &put("k", "v", 1), soon()).await.unwrap();
+    until("it is applied", async || store.body("k").await.is_some()).await;
+    link.close().await;
+    queue.stop().await;
+}
