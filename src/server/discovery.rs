@@ -54,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let commands = format!("{}.ctl.*", shared.prefix());
         subscriptions.push(subscribe(&shared.client, commands, Some(shared.prefix().to_owned())).await);
+        shared.listens();
         let mut asked = select_all(subscriptions);
         while let Some(message) = asked.next().await {
             answer(&shared, message).await;

@@ -44,6 +44,12 @@ const INLINE_MAX: u32 = 1024;
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken, draining: TaskTrackerToken) {
     let _draining = draining;
     let mut serving = shared.serving.subscribe();
+    let mut deaf = shared.deaf.subscribe();
+    let all_listen = async { deaf.wait_for(|deaf| *deaf == 0).await.map(drop) };
+    tokio::select! {
+        () = stop.cancelled() => return,
+        listen = all_listen => if listen.is_err() { return },
+    }
     loop {
         // The guard that `wait_for` gives is dropped at once: it must not be held while waiting.
         let allowed = async { serving.wait_for(|serving| *serving == Serving::Allowed).await.map(drop) };

@@ -48,6 +48,8 @@ const CLIENT_CAPACITY: usize = 2048;
 const LARGE_ANSWERS_MAX: usize = 256;
 /// Bound on any single call on the NATS client: with no server there it can wait for ever.
 const NATS_CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Parts that subscribe to operator subjects: [`discovery`] and [`warm`].
+const LISTENING_PARTS: usize = 2;
 /// Longest wait for requests in hand when stopping.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -95,6 +97,9 @@ struct Shared {
     large_batches: Semaphore,
     /// Counts lost connections: a subscription counts its messages on one of them alone.
     disconnects: watch::Sender<u64>,
+    /// Parts that have not subscribed to their operator subjects yet: no request is taken before, so that a worker which says it is
+    /// ready can be asked all that there is to ask.
+    deaf: watch::Sender<usize>,
 }
 
 impl Server {
@@ -134,6 +139,7 @@ impl Server {
             large_answers: Semaphore::new(LARGE_ANSWERS_MAX),
             large_batches: Semaphore::new(LARGE_ANSWERS_MAX),
             disconnects: watch::Sender::new(0),
+            deaf: watch::Sender::new(LISTENING_PARTS),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let watched = shared.clone();
@@ -206,6 +212,11 @@ impl Shared {
             told => told,
         };
         max_payload.saturating_sub(crate::model::limits::REPLY_ROOM_BYTES)
+    }
+
+    /// A part has subscribed to its operator subjects.
+    fn listens(&self) {
+        self.deaf.send_modify(|deaf| *deaf = deaf.saturating_sub(1));
     }
 
     fn note(&self, event: &async_nats::Event) {

@@ -41,6 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let asked = async {
         let subject = format!("{}.ctl.{COMMAND}", shared.prefix());
         let mut requests = discovery::subscribe(&shared.client, subject, None).await;
+        shared.listens();
         while let Some(message) = requests.next().await {
             let Some(to) = message.reply.clone() else { continue };
             if busy.swap(true, Ordering::AcqRel) {
