@@ -278,13 +278,8 @@ async fn purge(queue: &Queue, asked: &Purge) -> Result<Json> {
 async fn switch(shared: &Shared, asked: &Switch) -> Result<Json> {
     let namespace = Namespace::parse(&asked.namespace)?;
     let durability = Durability::of(&asked.durability)?;
+    // What a step changes is logged where it does.
     let step = shared.store.switch(&namespace, durability).await?;
-    tracing::info!(
-        namespace = asked.namespace,
-        durability = asked.durability,
-        ?step,
-        "an operator changes the durability of a namespace"
-    );
     Ok(match step {
         Switched::Closing { left_ms } => json!({"state": "closing", "left_ms": left_ms}),
         Switched::Draining { keys, queued } => json!({"state": "draining", "keys": keys, "queued": queued}),

@@ -172,12 +172,19 @@ impl Step<'_> {
         if self.note(replace).await? != Some(to) {
             return Err(Error::unavailable("the note could not be changed on all servers", RETRY_MS));
         }
+        let namespace = self.namespace.as_str();
+        tracing::info!(namespace, durability = to.word(), "by an operator, the durability in force is another");
         Ok(())
     }
 
     async fn mark(&self, marked: &Marked, to: Mark) -> Result<()> {
         match self.waiting.queue.overlay().set_mark(self.namespace, marked.mark, to).await.map_err(away)? {
-            true => Ok(()),
+            true => {
+                let namespace = self.namespace.as_str();
+                let queue = if to == Mark::Open { "open" } else { "closed" };
+                tracing::info!(namespace, queue, mark = ?to, "an operator changes the durability of a namespace");
+                Ok(())
+            }
             false => Err(Error::unavailable("another operator changes the durability too", RETRY_MS)),
         }
     }

@@ -42,8 +42,11 @@ pub(super) async fn switch(
             left_closed();
             return Ok(ExitCode::from(INTERRUPTED));
         }
+        // What is not understood, or cannot be done at all, has changed nothing.
         Err(fault) => {
-            left_closed();
+            if !matches!(&fault, Fault::Failed(error) if matches!(error.code, Code::InvalidArgument | Code::Unsupported)) {
+                left_closed();
+            }
             return Err(fault);
         }
     }
