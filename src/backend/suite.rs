@@ -18,8 +18,9 @@ use super::riak::Riak;
 use super::riak::tests::{private, settings, turn_on_real};
 use super::*;
 use crate::link::private_redis::Redis;
+use crate::model::Version;
 use crate::model::clock::{hlc_at, wall_ms};
-use crate::model::op::Lifetime;
+use crate::model::op::{Expiry, Lifetime, Precondition};
 use crate::model::version::RAISED;
 
 const NO_GRACE: i64 = -1000;
