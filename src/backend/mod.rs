@@ -6,7 +6,9 @@
 //! It knows nothing of requests, encodings or namespaces' policies.
 
 mod decide;
+mod erased;
 mod group;
+mod kept;
 pub mod local;
 pub mod memory;
 mod note;
@@ -20,6 +22,7 @@ mod row;
 #[cfg(test)]
 mod suite;
 mod turns;
+mod writes;
 
 // Private servers, as the black-box tests start them.
 #[cfg(test)]
@@ -31,21 +34,17 @@ use crate::link::process;
 #[path = "../../tests/it/support/riak/mod.rs"]
 mod private_riak;
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
+use crate::model::{Key, Namespace, Result};
+
+pub use erased::{Boxed, DynBackend};
+pub use kept::{Aged, Found, Live, OpRing, Row, RowKey};
 pub use note::{CHANGING, Noting};
-
-use crate::model::limits::{CLOCK_EPSILON_MS, OP_RING_ENTRIES};
-use crate::model::op::{Expiry, OpId, Precondition};
-use crate::model::{Key, Namespace, Result, Version};
+pub use writes::{Action, Applied, Change, Entry, Offered, OpStamp, Write, Written};
 
 /// One configured backend.
 #[derive(Debug, Clone)]
@@ -78,175 +77,6 @@ pub struct Capability {
     pub scan: bool,
     /// Several workers can serve the same data.
     pub shared: bool,
-}
-
-/// Where a row lies.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct RowKey {
-    /// Namespace.
-    pub namespace: Namespace,
-    /// Key.
-    pub key: Key,
-    /// Slot of the key's partition.
-    pub slot: u16,
-}
-
-/// The last operations that took effect on a row, newest first, so that a retry is recognised.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OpRing {
-    /// `(op, fingerprint of the version it got)`.
-    pub entries: Vec<(u64, u64)>,
-    /// Store time of the last entry that was pushed out, Unix milliseconds; 0 = never.
-    pub evicted_at_ms: i64,
-}
-
-/// What a backend keeps under a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// Version.
-    pub version: Version,
-    /// Slot, as computed when written.
-    pub slot: u16,
-    /// The stored document; `None` = a tombstone.
-    pub body: Option<Bytes>,
-    /// End of life by the store's clock, Unix milliseconds; 0 = never.
-    pub expires_at_ms: i64,
-    /// Operations remembered.
-    pub ring: OpRing,
-    /// Whether the write that made it found a live record: what a repeated delete must answer.
-    pub was: bool,
-}
-
-/// What a read finds under a key that has a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Version of the row, also of a tombstone.
-    pub version: Version,
-    /// The record, unless it is deleted or expired.
-    pub live: Option<Live>,
-}
-
-/// What a read finds that may be older than what its owner holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aged {
-    /// As of a [`Backend::read`].
-    pub found: Option<Found>,
-    /// When it was the newest, at the latest; `None` = a replica did not say it, the owner did.
-    pub as_of: Option<Instant>,
-}
-
-/// A live record's document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Live {
-    /// The stored document.
-    pub body: Bytes,
-    /// End of life by the store's clock, Unix milliseconds; 0 = never.
-    pub expires_at_ms: i64,
-}
-
-/// A write, decided by the store in one step.
-#[derive(Clone)]
-pub struct Write {
-    /// Where.
-    pub at: RowKey,
-    /// What.
-    pub action: Action,
-    /// What must hold.
-    pub precondition: Option<Precondition>,
-    /// Its identity.
-    pub op: Option<OpStamp>,
-    /// The version the worker minted; the store raises or clamps it.
-    pub proposed: Version,
-    /// When the worker took the write, Unix milliseconds: where a lifetime begins. It ends by the store's clock.
-    pub taken_at_ms: i64,
-}
-
-/// What a write does.
-#[derive(Clone)]
-pub enum Action {
-    /// Store a document.
-    Put {
-        /// The stored document.
-        body: Bytes,
-        /// Lifetime.
-        expiry: Expiry,
-    },
-    /// Leave a tombstone, also where there is nothing.
-    Delete,
-    /// Compute the new document from the present one.
-    Change(Arc<dyn Change>),
-}
-
-/// A pure function from the present record to the next. The store may call it again after a lost race.
-pub trait Change: Send + Sync {
-    /// The next document and lifetime, or why not: then nothing is kept.
-    fn change(&self, present: Option<&Live>) -> Result<(Bytes, Expiry)>;
-}
-
-/// The identity of a logical write, as the store compares it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpStamp {
-    /// 64-bit hash of the op id with the top bit set, so that it never equals a fingerprint.
-    pub id: u64,
-    /// Of a retry: its first attempt was sent at most so many milliseconds ago. `None` = first attempt.
-    pub lookback_ms: Option<i64>,
-}
-
-/// What became of a write that the store could decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written {
-    /// Done, and durable if the backend is.
-    Applied {
-        /// The version it got.
-        version: Version,
-        /// Whether a live record was there before.
-        existed: bool,
-        /// The record now; `None` after a delete.
-        live: Option<Live>,
-    },
-    /// An earlier attempt had taken effect.
-    Duplicate {
-        /// The version that attempt got, unless the record was overwritten since.
-        version: Option<Version>,
-        /// Whether that attempt found a live record; false where nobody knows any more.
-        existed: bool,
-    },
-    /// The precondition failed.
-    Conflict {
-        /// The version there is, `None` if absent.
-        present: Option<Version>,
-    },
-    /// A retry that the ring may have forgotten: it may have taken effect.
-    Forgotten,
-}
-
-/// What became of a write that may stand under its own version alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Offered {
-    /// It stands under the version proposed, or an earlier attempt had taken effect.
-    Written(Written),
-    /// Nothing happened: something as new stands there, or the version is one that this store would change.
-    Superseded,
-}
-
-/// A row that carries its own version: a replay or a copy. Stored iff it is newer than what is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Where.
-    pub at: RowKey,
-    /// The row as it should stand.
-    pub row: Row,
-}
-
-/// What became of an [`Entry`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Applied {
-    /// It stands there now.
-    Applied,
-    /// Something as new stood there before.
-    Superseded,
-    /// So old that a newer delete may have been forgotten, and nothing stands there: not stored.
-    BelowFloor,
 }
 
 /// A part of a namespace in key order.
@@ -449,185 +279,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Stops taking writes and waits for those in hand.
     fn close(&self) -> impl Future<Output = ()> + Send;
-}
-
-/// A future behind one box: what the erased twin returns.
-pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// [`Backend`] without its types, so that a namespace can hold any. Boxing happens here and nowhere else.
-#[expect(missing_docs, reason = "each method is that of Backend")]
-pub trait DynBackend: Send + Sync + 'static {
-    fn capability(&self) -> Capability;
-    fn durable(&self) -> bool;
-    fn second_tier(&self) -> bool;
-    fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>>;
-    fn read_aged(
-        &self,
-        keys: Vec<RowKey>,
-        staleness: Duration,
-        deadline: Instant,
-    ) -> Boxed<'_, Vec<Result<Aged>>>;
-    fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>>;
-    fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Offered>>>;
-    fn write_atomic(
-        &self,
-        writes: Vec<Write>,
-        deadline: Instant,
-    ) -> Boxed<'_, Result<Vec<Written>, (usize, crate::model::Error)>>;
-    fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
-    fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>>;
-    fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Applied>>>>;
-    fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>>;
-    fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>>;
-    fn partitioning<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        first: Option<String>,
-    ) -> Boxed<'a, Result<Option<String>>>;
-    fn durability<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        noting: Noting,
-    ) -> Boxed<'a, Result<Option<String>>>;
-    fn health(&self) -> Result<()>;
-    fn unfit(&self) -> Option<crate::model::Error>;
-    fn shards(&self) -> Vec<String>;
-    fn shard_of(&self, slot: u16) -> usize;
-    fn shard_health(&self, shard: usize) -> Result<()>;
-    fn store_id(&self) -> Option<String>;
-    fn close(&self) -> Boxed<'_, ()>;
-}
-
-impl<B: Backend> DynBackend for B {
-    fn capability(&self) -> Capability {
-        Backend::capability(self)
-    }
-    fn durable(&self) -> bool {
-        Backend::durable(self)
-    }
-    fn second_tier(&self) -> bool {
-        Backend::second_tier(self)
-    }
-    fn read(&self, keys: Vec<RowKey>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Found>>>> {
-        Box::pin(Backend::read(self, keys, deadline))
-    }
-    fn read_aged(
-        &self,
-        keys: Vec<RowKey>,
-        staleness: Duration,
-        deadline: Instant,
-    ) -> Boxed<'_, Vec<Result<Aged>>> {
-        Box::pin(Backend::read_aged(self, keys, staleness, deadline))
-    }
-    fn write(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Written>>> {
-        Box::pin(Backend::write(self, writes, deadline))
-    }
-    fn offer(&self, writes: Vec<Write>, deadline: Instant) -> Boxed<'_, Vec<Result<Offered>>> {
-        Box::pin(Backend::offer(self, writes, deadline))
-    }
-    fn write_atomic(
-        &self,
-        writes: Vec<Write>,
-        deadline: Instant,
-    ) -> Boxed<'_, Result<Vec<Written>, (usize, crate::model::Error)>> {
-        Box::pin(Backend::write_atomic(self, writes, deadline))
-    }
-    fn apply(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>> {
-        Box::pin(Backend::apply(self, entries, deadline))
-    }
-    fn foresee(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Applied>>> {
-        Box::pin(Backend::foresee(self, entries, deadline))
-    }
-    fn already(&self, entries: Vec<Entry>, deadline: Instant) -> Boxed<'_, Vec<Result<Option<Applied>>>> {
-        Box::pin(Backend::already(self, entries, deadline))
-    }
-    fn scan(&self, range: Range, deadline: Instant) -> Boxed<'_, Result<Page>> {
-        Box::pin(Backend::scan(self, range, deadline))
-    }
-    fn sweep(&self, resume: Option<Vec<u8>>, grace_ms: i64) -> Boxed<'_, Result<Swept>> {
-        Box::pin(Backend::sweep(self, resume, grace_ms))
-    }
-    fn partitioning<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        first: Option<String>,
-    ) -> Boxed<'a, Result<Option<String>>> {
-        Box::pin(Backend::partitioning(self, namespace, first))
-    }
-    fn durability<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        noting: Noting,
-    ) -> Boxed<'a, Result<Option<String>>> {
-        Box::pin(Backend::durability(self, namespace, noting))
-    }
-    fn health(&self) -> Result<()> {
-        Backend::health(self)
-    }
-    fn unfit(&self) -> Option<crate::model::Error> {
-        Backend::unfit(self)
-    }
-
-    fn shards(&self) -> Vec<String> {
-        Backend::shards(self)
-    }
-    fn shard_of(&self, slot: u16) -> usize {
-        Backend::shard_of(self, slot)
-    }
-    fn shard_health(&self, shard: usize) -> Result<()> {
-        Backend::shard_health(self, shard)
-    }
-    fn store_id(&self) -> Option<String> {
-        Backend::store_id(self)
-    }
-    fn close(&self) -> Boxed<'_, ()> {
-        Box::pin(Backend::close(self))
-    }
-}
-
-// === impl OpStamp ===
-
-impl OpStamp {
-    /// The stamp of an operation id. A retry's first attempt may have been sent its age, one more request
-    /// timeout and the clocks' difference ago.
-    pub fn new(op: &OpId, timeout_ms: i64) -> Self {
-        let lookback = op.age_ms.saturating_add(timeout_ms).saturating_add(CLOCK_EPSILON_MS);
-        Self { id: xxh3_64(op.id.as_bytes()) | 1 << 63, lookback_ms: (op.age_ms > 0).then_some(lookback) }
-    }
-}
-
-// === impl OpRing ===
-
-impl OpRing {
-    /// The fingerprint of the version an operation got.
-    pub fn find(&self, op: u64) -> Option<u64> {
-        self.entries.iter().find(|(known, _)| *known == op).map(|(_, fingerprint)| *fingerprint)
-    }
-
-    /// Remembers an operation; the oldest beyond [`OP_RING_ENTRIES`] is forgotten and the time noted.
-    pub fn push(&mut self, op: u64, version: Version, now_ms: i64) {
-        self.entries.insert(0, (op, version.fingerprint()));
-        if self.entries.len() > OP_RING_ENTRIES {
-            self.entries.truncate(OP_RING_ENTRIES);
-            self.evicted_at_ms = now_ms;
-        }
-    }
-}
-
-// === impl Row ===
-
-impl Row {
-    /// The record, unless it is deleted or has expired by `now_ms`.
-    pub fn live(&self, now_ms: i64) -> Option<Live> {
-        let body = self.body.as_ref()?;
-        let expired = self.expires_at_ms != 0 && self.expires_at_ms <= now_ms;
-        (!expired).then(|| Live { body: body.clone(), expires_at_ms: self.expires_at_ms })
-    }
-
-    /// What a read finds.
-    pub fn found(&self, now_ms: i64) -> Found {
-        Found { version: self.version, live: self.live(now_ms) }
-    }
 }
 
 // === impl Swept ===

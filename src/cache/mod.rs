@@ -1,53 +1,43 @@
 //! Copies in front of a backend: a tier in memory, a tier in Redis that all workers share, and a bus on which workers tell
 //! each other what they wrote.
 //!
-//! What a copy may be served for follows from its age alone: `as_of` is a time before the read or the write that brought it was
-//! sent, so a copy of age `a` was the present state at most `a` ago, whatever was lost since. Announcements make copies far
-//! younger than their bound; the bound never depends on them.
-//!
-//! | level | a copy serves if |
-//! | --- | --- |
-//! | `strong` | never: the owner is asked |
-//! | `bounded(D)` | its age is at most D |
-//! | `eventual` | its age is at most the namespace's `cache_ttl`, and nothing says that an announcement of it may have been missed; else at most one heartbeat |
+//! What a copy may be served for follows from its age alone (`serve`), and a write has its order (`writing`).
 //!
 //! A tier is a help, never a dependency: one that is down or slow is passed by within [`shared::CALL_TIMEOUT`], and a request that
 //! the backend can answer is answered.
-//!
-//! A write goes through [`Cache::begin`] before the backend is asked and [`Writing::finish`] after, in this order: the shared
-//! tier learns that a writer is at work and drops its copy; the backend decides; the own memory tier forgets or replaces its
-//! copy; all others are told; the caller gets his answer; the shared tier gets the new copy. In another order a reader
-//! could keep what the write has replaced.
 
 mod bus;
+mod copy;
 mod flight;
 mod floors;
 mod looks;
 mod memory;
 mod message;
+mod serve;
 mod shared;
+mod writing;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::connect::NatsSettings;
-use crate::model::clock::{HybridClock, wall_ms};
-use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::{Key, Namespace, Result, Version};
+use crate::model::clock::HybridClock;
+use crate::model::{Result, Version};
 
 pub use bus::Bus;
+pub use copy::{Copy, Id, Item, Micros};
 pub use flight::Flights;
+pub use serve::{Level, Terms, UNSURE_AGE};
 pub use shared::{Glanced, Lease, Looked};
+pub use writing::{Ended, LANDS_WITHIN, Writing};
 
 use floors::Floors;
-use memory::{Memory, View};
+use memory::Memory;
 use message::Announced;
-use shared::{Shared, Writer};
+use serve::{ended, keep_for, reaches};
+use shared::Shared;
 
 /// The cache's settings.
 #[derive(Clone)]
@@ -63,69 +53,6 @@ impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings").field("memory_bytes", &self.memory_bytes).finish_non_exhaustive()
     }
-}
-
-/// How old a copy may be that is served to `eventual` while announcements may be missing: one heartbeat.
-pub const UNSURE_AGE: Duration = bus::HEARTBEAT;
-/// How long it is kept in mind that a key is absent.
-const ABSENT_TTL: Duration = Duration::from_secs(2);
-
-/// A moment by this process's monotonic clock, microseconds. 0 stands for "never" where that can be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Micros(pub u64);
-
-/// Which record.
-#[derive(Debug, Clone)]
-pub struct Id {
-    /// Namespace.
-    pub namespace: Namespace,
-    /// Key.
-    pub key: Key,
-    /// Hash of both: its place in the first tier, and what announcements name it by.
-    hash: u64,
-}
-
-/// A copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// The row's version, also of a tombstone; `None` = the store has no row.
-    pub version: Option<Version>,
-    /// The record's message as it stands in a reply; `None` = absent.
-    pub record: Option<Bytes>,
-    /// Before it was read or written: it was the present state then or later.
-    pub as_of: Micros,
-    /// When the record's life ends; 0 = never.
-    pub ends: Micros,
-    /// When its life ends by the store's clock, Unix milliseconds; 0 = never.
-    pub expires_at_ms: i64,
-    /// A read replica gave it: announcements of what it lacks may have come before it did.
-    pub replica: bool,
-}
-
-/// How new an answer must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// As new as the owner's.
-    Strong,
-    /// At most so old.
-    Bounded(Duration),
-    /// Usually milliseconds old, see the module.
-    Eventual,
-}
-
-/// What a namespace's policy says of copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
-    /// Age at which a copy is read again; zero = nothing is kept.
-    pub ttl: Duration,
-    /// Age up to which a copy may stand in for a backend that is down.
-    pub max_stale: Duration,
-    /// Other workers write to the backend too: copies go by the bus, and the shared tier is used.
-    pub shared_backend: bool,
-    /// The backend is slower than the shared tier.
-    pub second_tier: bool,
-    /// Reads are `bounded` or `eventual` unless they say otherwise, so what is written is worth keeping.
-    pub write_through: bool,
 }
 
 /// Both tiers and the bus.
@@ -367,22 +294,6 @@ impl Cache {
         Some(looked)
     }
 
-    fn serves_shared(
-        &self,
-        id: &Id,
-        item: &Item,
-        level: Level,
-        min_version: Option<Version>,
-        terms: &Terms,
-    ) -> bool {
-        let now = Micros::now();
-        let age = now.since(item.as_of);
-        let sure = level != Level::Eventual || self.floors.trusts(id.hash, item.as_of) || age <= UNSURE_AGE;
-        sure && age <= self.age_max(id.hash, level, terms, item.record.is_none())
-            && !ended(item.ends, now)
-            && reaches(item.version, min_version)
-    }
-
     /// What the second tier has, however old, as [`Self::stand_in`].
     pub async fn stand_in_shared(
         &self,
@@ -404,23 +315,6 @@ impl Cache {
         if let Some(shared) = self.second_tier(terms) {
             shared.fill(lease, item, keep_for(item, terms));
         }
-    }
-
-    /// Before the backend is asked to write: the shared tier learns of it. `left` is how long the statement may still take.
-    pub async fn begin(self: &Arc<Self>, ids: Vec<Id>, terms: Terms, left: Duration) -> Writing {
-        if terms.ttl.is_zero() || ids.is_empty() {
-            return Writing { cache: self.clone(), terms, left, started: Micros::now(), keys: Vec::new() };
-        }
-        self.open.fetch_add(1, Ordering::AcqRel);
-        let generations: Vec<u64> = ids.iter().map(|id| self.generation(id)).collect();
-        let writers = match self.second_tier(&terms) {
-            // Boxed: most namespaces have no second tier, and every write would have room for it.
-            Some(shared) => Box::pin(shared.begin(&ids, left)).await,
-            None => ids.iter().map(|_| None).collect(),
-        };
-        let keys = ids.into_iter().zip(generations).zip(writers);
-        let keys = keys.map(|((id, generation), writer)| WritingKey { id, generation, writer }).collect();
-        Writing { cache: self.clone(), terms, left, started: Micros::now(), keys }
     }
 
     /// Copies of records in first tiers, own and others', are not the newest any more: `version` waits in the queue, or, where
@@ -462,56 +356,6 @@ impl Cache {
         self.shared.as_ref().filter(|_| terms.second_tier)
     }
 
-    fn serves(&self, view: &View<'_>, hash: u64, level: Level, terms: &Terms, now: Micros) -> bool {
-        let age = now.since(view.as_of);
-        if ended(view.ends, now) || age > self.age_max(hash, level, terms, view.record.is_none()) {
-            return false;
-        }
-        level != Level::Eventual
-            || age <= UNSURE_AGE
-            || (!view.replica && self.is_sure(view.as_of, terms, now))
-    }
-
-    /// Whether all announcements that matter to a copy in memory have been heard.
-    fn is_sure(&self, as_of: Micros, terms: &Terms, now: Micros) -> bool {
-        match &self.bus {
-            Some(bus) if terms.shared_backend => bus.is_sure(as_of, now),
-            _ => true,
-        }
-    }
-
-    fn age_max(&self, hash: u64, level: Level, terms: &Terms, absent: bool) -> Duration {
-        // Copies that were kept together are not all read again together.
-        let jittered = terms.ttl.mul_f64(0.9 + (hash >> 48) as f64 / 65_536.0 / 5.0);
-        let kept = if absent { jittered.min(ABSENT_TTL) } else { jittered };
-        match level {
-            Level::Strong => Duration::ZERO,
-            Level::Bounded(bound) => kept.min(bound),
-            Level::Eventual => kept.min(terms.ttl),
-        }
-    }
-
-    /// Writes whose end nobody knows may land until their statements cannot any more: what was kept since the first word
-    /// may be from before.
-    async fn told_again(self: Arc<Self>, ids: Vec<Id>, terms: Terms, later: Duration) {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        tokio::time::sleep(later).await;
-        let mut announced = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(memory) = &self.memory {
-                memory.invalidate(id.hash, None);
-            }
-            if let Some(shared) = self.second_tier(&terms) {
-                shared.evict(id.clone(), None);
-            }
-            announced.push(Announced { hash: id.hash, version: None, missed: Some((id.namespace, id.key)) });
-        }
-        if let (Some(bus), true) = (&self.bus, terms.shared_backend) {
-            bus.announce(announced).await;
-        }
-        self.open.fetch_sub(1, Ordering::AcqRel);
-    }
-
     /// Another worker wrote.
     fn heard(&self, announced: &Announced) {
         if let Some(memory) = &self.memory {
@@ -521,250 +365,5 @@ impl Cache {
         if let (Some(shared), Some((namespace, key))) = (&self.shared, &announced.missed) {
             shared.evict(Id::new(namespace.clone(), key.clone()), announced.version);
         }
-    }
-}
-
-/// How long the second tier keeps a copy: as long as it may stand in for a backend that is down.
-fn keep_for(item: Option<&Item>, terms: &Terms) -> Duration {
-    match item {
-        Some(item) if item.record.is_none() => ABSENT_TTL,
-        _ => terms.ttl.max(terms.max_stale),
-    }
-}
-
-fn ended(ends: Micros, now: Micros) -> bool {
-    ends.0 != 0 && ends <= now
-}
-
-/// Whether a row is as new as asked. A row that is not there is not.
-fn reaches(version: Option<Version>, wanted: Option<Version>) -> bool {
-    wanted.is_none_or(|wanted| version.is_some_and(|version| version >= wanted))
-}
-
-/// A copy as its reader sees it.
-pub struct Copy<'c> {
-    /// Version of the row.
-    pub version: Option<Version>,
-    /// The record's message; `None` = absent.
-    pub record: Option<&'c [u8]>,
-    /// The record as JSON, if it was asked for before.
-    pub json: Option<&'c [u8]>,
-    /// At most how old it is, milliseconds, rounded up.
-    pub age_ms: i64,
-}
-
-impl<'c> Copy<'c> {
-    fn of(view: &View<'c>, now: Micros) -> Self {
-        Self { version: view.version, record: view.record, json: view.json, age_ms: now.age_ms(view.as_of) }
-    }
-}
-
-/// Writes on their way to the backend.
-pub struct Writing {
-    cache: Arc<Cache>,
-    terms: Terms,
-    /// How long the statement could take.
-    left: Duration,
-    started: Micros,
-    keys: Vec<WritingKey>,
-}
-
-struct WritingKey {
-    id: Id,
-    generation: u64,
-    /// The shared tier's word that it knows of the write; `None` where it could not be told.
-    writer: Option<Writer>,
-}
-
-/// What became of a write, as far as copies care.
-pub enum Ended {
-    /// It stands, with this version; the record's message where it is worth keeping.
-    Stands {
-        /// Its version.
-        version: Version,
-        /// The record, or that there is none (`None` inside); `None` = not worth keeping.
-        record: Option<Option<Bytes>>,
-        /// When its life ends by the store's clock, Unix milliseconds; 0 = never.
-        expires_at_ms: i64,
-    },
-    /// Nothing was written.
-    Nothing,
-    /// An earlier attempt had written it, and may have died before it told anybody.
-    Before,
-    /// Nobody knows, or something was written of which nobody knows what.
-    Unknown,
-}
-
-impl Writing {
-    /// Whether the record of a write is worth handing over.
-    pub fn keeps_records(&self) -> bool {
-        self.terms.write_through && !self.keys.is_empty()
-    }
-
-    /// After the backend decided: one end for each key, in order. When this returns the others have been told, and the caller
-    /// may be.
-    pub async fn finish(mut self, ends: impl IntoIterator<Item = Ended>) {
-        let keys = std::mem::take(&mut self.keys);
-        if keys.is_empty() {
-            return;
-        }
-        let (cache, terms) = (self.cache.clone(), self.terms);
-        let mut announced = Vec::with_capacity(keys.len());
-        let mut unknown = Vec::new();
-        for (key, end) in keys.into_iter().zip(ends) {
-            if matches!(end, Ended::Unknown) {
-                unknown.push(key.id.clone());
-            }
-            announced.extend(self.end(key, end));
-        }
-        if !unknown.is_empty() {
-            tokio::spawn(cache.clone().told_again(unknown, terms, self.left + LANDS_WITHIN));
-        }
-        if let (Some(bus), true) = (&cache.bus, terms.shared_backend) {
-            bus.announce(announced).await;
-        }
-        cache.open.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// The end of one write: what others are to hear of it.
-    fn end(&self, key: WritingKey, end: Ended) -> Option<Announced> {
-        let WritingKey { id, generation, writer } = key;
-        let (cache, terms) = (&self.cache, &self.terms);
-        let unknown = matches!(end, Ended::Unknown);
-        let (version, item) = match end {
-            Ended::Nothing => {
-                if let (Some(shared), Some(writer)) = (&cache.shared, writer) {
-                    shared.end(writer, None, false, None, Duration::ZERO);
-                }
-                return None;
-            }
-            Ended::Before | Ended::Unknown => (None, None),
-            Ended::Stands { version, record, expires_at_ms } => {
-                let item = record.map(|record| Item {
-                    version: Some(version),
-                    record,
-                    as_of: self.started,
-                    ends: Micros::end_of(expires_at_ms, wall_ms()),
-                    expires_at_ms,
-                    replica: false,
-                });
-                (Some(version), item)
-            }
-        };
-        if let Some(memory) = &cache.memory {
-            match &item {
-                Some(item) => memory.written(&id, item, generation),
-                None => memory.invalidate(id.hash, version),
-            }
-        }
-        // A copy that the shared tier was not told of stays there until somebody removes it: also where this worker has none.
-        let missed = (terms.second_tier && writer.is_none()).then(|| (id.namespace.clone(), id.key.clone()));
-        let hash = id.hash;
-        match (&cache.shared, writer) {
-            // No word: the mark outlives the statement, and keeps the old value out until then.
-            (Some(_), Some(_)) if unknown => {}
-            (Some(shared), Some(writer)) => {
-                shared.end(writer, item.as_ref(), true, version, keep_for(item.as_ref(), terms));
-            }
-            (Some(shared), None) if missed.is_some() => shared.missed(id, version),
-            _ => {}
-        }
-        Some(Announced { hash, version, missed })
-    }
-}
-
-/// A write that is given up half-way may stand.
-impl Drop for Writing {
-    fn drop(&mut self) {
-        if self.keys.is_empty() {
-            return;
-        }
-        let rest = Writing {
-            cache: self.cache.clone(),
-            terms: self.terms,
-            left: self.left,
-            started: self.started,
-            keys: std::mem::take(&mut self.keys),
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let ends: Vec<Ended> = rest.keys.iter().map(|_| Ended::Unknown).collect();
-            runtime.spawn(rest.finish(ends));
-        }
-    }
-}
-
-/// No statement lands later than this after its deadline: the clocks' difference, and a commit that waits for its disk.
-pub const LANDS_WITHIN: Duration = Duration::from_millis(2_000 + CLOCK_EPSILON_MS.unsigned_abs());
-
-// === impl Id ===
-
-impl Id {
-    /// A record's.
-    pub fn new(namespace: Namespace, key: Key) -> Self {
-        let mut names =
-            [0_u8; crate::model::limits::NAMESPACE_BYTES_MAX + 1 + crate::model::limits::KEY_BYTES_MAX];
-        let (first, second) = (namespace.as_str().as_bytes(), key.as_str().as_bytes());
-        let end = first.len() + 1 + second.len();
-        names[..first.len()].copy_from_slice(first);
-        names[first.len() + 1..end].copy_from_slice(second);
-        let hash = xxh3_64(&names[..end]);
-        Self { namespace, key, hash }
-    }
-
-    /// Whether it is the same record.
-    fn is(&self, other: &Self) -> bool {
-        self.namespace == other.namespace && self.key == other.key
-    }
-
-    /// The hash of both names.
-    pub fn hash(&self) -> u64 {
-        self.hash
-    }
-}
-
-// === impl Micros ===
-
-impl Micros {
-    /// Now.
-    pub fn now() -> Self {
-        Self::at(Instant::now())
-    }
-
-    /// A moment, also one before this process was there: copies in the shared tier may be older than it.
-    pub fn at(moment: Instant) -> Self {
-        /// What the start counts as: more than the age of anything that is ever looked at.
-        const START: u64 = 1 << 52;
-        static STARTED: OnceLock<Instant> = OnceLock::new();
-        let started = *STARTED.get_or_init(Instant::now);
-        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        match moment.checked_duration_since(started) {
-            Some(since) => Self(START.saturating_add(micros(since))),
-            None => Self(START.saturating_sub(micros(started.saturating_duration_since(moment)))),
-        }
-    }
-
-    /// How long ago `earlier` was.
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
-    }
-
-    /// So much earlier.
-    pub fn before(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(by.as_micros()).unwrap_or(u64::MAX)))
-    }
-
-    /// Age of what was the present state then, milliseconds, rounded up: an age is never told too low.
-    pub fn age_ms(self, as_of: Self) -> i64 {
-        i64::try_from(self.since(as_of).as_micros().div_ceil(1000)).unwrap_or(i64::MAX)
-    }
-
-    /// When a life ends that ends at `expires_at_ms` by the store's clock, 0 = never, if this machine's shows `now_ms` now. Early by
-    /// what two clocks may differ: who asks in the last moments is answered by the store, and nobody from a copy that has ended there.
-    pub fn end_of(expires_at_ms: i64, now_ms: i64) -> Self {
-        if expires_at_ms == 0 {
-            return Self(0);
-        }
-        let left_ms = u64::try_from(expires_at_ms.saturating_sub(now_ms + CLOCK_EPSILON_MS)).unwrap_or(0);
-        Self(Self::now().0.saturating_add(left_ms.saturating_mul(1000)).max(1))
     }
 }

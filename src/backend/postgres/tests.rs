@@ -5,12 +5,13 @@ mod faults;
 mod placing;
 mod replicas;
 mod rows;
+mod schema;
+mod silent;
 
 use std::time::Duration;
 
 use super::*;
 use crate::backend::private_postgres::Postgres;
-use crate::backend::remote::ANSWER_GRACE;
 use crate::backend::{Action, DynBackend};
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::op::{Expiry, Lifetime};
@@ -285,119 +286,6 @@ async fn what_keeps_it_from_serving_is_said_and_gone_once_it_is_mended() {
     Backend::close(&store).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_migration_that_fails_leaves_what_was_there_and_is_tried_again() {
-    let server = Postgres::shared();
-    let url = server.database();
-    let database = url.rsplit('/').next().unwrap();
-    // In the way of the last table of the step.
-    server.sql(database, "CREATE TABLE shard_name (mine int)");
-    let store = PostgreSql::open(&settings(&[("main", url.as_str(), 1)])).unwrap();
-    says(&store, "its schema could not be brought up to date").await;
-    assert_eq!(
-        server.sql(database, "SELECT count(*) FROM pg_class WHERE relname = 'rec'"),
-        "0",
-        "all or nothing"
-    );
-    server.sql(database, "DROP TABLE shard_name");
-    while Backend::health(&store).is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
-    Backend::close(&store).await;
-}
-
-/// Steps of a version to come, and one that it got wrong.
-static NEWER: &[Step] = &[
-    migrate::STEPS[0],
-    migrate::STEPS[1],
-    migrate::STEPS[2],
-    migrate::STEPS[3],
-    (5, "notes", "ALTER TABLE rec ADD COLUMN note text; CREATE TABLE notes (ns text)"),
-];
-/// One that takes longer than a look, and than a statement may.
-static SLOW: &[Step] = &[
-    migrate::STEPS[0],
-    migrate::STEPS[1],
-    migrate::STEPS[2],
-    migrate::STEPS[3],
-    (5, "slow", "SELECT pg_sleep(6)"),
-];
-static BROKEN: &[Step] = &[
-    migrate::STEPS[0],
-    migrate::STEPS[1],
-    migrate::STEPS[2],
-    migrate::STEPS[3],
-    (5, "notes", "ALTER TABLE rec ADD COLUMN note text; ALTER TABLE nothing ADD COLUMN note text"),
-];
-
-/// Writes and reads through a store until it is told to stop; how often, each of them answered.
-async fn serve(store: Arc<PostgreSql>, name: &'static str, stop: CancellationToken) -> usize {
-    let mut count = 0;
-    while !stop.is_cancelled() {
-        // Some keys are its own, and some are everybody's.
-        let keys = ["shared".to_owned(), format!("{name}{}", count % 50)];
-        for written in Backend::write(&*store, keys.iter().map(|key| put(key)).collect(), deadline()).await {
-            written.unwrap();
-        }
-        for read in Backend::read(&*store, keys.iter().map(|key| at(key)).collect(), deadline()).await {
-            assert!(read.unwrap().is_some());
-        }
-        assert!(!scan(&store, 10, false).await.unwrap().is_empty());
-        Backend::write_atomic(&*store, vec![put(name)], deadline()).await.unwrap();
-        count += 1;
-    }
-    count
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn workers_of_two_schema_versions_serve_together_and_a_step_that_fails_changes_nothing() {
-    let server = Postgres::shared();
-    let url = server.database();
-    let database = url.rsplit('/').next().unwrap();
-    let columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'rec'::regclass AND attname = 'note'";
-    let stop = CancellationToken::new();
-    let older = Arc::new(open(&[("main", url.as_str(), 1)]).await);
-    let served = tokio::spawn(serve(older.clone(), "older", stop.clone()));
-    let settings = settings(&[("main", url.as_str(), 1)]);
-
-    let broken = PostgreSql::with_schema(&settings, BROKEN).unwrap();
-    says(&broken, "its schema could not be brought up to date").await;
-    says(&broken, "\"nothing\" does not exist").await;
-    assert_eq!(server.sql(database, columns), "0", "all or nothing");
-    Backend::close(&broken).await;
-
-    let slow = PostgreSql::with_schema(&PostgresSettings { ..settings.clone() }, SLOW).unwrap();
-    says(&slow, "is being brought up to date").await;
-    assert!(Backend::unfit(&slow).is_some(), "others serve meanwhile");
-    healed(&slow).await;
-    Backend::close(&slow).await;
-    server.sql(database, "DELETE FROM datastore_schema WHERE version = 5");
-
-    let newer = Arc::new(PostgreSql::with_schema(&settings, NEWER).unwrap());
-    while Backend::health(&*newer).is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(server.sql(database, columns), "1");
-    let also_served = tokio::spawn(serve(newer.clone(), "newer", stop.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    // One of the older version may also be started now: what it does not know is left alone.
-    let late = open(&[("main", url.as_str(), 1)]).await;
-    assert!(Backend::read(&late, vec![at("newer0")], deadline()).await.remove(0).unwrap().is_some());
-    assert_eq!(server.sql(database, columns), "1");
-    stop.cancel();
-    let (by_older, by_newer) = (served.await.unwrap(), also_served.await.unwrap());
-    assert!(by_older > 10 && by_newer > 10, "{by_older}, {by_newer}");
-    for key in ["older0", "newer0", "shared"] {
-        for store in [&older, &newer] {
-            assert!(Backend::read(&**store, vec![at(key)], deadline()).await.remove(0).unwrap().is_some());
-        }
-    }
-    for store in [&*older, &*newer, &late] {
-        Backend::close(store).await;
-    }
-}
-
 /// A way to the server on which connections fall silent when `cut` changes, as when a firewall forgets them: those that
 /// are made later work.
 async fn silent_proxy(to: String, cut: tokio::sync::watch::Receiver<u32>) -> u16 {
@@ -418,94 +306,4 @@ async fn silent_proxy(to: String, cut: tokio::sync::watch::Receiver<u32>) -> u16
         }
     });
     port
-}
-
-/// A store behind such a way, which falls silent with the sender.
-async fn behind_a_way(url: &str, limits: Limits) -> (PostgreSql, tokio::sync::watch::Sender<u32>) {
-    let (cut, heard) = tokio::sync::watch::channel(0);
-    let to = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
-    let port = silent_proxy(to.clone(), heard).await;
-    let url = url.replace(&to, &format!("127.0.0.1:{port}"));
-    let settings = PostgresSettings { limits, ..settings(&[("main", url.as_str(), 1)]) };
-    let store = PostgreSql::open(&settings).unwrap();
-    healed(&store).await;
-    (store, cut)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fall_silent_are_given_up_and_made_anew() {
-    // All of them fall silent while they are in use, or after they have rested for a while.
-    for rested in [Duration::ZERO, Duration::from_millis(800)] {
-        let limits = Limits { pool_size: 4, ..Limits::default() };
-        let (store, cut) = behind_a_way(&Postgres::shared().database(), limits).await;
-        let store: Arc<dyn DynBackend> = Arc::new(store);
-        let wait = Duration::from_millis(300);
-        let all = async |store: &Arc<dyn DynBackend>| {
-            let writes = (0..40).map(|n| {
-                let store = store.clone();
-                tokio::spawn(async move {
-                    let begun = Instant::now();
-                    let written = store.write(vec![put(&format!("k{n}"))], begun + wait).await.remove(0);
-                    let read = store.read(vec![at(&format!("k{n}"))], Instant::now() + wait).await.remove(0);
-                    (written.is_ok() && read.is_ok(), begun.elapsed())
-                })
-            });
-            join_all(writes).await.into_iter().map(|done| done.unwrap()).collect::<Vec<_>>()
-        };
-        while !all(&store).await.iter().all(|(well, _)| *well) {}
-        tokio::time::sleep(rested).await;
-        cut.send(1).unwrap();
-        let (begun, mut rounds) = (Instant::now(), 0);
-        loop {
-            let done = all(&store).await;
-            // Whatever becomes of the statement, nobody waits for longer than was asked for.
-            let longest = done.iter().map(|(_, took)| *took).max().unwrap();
-            assert!(longest < 2 * (wait + ANSWER_GRACE) + Duration::from_millis(500), "{longest:?}");
-            if done.iter().all(|(well, _)| *well) {
-                break;
-            }
-            rounds += 1;
-            assert!(begun.elapsed() < Duration::from_secs(10), "after {rounds} rounds: {done:?}");
-        }
-        assert!(rounds > 0, "the cut was noticed");
-        store.close().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
-    let server = Postgres::shared();
-    let url = server.database();
-    let database = url.rsplit('/').next().unwrap().to_owned();
-    let store = open(&[("main", url.as_str(), 1)]).await;
-    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
-    let slot = at("k").slot;
-    let soon = || Instant::now() + Duration::from_millis(100);
-    server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
-    let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
-    assert!(refused.message.contains("being moved"), "{refused:?}");
-    // A page without its keys would be one with a hole.
-    let mut range = namespace();
-    let refused = Backend::scan(&store, range.clone(), soon()).await.unwrap_err();
-    assert!(matches!(refused.code, Code::Unavailable | Code::DeadlineExceeded), "{refused:?}");
-    range.reverse = true;
-    assert!(Backend::scan(&store, range, soon()).await.is_err());
-    server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
-    assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
-    // Several that take and give at once leave in one row what stands in the other table.
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let database = &database;
-            scope.spawn(move || {
-                for n in 0..10 {
-                    let slots = format!("slot % 4 = {thread} AND slot % 10 <= {n}");
-                    server.sql(database, &format!("UPDATE slot_own SET mode = 1 - mode WHERE {slots}"));
-                }
-            });
-        }
-    });
-    let wrong = "SELECT count(*) FROM slot_own, slots_owned WHERE get_bit(bits, slot) <> mode";
-    assert_eq!(server.sql(&database, wrong), "0");
-    assert_ne!(server.sql(&database, "SELECT count(*) FROM slot_own WHERE mode = 0"), "0");
-    Backend::close(&store).await;
 }

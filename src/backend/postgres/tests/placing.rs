@@ -162,3 +162,41 @@ async fn a_server_that_is_away_takes_no_namespace_along() {
     Backend::close(&store).await;
     Backend::close(&second).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let store = open(&[("main", url.as_str(), 1)]).await;
+    Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
+    let slot = at("k").slot;
+    let soon = || Instant::now() + Duration::from_millis(100);
+    server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
+    let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
+    assert!(refused.message.contains("being moved"), "{refused:?}");
+    // A page without its keys would be one with a hole.
+    let mut range = namespace();
+    let refused = Backend::scan(&store, range.clone(), soon()).await.unwrap_err();
+    assert!(matches!(refused.code, Code::Unavailable | Code::DeadlineExceeded), "{refused:?}");
+    range.reverse = true;
+    assert!(Backend::scan(&store, range, soon()).await.is_err());
+    server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
+    assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
+    // Several that take and give at once leave in one row what stands in the other table.
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let database = &database;
+            scope.spawn(move || {
+                for n in 0..10 {
+                    let slots = format!("slot % 4 = {thread} AND slot % 10 <= {n}");
+                    server.sql(database, &format!("UPDATE slot_own SET mode = 1 - mode WHERE {slots}"));
+                }
+            });
+        }
+    });
+    let wrong = "SELECT count(*) FROM slot_own, slots_owned WHERE get_bit(bits, slot) <> mode";
+    assert_eq!(server.sql(&database, wrong), "0");
+    assert_ne!(server.sql(&database, "SELECT count(*) FROM slot_own WHERE mode = 0"), "0");
+    Backend::close(&store).await;
+}
