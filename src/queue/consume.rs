@@ -84,7 +84,10 @@ impl Consumers {
             // The queues are made by the publisher, which says when they are there. One that somebody has deleted since ends the
             // connection of whoever asks for it, and nobody may publish for long.
             let there = self.queue.state().is_ok();
-            if there && served && let Err(why) = self.queue.broker.declare(&self.queue.topology).await {
+            if there
+                && served
+                && let Err(why) = self.queue.broker.declare(&self.queue.topology).await
+            {
                 tracing::debug!("the queues are not looked at: {why}");
             }
             if there && let Ok(link) = self.queue.broker.connect("consumes").await {

@@ -173,7 +173,11 @@ impl Step<'_> {
             return Err(Error::unavailable("the note could not be changed on all servers", RETRY_MS));
         }
         let namespace = self.namespace.as_str();
-        tracing::info!(namespace, durability = to.word(), "by an operator, the durability in force is another");
+        tracing::info!(
+            namespace,
+            durability = to.word(),
+            "by an operator, the durability in force is another"
+        );
         Ok(())
     }
 

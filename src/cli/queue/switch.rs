@@ -44,7 +44,8 @@ pub(super) async fn switch(
         }
         // What is not understood, or cannot be done at all, has changed nothing.
         Err(fault) => {
-            if !matches!(&fault, Fault::Failed(error) if matches!(error.code, Code::InvalidArgument | Code::Unsupported)) {
+            if !matches!(&fault, Fault::Failed(error) if matches!(error.code, Code::InvalidArgument | Code::Unsupported))
+            {
                 left_closed();
             }
             return Err(fault);
