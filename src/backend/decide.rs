@@ -74,12 +74,16 @@ pub(super) fn offer(present: Option<&Row>, offered: &Write, now: Now) -> Result<
 }
 
 /// Decides a merge of a row that carries its version: newer wins, whatever the order of arrival.
-/// A superseded entry still leaves its operation ids, so that a later retry is recognised.
+/// A superseded entry still leaves its operation ids, so that a later retry is recognised. One whose own operation took effect
+/// before, under another version, changes nothing at all: operations that were merged into it may be yet to come.
 pub(super) fn apply(present: Option<&Row>, entry: &Entry, now: Now) -> (Option<Row>, Applied) {
     match present {
         None if entry.row.version.hlc <= now.gc_floor => (None, Applied::BelowFloor),
         None => (Some(entry.row.clone()), Applied::Applied),
         Some(present) => {
+            if is_known(present, &entry.row) {
+                return (None, Applied::Known);
+            }
             let ring = merged_ring(&entry.row, present, now.wall_ms);
             if present.version < entry.row.version {
                 (Some(Row { ring, ..entry.row.clone() }), Applied::Applied)
@@ -89,6 +93,13 @@ pub(super) fn apply(present: Option<&Row>, entry: &Entry, now: Now) -> (Option<R
             }
         }
     }
+}
+
+/// Whether the operation that a newer row is of had taken effect before. Its own operation is the one that got its version.
+fn is_known(present: &Row, newer: &Row) -> bool {
+    let print = newer.version.fingerprint();
+    let own = newer.ring.entries.iter().find(|(_, of)| *of == print);
+    present.version < newer.version && own.is_some_and(|(op, _)| present.ring.find(*op).is_some())
 }
 
 fn may_be_forgotten(present: Option<&Row>, lookback_ms: i64, now: Now) -> bool {

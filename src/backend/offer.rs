@@ -35,7 +35,7 @@ pub(super) fn not_offered() -> Error {
 }
 
 /// [`Backend::foresee`] of a store that can be read and no more: it does not foresee that a row is refused, nor the
-/// floor of forgotten deletes.
+/// floor of forgotten deletes, nor that an operation is known.
 pub(super) async fn by_reading<B: Backend>(
     store: &B,
     entries: Vec<Entry>,

@@ -111,6 +111,8 @@ pub enum Applied {
     Applied,
     /// Something as new stood there before.
     Superseded,
+    /// Its own operation had taken effect before, under another version: nothing was changed.
+    Known,
     /// So old that a newer delete may have been forgotten, and nothing stands there: not stored.
     BelowFloor,
 }

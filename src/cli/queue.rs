@@ -226,6 +226,10 @@ async fn replay(control: &Control, output: &mut Output, filter: &Replay, rate: O
             tell("stopped; run it again to go on");
             Ok(ExitCode::from(INTERRUPTED))
         }
+        false if !filter.id.is_empty() && applied + superseded + failures == 0 => {
+            tell(&format!("no dead letter {}", json_text(&filter.id)));
+            Ok(failed())
+        }
         false => Ok(if failures > 0 { failed() } else { ExitCode::SUCCESS }),
     }
 }

@@ -161,7 +161,9 @@ impl Breaker {
         let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let left = why.until.map_or(OPEN_FIRST, |until| until.saturating_duration_since(Instant::now()));
         let retry_ms = i64::try_from(left.as_millis()).unwrap_or(i64::MAX).max(1);
-        Error::unavailable(format!("{} (circuit open: {})", why.message, self.name), retry_ms)
+        // Another request has just opened it, and is about to say why.
+        let message = if why.message.is_empty() { "it failed lately" } else { &why.message };
+        Error::unavailable(format!("{message} (circuit open: {})", self.name), retry_ms)
     }
 
     fn close(&self) {

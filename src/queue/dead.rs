@@ -42,7 +42,7 @@ pub struct DeadLetter {
 pub enum Foreseen {
     /// It would be applied.
     Applied,
-    /// Something newer stands there.
+    /// Something newer stands there, or its operation took effect before.
     Superseded,
     /// It is older than the deletes that were forgotten: only a forced replay brings it back.
     BelowFloor,
@@ -205,9 +205,8 @@ impl Queue {
         again.entry.row.slot = at.slot;
         again.entry.at = at;
         if forced {
+            // Its operation keeps the version that it was told: under the new one it would be known where it took effect before.
             again.entry.row.version = target.mint();
-            let print = again.entry.row.version.fingerprint();
-            again.entry.row.ring.entries.iter_mut().for_each(|(_, of)| *of = print);
         }
         let deadline = Instant::now() + APPLY_TIMEOUT;
         let applied = target.apply(std::slice::from_ref(&again), deadline).await.pop();
@@ -225,7 +224,7 @@ impl Queue {
         let foreseen = target.foresee(write, Instant::now() + APPLY_TIMEOUT).await;
         match foreseen {
             Ok(Applied::Applied) => Foreseen::Applied,
-            Ok(Applied::Superseded) => Foreseen::Superseded,
+            Ok(Applied::Superseded | Applied::Known) => Foreseen::Superseded,
             Ok(Applied::BelowFloor) => Foreseen::BelowFloor,
             Err(error) => Foreseen::Failing(format!("{}: {}", error.code, error.message)),
         }

@@ -1,7 +1,8 @@
 //! What the consumers of lanes know of them, for whoever asks any worker: kept in Redis for a few seconds.
 //!
 //! A lane's depth is what the broker holds ready, and what its consumer has in hand; only that one knows how old the
-//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind. Bytes are the depth by the size that its messages had lately. Where there is a consumer and no
+//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind. So it is with bytes. A lane may have consumers that are handed
+//! nothing while another works: one that has nothing in hand leaves the word of another that has. Where there is a consumer and no
 //! word of it, what it has in hand is not known, and never taken for nothing.
 
 use std::collections::HashMap;
@@ -49,6 +50,9 @@ pub(super) struct Word {
     /// When the oldest in hand was taken, Unix milliseconds; 0 = none is.
     pub(super) oldest_ms: i64,
     pub(super) rate: f64,
+    /// Bytes of those in hand.
+    pub(super) bytes: u64,
+    /// Bytes of a write, on the average lately.
     pub(super) bytes_each: u64,
     pub(super) said_ms: i64,
     /// Writes of a message, on the average lately.
@@ -59,22 +63,45 @@ pub(super) struct Word {
 pub(super) struct Lanes {
     redis: Arc<Redis>,
     hash: String,
+    /// Who tells.
+    by: u64,
 }
 
 impl Lanes {
     pub(super) fn open(url: &str, prefix: &str) -> Result<Self> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
-        Ok(Self { redis, hash: format!("{prefix}:q:lanes") })
+        Ok(Self { redis, hash: format!("{prefix}:q:lanes"), by: fastrand::u64(..) })
     }
 
     /// Tells of a lane. Nothing hangs on whether it arrives.
     pub(super) async fn tell(&self, lane: &str, word: Word) {
+        if word.in_hand == 0 && self.is_others(lane, word.said_ms).await {
+            return;
+        }
         let mut set = redis::cmd("HSET");
         set.arg(&self.hash).arg(lane).arg(format!(
-            "{} {} {:.1} {} {} {:.3}",
-            word.in_hand, word.oldest_ms, word.rate, word.bytes_each, word.said_ms, word.writes_each
+            "{} {} {:.1} {} {} {:.3} {} {:016x}",
+            word.in_hand,
+            word.oldest_ms,
+            word.rate,
+            word.bytes_each,
+            word.said_ms,
+            word.writes_each,
+            word.bytes,
+            self.by
         ));
         drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
+    }
+
+    /// Whether another consumer said lately that it has writes of a lane in hand.
+    async fn is_others(&self, lane: &str, now_ms: i64) -> bool {
+        let mut get = redis::cmd("HGET");
+        get.arg(&self.hash).arg(lane);
+        let there = self.redis.call(&get, Instant::now() + CALL_TIMEOUT).await;
+        let Ok(Value::BulkString(bytes)) = there else { return false };
+        let text = String::from_utf8_lossy(&bytes);
+        let own = text.ends_with(&format!(" {:016x}", self.by));
+        !own && Word::read(&text).is_some_and(|word| word.in_hand > 0 && now_ms - word.said_ms <= FRESH_MS)
     }
 
     /// The names of all lanes that anybody ever told of.
@@ -125,6 +152,7 @@ impl Word {
             bytes_each: parts.next()?.parse().ok()?,
             said_ms: parts.next()?.parse().ok()?,
             writes_each: parts.next()?.parse().ok()?,
+            bytes: parts.next()?.parse().ok()?,
         })
     }
 }
@@ -152,7 +180,7 @@ impl LaneStatus {
             ready,
             in_hand,
             depth,
-            bytes: or_none(depth.and_then(|depth| Some(depth * word?.bytes_each))),
+            bytes: or_none(depth.and_then(|_| Some(ready * word?.bytes_each + word?.bytes))),
             oldest_age_ms: match word {
                 _ if in_hand == Some(0) => Some(0),
                 Some(word) if word.oldest_ms == 0 => Some(0),

@@ -107,7 +107,7 @@ pub enum Fate {
     Pending,
     /// It stands in the store, or a newer one of the queue does.
     Applied,
-    /// Something newer stood there before.
+    /// Something newer stood there before, or its operation had taken effect.
     Superseded,
     /// It could not be applied, and lies with the dead letters.
     Dead(String),

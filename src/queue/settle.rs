@@ -46,7 +46,15 @@ pub(super) async fn apply(target: &dyn Target, writes: &[Queued], deadline: Inst
     let merged: Vec<Queued> = groups.iter().map(|group| coalesced(writes, group)).collect();
     let results = target.apply(&merged, deadline).await;
     let mut verdicts = vec![Verdict::Down("the store lost a write".to_owned()); writes.len()];
-    for (group, result) in groups.into_iter().zip(results) {
+    let lost = || Err(Error::internal("the store lost a write"));
+    for (mut group, mut result) in groups.into_iter().zip(results) {
+        // Where the newest is of an operation that took effect before, what was merged into it did not for that.
+        while matches!(result, Ok(Applied::Known)) && group.len() > 1 {
+            let known = group.pop().expect("there are two at least");
+            verdicts[known] = judge(&result);
+            let rest = coalesced(writes, &group);
+            result = target.apply(std::slice::from_ref(&rest), deadline).await.pop().unwrap_or_else(lost);
+        }
         let verdict = judge(&result);
         if !matches!(verdict, Verdict::Dead(_)) || group.len() == 1 {
             group.iter().for_each(|at| verdicts[*at] = verdict.clone());
@@ -55,7 +63,6 @@ pub(super) async fn apply(target: &dyn Target, writes: &[Queued], deadline: Inst
         // The newest will not do; those before it may, each in its turn.
         for at in group {
             let alone = target.apply(&writes[at..=at], deadline).await.pop();
-            let lost = || Err(Error::internal("the store lost a write"));
             verdicts[at] = judge(&alone.unwrap_or_else(lost));
         }
     }
@@ -107,7 +114,7 @@ fn coalesced(writes: &[Queued], group: &[usize]) -> Queued {
 pub(super) fn judge(result: &Result<Applied>) -> Verdict {
     let error = match result {
         Ok(Applied::Applied) => return Verdict::Done(Fate::Applied),
-        Ok(Applied::Superseded) => return Verdict::Done(Fate::Superseded),
+        Ok(Applied::Superseded | Applied::Known) => return Verdict::Done(Fate::Superseded),
         Ok(Applied::BelowFloor) => {
             let reason = "below_floor: older than the deletes that the store has forgotten; only a forced replay can bring it back";
             return Verdict::Dead(reason.to_owned());

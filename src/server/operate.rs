@@ -22,7 +22,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use async_nats::{Message, Subject};
+use async_nats::{HeaderMap, Message, Subject};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
@@ -107,23 +107,32 @@ struct Receipt {
 pub(super) fn answer(shared: &Arc<Shared>, command: &str, message: Message, to: Subject) {
     let (shared, command) = (shared.clone(), command.to_owned());
     shared.clone().handlers.spawn(async move {
-        let told = |error: Error| {
-            json!({"error": {
-                "code": error.code.word(), "message": error.message, "retry": error.retry().word(),
-                "retry_after_ms": error.retry_after_ms,
-            }})
-        };
-        let body = run(&shared, &command, &message.payload).await.unwrap_or_else(told);
-        let (mut body, room) = (body.to_string(), shared.reply_bytes_max());
-        if body.len() > room {
-            let bytes = body.len();
-            let error = Error::too_large(format!("{command}: a reply of {bytes} bytes, the limit is {room}"));
-            body = told(error).to_string();
-        }
-        if let Err(error) = bounded("reply", shared.client.publish(to, body.into())).await {
+        let (done, room) = (run(&shared, &command, &message.payload).await, shared.reply_bytes_max());
+        let done = done.map(|body| body.to_string()).and_then(|body| match body.len() {
+            bytes if bytes > room => {
+                Err(Error::too_large(format!("{command}: a reply of {bytes} bytes, the limit is {room}")))
+            }
+            _ => Ok(body),
+        });
+        let mut headers = HeaderMap::new();
+        let body = done.unwrap_or_else(|error| {
+            super::reply::note_error(Some(&error), &mut headers);
+            told_error(&error).to_string()
+        });
+        let sending = shared.client.publish_with_headers(to, headers, body.into());
+        if let Err(error) = bounded("reply", sending).await {
             tracing::warn!(%error, command, "an operator reply could not be sent");
         }
     });
+}
+
+/// An error as every reply has it.
+fn told_error(error: &Error) -> Json {
+    json!({"error": {
+        "code": error.code.word(), "message": error.message, "retry": error.retry().word(),
+        "retry_after_ms": error.retry_after_ms,
+        "version": error.version.map(|version| version.to_string()).unwrap_or_default(), "details": error.details,
+    }})
 }
 
 async fn run(shared: &Shared, command: &str, payload: &[u8]) -> Result<Json> {
@@ -146,7 +155,14 @@ async fn run(shared: &Shared, command: &str, payload: &[u8]) -> Result<Json> {
 
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
     let payload = if payload.is_empty() { b"{}" } else { payload };
-    serde_json::from_slice(payload).map_err(|error| Error::invalid(format!("bad request: {error}")))
+    let bad = |error: serde_json::Error| Error::invalid(format!("bad request: {error}"));
+    if payload[0] != b'{' {
+        return Err(Error::invalid("bad request: it is no JSON object"));
+    }
+    let mut asked: serde_json::Map<String, Json> = serde_json::from_slice(payload).map_err(bad)?;
+    // As everywhere: null is absent.
+    asked.retain(|_, value| !value.is_null());
+    T::deserialize(Json::Object(asked)).map_err(bad)
 }
 
 async fn status(queue: &Queue) -> Result<Json> {

@@ -58,7 +58,7 @@ fn bytes(reply: &Reply, encoding: Encoding) -> Vec<u8> {
 }
 
 /// ADR-32 error headers. The message stands in one line there.
-fn note_error(error: Option<&Error>, headers: &mut HeaderMap) {
+pub(super) fn note_error(error: Option<&Error>, headers: &mut HeaderMap) {
     let Some(error) = error else {
         return;
     };

@@ -282,7 +282,7 @@ fn rounds(ops: Vec<BatchOp>, results: &mut [Option<Piece>]) -> Vec<Round> {
 }
 
 /// The error of a whole atomic batch: that of the first failing operation, its index beside it.
-fn failed(at: usize, mut error: Error) -> Error {
+pub(super) fn failed(at: usize, mut error: Error) -> Error {
     error.details.insert(0, at.to_string());
     error.at(&format!("ops[{at}]"))
 }

@@ -23,6 +23,7 @@ use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Key, Outcome, Result, Scope, Version};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, QUEUED_BYTES_MAX, Queued, Unqueued, Waits};
 
+use super::batch::failed;
 use super::copies::ended;
 use super::write::Asked;
 use super::{Call, Store, Waiting};
@@ -148,9 +149,9 @@ impl Store {
             Ok(ahead) => ahead.into_iter().map(Ok).collect(),
             Err(away) => vec![Err(away); keys.len()],
         };
-        for ((write, key), ahead) in writes.iter_mut().zip(&keys).zip(ahead) {
+        for (at, ((write, key), ahead)) in writes.iter_mut().zip(&keys).zip(ahead).enumerate() {
             self.place(write, ahead.as_ref().ok());
-            self.may_depend(call, waiting, key, ahead).await?;
+            self.may_depend(call, waiting, key, ahead).await.map_err(|error| failed(at, error))?;
             if write.entry().is_none() {
                 write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
             }
@@ -262,12 +263,12 @@ impl Store {
         let now = Instant::now();
         let open = match ahead {
             Ok(ahead) => ahead.open.or(noted).unwrap_or(true),
-            Err(Away(why)) if noted.is_none() || !self.agreed.was_open(&call.namespace, now) => {
+            Err(Away(why)) if !self.agreed.was_open(&call.namespace, now) => {
                 return Some(format!(
                     "nobody can tell whether writes of namespace {namespace:?} may still be queued: {why}"
                 ));
             }
-            Err(_) => noted == Some(true),
+            Err(_) => noted.unwrap_or(true),
         };
         if open && ahead.is_ok() {
             self.agreed.saw_open(&call.namespace, now);

@@ -126,7 +126,7 @@ impl Store {
                 self.saw(version, now_ms);
                 Ended::Stands { version, record: None, expires_at_ms }
             }
-            Ok(Applied::Superseded | Applied::BelowFloor) => Ended::Nothing,
+            Ok(Applied::Superseded | Applied::Known | Applied::BelowFloor) => Ended::Nothing,
             Err(error) if error.code.outcome() == Outcome::Refused => Ended::Nothing,
             Err(_) => Ended::Unknown,
         };

@@ -118,8 +118,11 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
     assert_eq!(caller.call("put", swapped).await["outcome"], "applied");
     assert_eq!(caller.call("delete", json!({"key": "none"})).await["existed"], false);
     for key in ["b", "c", "d"] {
-        assert_eq!(caller.call("put", json!({"key": key, "value": key})).await["outcome"], "applied");
+        let put = json!({"key": key, "value": key, "op_id": format!("o{key}")});
+        assert_eq!(caller.call("put", put).await["outcome"], "applied");
     }
+    let newer = caller.call("put", json!({"key": "c", "value": "newer", "op_id": "oc2"})).await;
+    assert_eq!(newer["outcome"], "applied", "{newer}");
     let strong = caller.call("get", json!({"key": "a", "consistency": "strong"})).await;
     assert_eq!(strong["error"]["code"], "unsupported");
 
@@ -139,6 +142,13 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
     assert_eq!((&again["outcome"], &again["duplicate"]), (&json!("queued"), &json!(true)), "{again}");
     let deleted = caller.call("delete", json!({"key": "b"})).await;
     assert_eq!(deleted["outcome"], "queued", "{deleted}");
+    // Without its age nobody can tell that it took effect before: until the store is asked, which undoes nothing.
+    let repeated = caller.call("put", json!({"key": "c", "value": "c", "op_id": "oc"})).await;
+    assert_eq!(
+        (&repeated["outcome"], &repeated["duplicate"]),
+        (&json!("queued"), &json!(false)),
+        "{repeated}"
+    );
     let made = caller.call("put", json!({"key": "bb", "value": "new"})).await;
     assert_eq!(made["outcome"], "queued", "{made}");
 
@@ -166,7 +176,14 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
         "{swap}"
     );
     assert_eq!(swap["error"]["retry"], "retryable");
-    let update = json!({"key": "c", "changes": [{"path": "n", "increment": 1}], "create": true});
+    let gone = caller.call("delete", json!({"key": "x/2"})).await;
+    assert_eq!(gone["outcome"], "queued", "{gone}");
+    let (one, two) = (json!({"put": {"key": "x/1", "value": 1}}), json!({"put": {"key": "x/2", "value": 1}}));
+    let atomic = json!({"ops": [one, two], "atomic": true});
+    let atomic = caller.call("batch", atomic).await;
+    assert_eq!(atomic["error"]["code"], "conflict_pending", "{atomic}");
+    assert_eq!(atomic["error"]["details"][0], "1", "{atomic}");
+    let update = json!({"key": "d", "changes": [{"path": "n", "increment": 1}], "create": true});
     let update = caller.call("update", update).await;
     assert_eq!(
         (&update["outcome"], &update["error"]["code"]),
@@ -188,8 +205,15 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
         lanes.iter().map(|lane| lane["depth"].as_u64().unwrap_or(0)).sum::<u64>()
     };
     let begun = Instant::now();
-    while !(5..=12).contains(&depth().await) {
+    while !(7..=12).contains(&depth().await) {
         assert!(begun.elapsed() < Duration::from_secs(10), "queued writes are counted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // By now the other worker stands by for each lane, and has nothing in hand.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let settled = depth().await;
+    for _ in 0..30 {
+        assert_eq!((depth().await, settled >= 7), (settled, true), "whoever tells, and whoever is asked");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
@@ -216,6 +240,14 @@ async fn queued_writes_are_seen_by_all_and_stand_when_the_store_is_back() {
         "{stands}"
     );
     assert_eq!(caller.control("receipt", receipt).await["state"], "applied");
+    let stands = caller.call("get", json!({"key": "c"})).await;
+    assert_eq!(
+        (&stands["record"]["value"], &stands["record"]["version"]),
+        (&json!("newer"), &newer["version"]),
+        "{stands}"
+    );
+    let receipt = json!({"namespace": "n", "key": "c", "version": repeated["version"]});
+    assert_eq!(caller.control("receipt", receipt).await["state"], "superseded");
     assert_eq!(caller.call("get", json!({"key": "b"})).await["found"], false, "a queued delete stays");
     let page = caller.call("scan", json!({"keys_only": true})).await;
     let keys: Vec<&str> =

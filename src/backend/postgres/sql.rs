@@ -200,7 +200,8 @@ pub(super) const MERGE: &str = concat!(
      SELECT ns, key FROM w"
 );
 
-/// Merges rows that carry their versions; below the floor only where a row stands.
+/// Merges rows that carry their versions; below the floor only where a row stands. One whose own operation (the one that got its
+/// version) is in the ring of an older row is `known`, and changes nothing.
 ///
 /// `$1` slot, `$2` namespace, `$3` key, `$4` hlc, `$5` origin, `$6` kind, `$7` end of life, `$8` was, `$9` document, `$10`
 /// when an operation was last pushed out of the ring: arrays. `$11` the rings, each as text of an array.
@@ -212,10 +213,12 @@ pub(super) const APPLY: &str = concat!(
      $6::smallint[], $7::bigint[], $8::boolean[], $9::bytea[], $10::bigint[], $11::text[]) \
      WITH ORDINALITY AS t(slot, ns, key, hlc, origin, kind, expires, was, val, ops_floor, ring, ord)), ",
     owned!(),
-    ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.ops_floor FROM i JOIN o USING (slot) \
+    ", k AS MATERIALIZED (SELECT i.ord, t.hlc, t.origin, t.ops, t.ops_floor, (t.hlc, t.origin) < (i.hlc, i.origin) \
+     AND EXISTS (SELECT FROM generate_series(1, cardinality(i.ops), 2) AS g WHERE i.ops[g + 1] = i.hlc # i.origin \
+     AND t.ops @> ARRAY[i.ops[g]]) AS known FROM i JOIN o USING (slot) \
      JOIN rec t ON t.ns = i.ns AND t.key = i.key ORDER BY t.ns, t.key FOR NO KEY UPDATE OF t), \
      j AS MATERIALIZED (SELECT i.*, o.moving, o.gc_floor, k.ord IS NOT NULL AS stands, k.ops AS c_ops, \
-     coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer, \
+     coalesce(k.known, false) AS known, coalesce((k.hlc, k.origin) < (i.hlc, i.origin), false) AS newer, \
      coalesce((k.hlc, k.origin) <= (i.hlc, i.origin), false) AS leads FROM i JOIN o USING (slot) LEFT JOIN k USING (ord)), \
      m AS MATERIALIZED (SELECT j.ord, (SELECT coalesce(array_agg(x.v ORDER BY x.p, x.half), '{}') FROM ( \
      SELECT p.p, half, CASE half WHEN 0 THEN p.op ELSE p.fp END AS v FROM (SELECT DISTINCT ON (q.op) q.op, q.fp, q.p FROM ( \
@@ -229,7 +232,7 @@ pub(super) const APPLY: &str = concat!(
      ops = m.ops[1:8], ops_floor = CASE WHEN cardinality(m.ops) > 8 THEN ",
     now!(),
     " ELSE GREATEST(t.ops_floor, j.ops_floor) END \
-     FROM j JOIN m USING (ord) WHERE j.stands AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8] \
+     FROM j JOIN m USING (ord) WHERE j.stands AND NOT j.known AND t.ns = j.ns AND t.key = j.key AND (j.newer OR t.ops <> m.ops[1:8] \
      OR cardinality(m.ops) > 8 OR j.ops_floor > t.ops_floor) \
      RETURNING j.ord), \
      n AS (INSERT INTO rec (ns, key, slot, hlc, origin, kind, was, expires, ops, ops_floor, val) \
@@ -238,7 +241,7 @@ pub(super) const APPLY: &str = concat!(
      l AS (INSERT INTO move_log SELECT j.slot, j.ns, j.key FROM j LEFT JOIN u USING (ord) \
      LEFT JOIN n ON n.ns = j.ns AND n.key = j.key WHERE j.moving AND (u.ord IS NOT NULL OR n.key IS NOT NULL)) \
      SELECT j.ord, CASE WHEN n.key IS NOT NULL OR (u.ord IS NOT NULL AND j.newer) THEN 'applied' \
-     WHEN j.stands THEN 'superseded' WHEN j.hlc > j.gc_floor THEN 'again' ELSE 'below_floor' END AS res \
+     WHEN j.known THEN 'known' WHEN j.stands THEN 'superseded' WHEN j.hlc > j.gc_floor THEN 'again' ELSE 'below_floor' END AS res \
      FROM j LEFT JOIN u USING (ord) LEFT JOIN n ON n.ns = j.ns AND n.key = j.key"
 );
 

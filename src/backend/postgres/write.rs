@@ -301,6 +301,7 @@ fn word_of(word: &str) -> Option<Applied> {
     match word {
         "applied" => Some(Applied::Applied),
         "superseded" => Some(Applied::Superseded),
+        "known" => Some(Applied::Known),
         "below_floor" => Some(Applied::BelowFloor),
         _ => None,
     }

@@ -234,6 +234,7 @@ fn applied(shard: &Shard, word: Result<String, Fault>) -> Result<Applied> {
     match word.map_err(|fault| fault.error)?.as_str() {
         "A" => Ok(Applied::Applied),
         "S" => Ok(Applied::Superseded),
+        "K" => Ok(Applied::Known),
         "B" => Ok(Applied::BelowFloor),
         "L" => Err(late()),
         other => match other.strip_prefix('E') {

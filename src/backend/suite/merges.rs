@@ -50,6 +50,36 @@ async fn a_merge_of_many_rows_is_that_of_each() {
     .await;
 }
 
+#[tokio::test]
+async fn an_operation_that_took_effect_is_not_merged_again_under_another_version() {
+    on_each(async |backend| {
+        let now = hlc_at(wall_ms());
+        let of = |op: u64, body: &str, hlc: u64| {
+            let mut entry = entry("k", Some(body), hlc);
+            entry.row.ring.entries = vec![(op | 1 << 63, entry.row.version.fingerprint())];
+            entry
+        };
+        let each = async |entry: Entry| backend.apply(vec![entry], deadline()).await.remove(0);
+        assert_eq!(each(of(1, "A", now)).await, Ok(Applied::Applied));
+        assert_eq!(each(of(2, "B", now + 1)).await, Ok(Applied::Applied));
+        // With another operation merged into it, which must not be taken for one that took effect.
+        let mut again = of(1, "A", now + 9);
+        let other = of(3, "C", now + 8);
+        again.row.ring.entries.extend(&other.row.ring.entries);
+        assert_eq!(each(again.clone()).await, Ok(Applied::Known));
+        assert_eq!(body(&*backend, "k").await.as_deref(), Some("B"));
+        assert_eq!(each(other.clone()).await, Ok(Applied::Applied));
+        assert_eq!(body(&*backend, "k").await.as_deref(), Some("C"));
+        assert_eq!(each(other).await, Ok(Applied::Superseded), "its own version is no other");
+        // Beside others, and twice.
+        let many = vec![again.clone(), of(4, "D", now + 10), again];
+        let merged = backend.apply(many, deadline()).await;
+        assert_eq!(merged, [Ok(Applied::Known), Ok(Applied::Applied), Ok(Applied::Superseded)]);
+        assert_eq!(body(&*backend, "k").await.as_deref(), Some("D"));
+    })
+    .await;
+}
+
 fn any_entry() -> impl Strategy<Value = Entry> {
     let body = proptest::option::of("[a-z]{0,4}");
     ((0..3_u8), body, 1..20_u64, proptest::collection::vec(0..6_u64, 0..3)).prop_map(
@@ -62,7 +92,9 @@ fn any_entry() -> impl Strategy<Value = Entry> {
                 entry.row.body = Some(Bytes::from(format!("{key}-{hlc}")));
             }
             let fingerprint = entry.row.version.fingerprint();
-            entry.row.ring.entries = ops.into_iter().map(|op| (op | 1 << 63, fingerprint)).collect();
+            // An operation took effect under one version.
+            let op = |op: u64| (op | hlc << 8 | 1 << 63, fingerprint);
+            entry.row.ring.entries = ops.into_iter().map(op).collect();
             entry.row.ring.entries.dedup();
             entry
         },

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Args)]
@@ -21,7 +22,7 @@ pub(crate) enum QueueCommand {
     /// Print dead letters: id, namespace, key, reason; those looked at move to the end of the queue
     List {
         /// How many
-        #[arg(long, default_value = "100")]
+        #[arg(long, default_value = "100", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
         limit: usize,
     },
     /// Print a dead letter with its value, and what a replay would come to now
@@ -35,7 +36,7 @@ pub(crate) enum QueueCommand {
     /// Apply all dead letters again, at a rate
     Drain {
         /// Letters a second at most
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         rate: Option<u32>,
     },
     /// Remove all dead letters, once they are in a file

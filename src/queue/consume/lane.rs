@@ -79,6 +79,8 @@ struct InHand {
     taken_at_ms: i64,
     /// Its writes that are not settled.
     left: usize,
+    /// Bytes of each, on the average.
+    bytes_each: usize,
 }
 
 impl Lane {
@@ -174,11 +176,13 @@ impl Lane {
         let mut batch = Vec::with_capacity(gathered.len());
         for delivery in gathered {
             self.told.saw(&delivery);
+            let bytes = delivery.data.len();
             let writes = match read_all(delivery) {
                 Ok(writes) => writes,
                 Err(unreadable) => {
                     tracing::error!(lane = self.name, "a queued write cannot be read: {}", unreadable.reason);
-                    self.in_hand.insert(unreadable.tag, InHand { taken_at_ms: now_ms, left: 1 });
+                    self.in_hand
+                        .insert(unreadable.tag, InHand { taken_at_ms: now_ms, left: 1, bytes_each: bytes });
                     if self.queue.bury_unreadable(&unreadable, &self.name).await.is_err() {
                         return Err("a message could not be sent to the dead letters".to_owned());
                     }
@@ -188,7 +192,8 @@ impl Lane {
             };
             let oldest_ms = writes.iter().map(|held| held.write.taken_at_ms).min().unwrap_or(now_ms);
             if let Some(first) = writes.first() {
-                let in_hand = InHand { taken_at_ms: oldest_ms, left: writes.len() };
+                let left = writes.len();
+                let in_hand = InHand { taken_at_ms: oldest_ms, left, bytes_each: bytes / left };
                 self.in_hand.insert(first.tag, in_hand);
             }
             for held in writes {
@@ -230,7 +235,7 @@ impl Lane {
         for (held, already) in batch.into_iter().zip(already) {
             match already {
                 Some(Applied::Applied) => overtaken.push((held, Fate::Applied)),
-                Some(Applied::Superseded) => overtaken.push((held, Fate::Superseded)),
+                Some(Applied::Superseded | Applied::Known) => overtaken.push((held, Fate::Superseded)),
                 Some(Applied::BelowFloor) | None => rest.push(held),
             }
         }
@@ -440,6 +445,9 @@ impl Lane {
                 + self.delivered.iter().map(writes_of).sum::<usize>()) as u64,
             oldest_ms: self.in_hand.values().map(|message| message.taken_at_ms).min().unwrap_or(0),
             rate: self.told.rate_now(elapsed),
+            bytes: (self.in_hand.values().map(|message| message.left * message.bytes_each).sum::<usize>()
+                + self.delivered.iter().map(|delivery| delivery.data.len()).sum::<usize>())
+                as u64,
             bytes_each: self.told.bytes_each as u64,
             said_ms: wall_ms(),
             writes_each: self.told.writes_each,

@@ -10,6 +10,9 @@ use crate::queue::group;
 /// The part of the last second in the rate that is told.
 const RATE_PART: f64 = 0.3;
 
+/// Messages that an average is of, about.
+const SEEN_MAX: u32 = 20;
+
 /// What was told last, and what is to be told next.
 pub(super) struct Told {
     pub(super) at: Instant,
@@ -19,18 +22,29 @@ pub(super) struct Told {
     pub(super) rate: f64,
     pub(super) bytes_each: f64,
     pub(super) writes_each: f64,
+    /// Messages seen, as far as that matters.
+    pub(super) seen: u32,
 }
 
 impl Told {
     /// Nothing was told yet.
     pub(super) fn nothing() -> Self {
-        Self { at: Instant::now(), due: true, settled: 0, rate: 0.0, bytes_each: 0.0, writes_each: 1.0 }
+        Self {
+            at: Instant::now(),
+            due: true,
+            settled: 0,
+            rate: 0.0,
+            bytes_each: 0.0,
+            writes_each: 1.0,
+            seen: 0,
+        }
     }
 
     /// Takes note of how large a message is.
     pub(super) fn saw(&mut self, delivery: &Delivery) {
         let writes = writes_of(delivery) as f64;
-        let part = if self.bytes_each == 0.0 { 1.0 } else { 0.05 };
+        self.seen = (self.seen + 1).min(SEEN_MAX);
+        let part = 1.0 / f64::from(self.seen);
         self.bytes_each += (delivery.data.len() as f64 / writes - self.bytes_each) * part;
         self.writes_each += (writes - self.writes_each) * part;
     }

@@ -133,3 +133,31 @@ async fn what_the_store_has_overtaken_is_settled_by_a_look() {
     assert!((1..=200).contains(&applied), "the first part alone is applied: {applied} of 500");
     queue.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_of_an_operation_that_took_effect_takes_nothing_else_along() {
+    let store = Store::default();
+    let write = |body: &str, op: u64, counter: u64| {
+        let mut write = put("k", body, counter);
+        write.entry.row.ring.entries = vec![(op | 1 << 63, write.entry.row.version.fingerprint())];
+        write
+    };
+    let (first, newer) = (write("A", 1, 1), write("B", 2, 2));
+    let until = soon();
+    let applied = settle::apply(&store, &[first], until).await;
+    assert_eq!(applied, [settle::Verdict::Done(Fate::Applied)]);
+    // In one batch with what was never applied: older than the repeat, and merged into it.
+    let repeats = [newer, write("A", 1, 3), write("C", 3, 4), write("A", 1, 5), write("B", 2, 6)];
+    let fates: Vec<_> = settle::apply(&store, &repeats, until).await;
+    let done = |fate| settle::Verdict::Done(fate);
+    let (applied, superseded) = (done(Fate::Applied), done(Fate::Superseded));
+    assert_eq!(store.body("k").await.as_deref(), Some("B"), "the newest that had not taken effect");
+    assert_eq!(fates[4], applied, "{fates:?}");
+    let again = [write("C", 3, 7), write("A", 1, 8), write("A", 1, 9)];
+    let fates = settle::apply(&store, &again, until).await;
+    assert_eq!(store.body("k").await.as_deref(), Some("B"), "{fates:?}");
+    assert_eq!(fates, [superseded.clone(), superseded.clone(), superseded]);
+    let new = [write("D", 4, 10), write("A", 1, 11)];
+    let fates = settle::apply(&store, &new, until).await;
+    assert_eq!((store.body("k").await.as_deref(), &fates[0]), (Some("D"), &done(Fate::Applied)), "{fates:?}");
+}

@@ -1,7 +1,8 @@
 -- Rows that carry their versions: a newer one replaces what stands there, and no operation is forgotten by it.
 --
 -- KEYS: slots, then for each row its record and its order. ARGV: the time at which nothing is written any more, then for each
--- the row. A word for each.
+-- the row. A word for each: applied 'A', superseded 'S', an operation that took effect before 'K', below the floor 'B', not the
+-- slot's owner 'N', too late 'L', or an error.
 local late = now >= tonumber(ARGV[1])
 
 -- Both rings as one, that of the newer version first.
@@ -20,6 +21,17 @@ local function rewritten(full, ring, evicted)
         evicted, ring, sub(full, HEAD + #ring_of(full) + 1))
 end
 
+-- Whether the operation that a newer row is of had taken effect before: its own is the one that got its version.
+local function is_known(head, entry)
+    local print, ring = fingerprint(version_of(entry)), ring_of(entry)
+    for at = 1, #ring, ENTRY do
+        if sub(ring, at + 16, at + 31) == print then
+            return find(ring_of(head), sub(ring, at, at + 15)) ~= nil
+        end
+    end
+    return false
+end
+
 local function apply(record, order, entry)
     local floor = floor_of(sub(entry, 5, 8))
     if not floor then return 'N' end
@@ -36,6 +48,7 @@ local function apply(record, order, entry)
     end
     local ring, evicted
     if version_of(head) < version_of(entry) then
+        if is_known(head, entry) then return 'K' end
         ring, evicted = merged(entry, head)
         wrong = keep_order(order, record, sub(head, 2, 2), sub(entry, 2, 2))
         if wrong then return 'E' .. wrong end
