@@ -85,7 +85,9 @@ impl Control {
         let word = text(error, "code");
         let code = Code::ALL.into_iter().find(|code| code.word() == word).unwrap_or(Code::Internal);
         let retry_after_ms = error["retry_after_ms"].as_i64().unwrap_or(0);
-        Err(Error { retry_after_ms, ..Error::new(code, text(error, "message")) })
+        let details = error["details"].as_array().map_or(&[][..], Vec::as_slice);
+        let details = details.iter().filter_map(|detail| Some(detail.as_str()?.to_owned())).collect();
+        Err(Error { retry_after_ms, details, ..Error::new(code, text(error, "message")) })
     }
 
     async fn dead_letters(&self) -> Result<u64, Fault> {

@@ -23,7 +23,7 @@ mod update;
 mod warm;
 pub use batch::Batched;
 pub use read::Got;
-pub use switch::Switched;
+pub use switch::{SETTINGS, Switched};
 pub use update::check_size;
 mod write;
 

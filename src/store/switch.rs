@@ -38,6 +38,10 @@ const OPENING: Duration = Duration::from_millis(NOTED_FOR.as_millis() as u64 + T
 const LOOKED_AT: usize = 64;
 /// What an operator is told to wait where something is away, milliseconds.
 const RETRY_MS: i64 = 500;
+/// The same where the worker that was asked is configured otherwise, and the next one may not be.
+const SETTINGS_RETRY_MS: i64 = 50;
+/// The detail of an error that says so.
+pub const SETTINGS: &str = "settings";
 
 const _: () =
     assert!(CLOSING.as_millis() > STEP_MAX.as_millis() && OPENING.as_millis() > STEP_MAX.as_millis());
@@ -153,6 +157,15 @@ impl Step<'_> {
                 return Ok(Switched::Done);
             }
             _ => {}
+        }
+        // The settings go first: workers of `through` would serve nothing any more. Another worker may know better.
+        if self.policy.settings.durability == Durability::Through {
+            let namespace = self.namespace.as_str();
+            let message = format!(
+                "namespace {namespace:?} is configured with durability through here, and would not be served: change the settings first"
+            );
+            let error = Error::unavailable(message, SETTINGS_RETRY_MS);
+            return Err(Error { details: vec![SETTINGS.to_owned()], ..error });
         }
         // Before the note, so that nobody queues by it, and counted from now at the earliest: the note follows within this step.
         let opening = Mark::Opening { since_ms: millis(STEP_MAX) };

@@ -11,9 +11,12 @@ use super::{Control, number, text};
 use crate::cli::output::{Ended, Fault, INTERRUPTED, Output, tell};
 use crate::cli::transfer;
 use crate::model::Code;
+use crate::store::SETTINGS;
 
 /// Between two steps.
 const STEP_EVERY: Duration = Duration::from_millis(500);
+/// Times that workers are asked in turn whose settings are not those that are to be in force.
+const OTHERS_MAX: u32 = 5;
 /// Once it has begun, a store that is away is waited for so long.
 const AWAY_MAX: Duration = Duration::from_secs(120);
 
@@ -70,7 +73,7 @@ async fn steps(
 ) -> Result<bool, Fault> {
     let mut interrupt = std::pin::pin!(transfer::interrupt());
     let asked = json!({"namespace": namespace, "durability": durability});
-    let (mut told, mut answered) = (String::new(), None::<Instant>);
+    let (mut told, mut answered, mut others) = (String::new(), None::<Instant>, 0);
     loop {
         let step = tokio::select! {
             step = control.ask("queue_switch", &asked) => step,
@@ -84,6 +87,11 @@ async fn steps(
             {
                 bar.set_message(error.message);
                 tokio::time::sleep(STEP_EVERY).await;
+                continue;
+            }
+            // Another worker may be configured as it should.
+            Err(Fault::Failed(error)) if error.details == [SETTINGS] && others < OTHERS_MAX => {
+                others += 1;
                 continue;
             }
             Err(fault) => return Err(fault),
