@@ -138,13 +138,21 @@ impl Queue {
             let rungs = (0..super::topology::RUNGS.len()).map(|rung| self.topology.rung(rung));
             let mut lanes_named: Vec<String> =
                 rungs.chain(self.topology.lanes().into_iter().map(|(lane, _)| lane)).collect();
-            // Those of shards that are no more, which somebody works on.
-            let left = words.keys().filter(|name| self.topology.shard_of(name).is_some());
-            let left: Vec<String> = left.filter(|name| !lanes_named.contains(name)).cloned().collect();
-            lanes_named.extend(left);
-            for lane in lanes_named {
+            // Those of shards that are no more: each over a channel of its own, which the broker closes where there is none.
+            let mut left = self.lanes.names().await;
+            left.retain(|name| self.topology.shard_of(name).is_some() && !lanes_named.contains(name));
+            for lane in std::mem::take(&mut lanes_named) {
                 let holds = held(&channel, &lane).await?;
                 lanes.push(LaneStatus::of(words.get(&lane), lane, holds, now_ms));
+            }
+            for lane in left {
+                match held(&link.consuming(1).await?, &lane).await {
+                    // Nobody works on it, and nothing is in it.
+                    Ok(holds) if holds.consumers == 0 && holds.ready == 0 => {}
+                    Ok(holds) => lanes.push(LaneStatus::of(words.get(&lane), lane, holds, now_ms)),
+                    Err(why) if why.contains("NOT_FOUND") => {}
+                    Err(why) => return Err(why),
+                }
             }
             Ok((lanes, held(&channel, &self.topology.dead()).await?.ready))
         };

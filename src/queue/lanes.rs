@@ -19,6 +19,23 @@ use crate::model::{Error, Result};
 /// A word about a lane is believed for so long: its consumer says nothing while it applies a batch, which may take
 /// five seconds, nor while it waits its turn for that.
 const FRESH_MS: i64 = 15_000;
+/// For so long one who has nothing in hand leaves the word of another who said that he has: until then he may be at work in silence.
+const LEFT_MS: i64 = 60_000;
+/// ARGV: lane, who tells, [`LEFT_MS`], his word.
+const TELL: &str = r"
+local function parts(word)
+  local found = {}
+  for part in string.gmatch(word, '%S+') do found[#found + 1] = part end
+  return tonumber(found[1]) or 0, tonumber(found[5]) or 0, found[8]
+end
+local in_hand, now = parts(ARGV[4])
+local there = redis.call('HGET', KEYS[1], ARGV[1])
+if there and in_hand == 0 then
+  local has, said, by = parts(there)
+  if has > 0 and by ~= ARGV[2] and math.abs(now - said) <= tonumber(ARGV[3]) then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
+return 1";
 const CALL_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A lane, or a rung of the ladder, as an operator sees it. What is `None` nobody knows at the moment.
@@ -75,33 +92,21 @@ impl Lanes {
 
     /// Tells of a lane. Nothing hangs on whether it arrives.
     pub(super) async fn tell(&self, lane: &str, word: Word) {
-        if word.in_hand == 0 && self.is_others(lane, word.said_ms).await {
-            return;
-        }
-        let mut set = redis::cmd("HSET");
-        set.arg(&self.hash).arg(lane).arg(format!(
-            "{} {} {:.1} {} {} {:.3} {} {:016x}",
-            word.in_hand,
-            word.oldest_ms,
-            word.rate,
-            word.bytes_each,
-            word.said_ms,
-            word.writes_each,
-            word.bytes,
-            self.by
-        ));
+        let mut set = redis::cmd("EVAL");
+        set.arg(TELL).arg(1).arg(&self.hash).arg(lane).arg(format!("{:016x}", self.by)).arg(LEFT_MS).arg(
+            format!(
+                "{} {} {:.1} {} {} {:.3} {} {:016x}",
+                word.in_hand,
+                word.oldest_ms,
+                word.rate,
+                word.bytes_each,
+                word.said_ms,
+                word.writes_each,
+                word.bytes,
+                self.by
+            ),
+        );
         drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
-    }
-
-    /// Whether another consumer said lately that it has writes of a lane in hand.
-    async fn is_others(&self, lane: &str, now_ms: i64) -> bool {
-        let mut get = redis::cmd("HGET");
-        get.arg(&self.hash).arg(lane);
-        let there = self.redis.call(&get, Instant::now() + CALL_TIMEOUT).await;
-        let Ok(Value::BulkString(bytes)) = there else { return false };
-        let text = String::from_utf8_lossy(&bytes);
-        let own = text.ends_with(&format!(" {:016x}", self.by));
-        !own && Word::read(&text).is_some_and(|word| word.in_hand > 0 && now_ms - word.said_ms <= FRESH_MS)
     }
 
     /// The names of all lanes that anybody ever told of.
@@ -138,7 +143,7 @@ impl Lanes {
             _ => String::new(),
         };
         let words = pairs.iter().filter_map(|[lane, word]| Some((text(lane), Word::read(&text(word))?)));
-        words.filter(|(_, word)| now_ms - word.said_ms <= FRESH_MS).collect()
+        words.filter(|(_, word)| (now_ms - word.said_ms).abs() <= FRESH_MS).collect()
     }
 }
 

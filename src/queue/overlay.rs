@@ -244,11 +244,18 @@ impl Overlay {
         if settlements.is_empty() {
             return Ok(());
         }
+        match self.settle_by("ds4q_settle", settlements).await {
+            // Its memory is full.
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds4q_forget", settlements).await,
+            settled => settled,
+        }
+    }
+
+    async fn settle_by(&self, function: &str, settlements: &[Settlement]) -> Result<(), Away> {
         let mut steps = redis::pipe();
         for together in settlements.chunks(TOLD_TOGETHER) {
             let of = |one: &Settlement| (one.at.clone(), one.version);
-            let call =
-                self.calls.call(&mut steps, "ds4q_settle", together.iter().map(of)).arg(RECEIPT_SECONDS);
+            let call = self.calls.call(&mut steps, function, together.iter().map(of)).arg(RECEIPT_SECONDS);
             for Settlement { at, version, fate } in together {
                 call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
             }
@@ -260,7 +267,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
         self.calls
-            .call(&mut steps, "ds4q_settle", std::iter::once((at.clone(), version)))
+            .call(&mut steps, "ds4q_forget", std::iter::once((at.clone(), version)))
             .arg(RECEIPT_SECONDS)
             .arg(version.to_string())
             .arg(at.key.as_str())

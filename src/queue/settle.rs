@@ -43,31 +43,79 @@ pub(super) async fn apply(target: &dyn Target, writes: &[Queued], deadline: Inst
     for group in &mut groups {
         group.sort_by_key(|at| writes[*at].entry.row.version);
     }
+    // A repeat of an operation takes nothing along: what was written in between stands above its first effect.
+    let repeats: Vec<_> = groups.iter_mut().map(|group| without_repeats(writes, group)).collect();
     let merged: Vec<Queued> = groups.iter().map(|group| coalesced(writes, group)).collect();
     let results = target.apply(&merged, deadline).await;
     let mut verdicts = vec![Verdict::Down("the store lost a write".to_owned()); writes.len()];
     let lost = || Err(Error::internal("the store lost a write"));
-    for (mut group, mut result) in groups.into_iter().zip(results) {
+    for ((mut group, repeats), mut result) in groups.into_iter().zip(repeats).zip(results) {
+        let mut known = Vec::new();
         // Where the newest is of an operation that took effect before, what was merged into it did not for that.
         while matches!(result, Ok(Applied::Known)) && group.len() > 1 {
-            let known = group.pop().expect("there are two at least");
-            verdicts[known] = judge(&result);
+            known.extend(group.pop());
             let rest = coalesced(writes, &group);
             result = target.apply(std::slice::from_ref(&rest), deadline).await.pop().unwrap_or_else(lost);
         }
         let verdict = judge(&result);
-        if !matches!(verdict, Verdict::Dead(_)) || group.len() == 1 {
+        if matches!(verdict, Verdict::Dead(_)) && group.len() > 1 {
+            // The newest will not do; those before it may, each in its turn.
+            for at in &group {
+                let alone = target.apply(&writes[*at..=*at], deadline).await.pop();
+                verdicts[*at] = judge(&alone.unwrap_or_else(lost));
+            }
+        } else {
             group.iter().for_each(|at| verdicts[*at] = verdict.clone());
-            continue;
         }
-        // The newest will not do; those before it may, each in its turn.
-        for at in group {
-            let alone = target.apply(&writes[at..=at], deadline).await.pop();
-            verdicts[at] = judge(&alone.unwrap_or_else(lost));
-        }
+        in_turn(&group, &known, &repeats, &mut verdicts);
     }
     weigh(writes, &mut verdicts);
     verdicts
+}
+
+/// Takes out of a key's writes, given from the oldest to the newest, those whose operation is that of an older one: each with
+/// that one. The same write, delivered twice, is no repeat.
+fn without_repeats(writes: &[Queued], group: &mut Vec<usize>) -> Vec<(usize, usize)> {
+    let mut first_of: HashMap<u64, usize> = HashMap::new();
+    let mut repeats = Vec::new();
+    group.retain(|at| {
+        let row = &writes[*at].entry.row;
+        let print = row.version.fingerprint();
+        let own = row.ring.entries.iter().find(|(_, of)| *of == print);
+        let Some((op, _)) = own else { return true };
+        let first = *first_of.entry(*op).or_insert(*at);
+        let is_repeat = writes[first].entry.row.version != row.version;
+        if is_repeat {
+            repeats.push((*at, first));
+        }
+        !is_repeat
+    });
+    repeats
+}
+
+/// None of a key's writes, given from the oldest to the newest, is settled while an older one waits: with the newest goes what all
+/// workers see of the key. Those that the store has `known` come to nothing after the others; a repeat fares as its first, and
+/// comes to nothing where that is done.
+fn in_turn(group: &[usize], known: &[usize], repeats: &[(usize, usize)], verdicts: &mut [Verdict]) {
+    let waits = |verdict: &Verdict| !matches!(verdict, Verdict::Done(_) | Verdict::Dead(_));
+    let mut waiting = None;
+    for at in group {
+        match &waiting {
+            Some(verdict) => verdicts[*at] = Verdict::clone(verdict),
+            None if waits(&verdicts[*at]) => waiting = Some(verdicts[*at].clone()),
+            None => {}
+        }
+    }
+    let nothing = waiting.unwrap_or(Verdict::Done(Fate::Superseded));
+    for at in known {
+        verdicts[*at] = nothing.clone();
+    }
+    for (at, first) in repeats {
+        verdicts[*at] = match &verdicts[*first] {
+            Verdict::Done(_) => nothing.clone(),
+            other => other.clone(),
+        };
+    }
 }
 
 /// What many keys have in common is no trouble of a key, and what few have beside others that were applied is none of the store.

@@ -153,12 +153,15 @@ async fn run(shared: &Shared, command: &str, payload: &[u8]) -> Result<Json> {
     }
 }
 
-fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
+/// The request of an operator's command.
+pub(super) fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
     let payload = if payload.is_empty() { b"{}" } else { payload };
     let bad = |error: serde_json::Error| Error::invalid(format!("bad request: {error}"));
     if payload[0] != b'{' {
         return Err(Error::invalid("bad request: it is no JSON object"));
     }
+    // Refuses what any other request must not hold: a field twice, say.
+    wire::parse_value(payload)?;
     let mut asked: serde_json::Map<String, Json> = serde_json::from_slice(payload).map_err(bad)?;
     // As everywhere: null is absent.
     asked.retain(|_, value| !value.is_null());

@@ -106,8 +106,7 @@ async fn job(shared: &Shared, message: &Message, to: &Subject) {
 }
 
 fn parse(shared: &Shared, message: &Message) -> Result<(Namespace, String)> {
-    let asked: Asked =
-        serde_json::from_slice(&message.payload).map_err(|fault| Error::invalid(fault.to_string()))?;
+    let asked: Asked = super::operate::read(&message.payload)?;
     let namespace = Namespace::parse(&asked.namespace)?;
     shared.store.policy(&namespace)?;
     Ok((namespace, asked.prefix))

@@ -74,7 +74,7 @@ impl Store {
             return known(version, pending);
         }
         self.place(&mut write, ahead.as_ref().ok());
-        let closed = self.closed(call, &ahead);
+        let closed = self.closed(call, &ahead, minted_at);
         let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
         if write.entry().is_none() {
             if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
@@ -257,7 +257,8 @@ impl Store {
 
     /// Why no write of the namespace is queued, if that is so. A mark says it of now; what the store noted may be older, but no
     /// Redis can forget it. Without Redis a worker goes by the last mark that it saw, for less time than a change waits.
-    fn closed(&self, call: &Call, ahead: &Result<Ahead, Away>) -> Option<String> {
+    /// `asked_at`: when Redis was asked, or before.
+    fn closed(&self, call: &Call, ahead: &Result<Ahead, Away>, asked_at: Instant) -> Option<String> {
         let namespace = call.namespace.as_str();
         let noted = self.may_queue(&call.namespace);
         let now = Instant::now();
@@ -271,7 +272,7 @@ impl Store {
             Err(_) => noted.unwrap_or(true),
         };
         if open && ahead.is_ok() {
-            self.agreed.saw_open(&call.namespace, now);
+            self.agreed.saw_open(&call.namespace, asked_at);
         }
         let why =
             "durability through is in force, or a change of it under way (see `datastore queue switch`)";

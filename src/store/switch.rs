@@ -132,7 +132,8 @@ impl Step<'_> {
         }
         tokio::time::sleep(COUNTED_AGAIN).await;
         let queued = self.queued().await?;
-        if queued != Some(0) {
+        let keys = self.waiting.queue.overlay().count(self.namespace).await.map_err(away)?;
+        if keys > 0 || queued != Some(0) {
             return Ok(Switched::Draining { keys, queued });
         }
         self.mark(&marked, Mark::Through).await?;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Control, number, text};
 use crate::cli::output::{Ended, Fault, INTERRUPTED, Output, tell};
 use crate::cli::transfer;
-use crate::model::Code;
+use crate::model::{Code, Error};
 use crate::store::SETTINGS;
 
 /// Between two steps.
@@ -47,8 +47,10 @@ pub(super) async fn switch(
         }
         // What is not understood, or cannot be done at all, has changed nothing.
         Err(fault) => {
-            if !matches!(&fault, Fault::Failed(error) if matches!(error.code, Code::InvalidArgument | Code::Unsupported))
-            {
+            let nothing_done = |error: &Error| {
+                matches!(error.code, Code::InvalidArgument | Code::Unsupported) || error.details == [SETTINGS]
+            };
+            if !matches!(&fault, Fault::Failed(error) if nothing_done(error)) {
                 left_closed();
             }
             return Err(fault);
@@ -81,17 +83,18 @@ async fn steps(
         };
         let step = match step {
             Ok(step) => step,
+            // Another worker may be configured as it should.
+            Err(Fault::Failed(error)) if error.details == [SETTINGS] && others < OTHERS_MAX => {
+                others += 1;
+                continue;
+            }
             Err(Fault::Failed(error))
                 if error.code == Code::Unavailable
+                    && error.details != [SETTINGS]
                     && answered.is_some_and(|answered| answered.elapsed() < AWAY_MAX) =>
             {
                 bar.set_message(error.message);
                 tokio::time::sleep(STEP_EVERY).await;
-                continue;
-            }
-            // Another worker may be configured as it should.
-            Err(Fault::Failed(error)) if error.details == [SETTINGS] && others < OTHERS_MAX => {
-                others += 1;
                 continue;
             }
             Err(fault) => return Err(fault),

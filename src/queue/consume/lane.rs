@@ -123,7 +123,8 @@ impl Lane {
             self.pace.look(self.target.load(&self.shard));
             while !batch.is_empty() && !stop.is_cancelled() {
                 let rest = batch.split_off(self.pace.batch_max(PART_MAX).min(batch.len()));
-                let part = self.settle_overtaken(batch).await?;
+                let part = self.behind_blocked(batch);
+                let part = self.settle_overtaken(part).await?;
                 self.work(part, begun, stop).await?;
                 self.pace.learn(self.target.load(&self.shard));
                 batch = rest;
@@ -211,6 +212,18 @@ impl Lane {
             }
         }
         Ok(batch)
+    }
+
+    /// Puts writes behind older ones of their keys, where these wait; the others are to be worked on.
+    fn behind_blocked(&mut self, batch: Vec<Held>) -> Vec<Held> {
+        let mut part = Vec::with_capacity(batch.len());
+        for held in batch {
+            match self.blocked.get_mut(&held.write.entry.at) {
+                Some(blocked) if !blocked.waiting.is_empty() => blocked.waiting.push_back(held),
+                _ => part.push(held),
+            }
+        }
+        part
     }
 
     /// What waits for keys that are to be tried again.

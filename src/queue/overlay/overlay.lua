@@ -105,15 +105,15 @@ local function hold(KEYS, ARGV)
 end
 
 -- ARGV: how long receipts are kept (seconds); for each write the version up to which it is done, its key, and what became of
--- it ('' = nothing to note). How many pending writes are gone by it.
-local function settle(KEYS, ARGV)
+-- it ('' = nothing to note). How many pending writes are gone by it. `notes`: receipts of writes that have none are made, too.
+local function settle(KEYS, ARGV, notes)
   local pending, receipts = every_fourth(KEYS, 1), every_fourth(KEYS, 4)
   local there, was = redis.call('MGET', unpack(pending)), redis.call('MGET', unpack(receipts))
   local gone, forgotten, unlisted = {}, {}, {}
   for at = 1, #pending do
     local k, a = 4 * at - 3, 3 * at - 1
     -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
-    if ARGV[a + 2] ~= '' and was[at] ~= 'applied' and was[at] ~= 'superseded' then
+    if ARGV[a + 2] ~= '' and (notes or was[at]) and was[at] ~= 'applied' and was[at] ~= 'superseded' then
       redis.call('SET', receipts[at], ARGV[a + 2], 'EX', ARGV[1])
     end
     if there[at] and not gone[pending[at]] and version(there[at]) <= ARGV[a] then
@@ -133,5 +133,10 @@ local function settle(KEYS, ARGV)
 end
 
 redis.register_function('ds4q_hold', hold)
--- Also where memory is full: it gives back more than it takes, and nothing else ever would.
-redis.register_function{ function_name = 'ds4q_settle', callback = settle, flags = { 'allow-oom' } }
+redis.register_function('ds4q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
+-- Where memory is full: it gives back more than it takes, and nothing else ever would.
+redis.register_function{
+  function_name = 'ds4q_forget',
+  callback = function(KEYS, ARGV) return settle(KEYS, ARGV, false) end,
+  flags = { 'allow-oom' },
+}
