@@ -45,7 +45,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks for lanes of shards that are no more.
 const LEFT_EVERY: Duration = Duration::from_secs(20);
 /// Such lanes that one look takes up; the rest are left to the next.
-const LEFT_MAX: usize = 256;
+pub(super) const LEFT_MAX: usize = 256;
 
 /// All consumers of a worker.
 pub(super) struct Consumers {

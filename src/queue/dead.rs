@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::consume::LEFT_MAX;
 use super::lanes::LaneStatus;
 use super::letters::{Held, Unreadable};
 use super::overlay::Fate;
@@ -141,6 +142,7 @@ impl Queue {
             // Those of shards that are no more: each over a channel of its own, which the broker closes where there is none.
             let mut left = self.lanes.names().await;
             left.retain(|name| self.topology.shard_of(name).is_some() && !lanes_named.contains(name));
+            left.truncate(LEFT_MAX);
             for lane in std::mem::take(&mut lanes_named) {
                 let holds = held(&channel, &lane).await?;
                 lanes.push(LaneStatus::of(words.get(&lane), lane, holds, now_ms));

@@ -3,6 +3,7 @@
 //! The short forms run in `make test`; `DATASTORE_SOAK=1` runs the full ones and prints rows of the table.
 
 mod backends;
+mod controls;
 mod operators;
 mod rounds;
 mod switch;
