@@ -239,6 +239,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_newer_of_a_key_waits_with_what_is_older() {
+        let (applied, nothing) = (Verdict::Done(Fate::Applied), Verdict::Done(Fate::Superseded));
+        let dead = || Verdict::Dead("never".to_owned());
+        // Two of a key, a known one and a repeat of the second; what the last two are is not said yet.
+        let judged = |first: Verdict, second: Verdict| {
+            let mut verdicts = vec![first, second, down(), down()];
+            in_turn(&[0, 1], &[2], &[(3, 1)], &mut verdicts);
+            verdicts
+        };
+        assert_eq!(
+            judged(applied.clone(), applied.clone()),
+            [&applied, &applied, &nothing, &nothing].map(Clone::clone)
+        );
+        assert_eq!(judged(later(), applied.clone()), [later(), later(), later(), later()]);
+        assert_eq!(judged(later(), dead()), [later(), later(), later(), later()]);
+        assert_eq!(judged(dead(), later()), [dead(), later(), later(), later()]);
+        // What did not take effect is not taken for something that did.
+        assert_eq!(judged(applied.clone(), dead()), [applied, dead(), nothing, dead()]);
+    }
+
+    #[test]
     fn an_operation_that_has_no_room_beside_others_of_its_key_is_not_forgotten_in_silence() {
         let writes: Vec<Queued> = (1..=5_u64)
             .map(|n| {
