@@ -9,6 +9,12 @@ use super::decide;
 use super::{Action, Applied, Backend, Entry, OpRing, Row, Write};
 
 impl Write {
+    /// Whether the row that stands after this write depends on nothing that stands before it: then [`Self::entry`] gives it.
+    pub fn depends_on_nothing(&self) -> bool {
+        let alone = matches!(&self.action, Action::Put { expiry: Expiry::New(_), .. } | Action::Delete);
+        alone && self.precondition.is_none()
+    }
+
     /// The row that stands after this write, if that depends on nothing that stands before it: an unconditional
     /// put with a lifetime of its own, or delete.
     pub fn entry(&self) -> Option<Entry> {

@@ -153,6 +153,11 @@ impl Layered {
         &self.shard(slot).name
     }
 
+    /// The place of the shard that a slot lies on, among [`Backend::shards`].
+    pub fn shard_place(&self, slot: u16) -> usize {
+        self.inner.shard_of(slot).min(self.shards.len() - 1)
+    }
+
     /// What each shard's layers are at.
     pub fn states(&self) -> Vec<State> {
         let state = |shard: &Shard, work, way: &Way| {

@@ -3,6 +3,7 @@
 //! Redis is a store (`backend`), a tier of the cache (`cache`) and the keeper of pending writes (`queue`); how it is
 //! reached, and what a call that failed may have done, is the same for all of them.
 
+pub mod batches;
 pub mod redis;
 pub mod together;
 

@@ -19,43 +19,47 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::message::{CRC_BYTES, MAGIC, Queued, properties};
+use super::message::{self, CRC_BYTES, MAGIC, Notes, Queued};
 
 const FORMAT: u8 = 2;
 const HEAD_BYTES: usize = 4;
 const LENGTH_BYTES: usize = 4;
 /// Writes of one message.
-pub(super) const WRITES_MAX: usize = 64;
+pub const WRITES_MAX: usize = 64;
 /// Bytes of one message, beyond which no other write joins.
-pub(super) const BYTES_MAX: usize = 64 * 1024;
+pub const BYTES_MAX: usize = 64 * 1024;
 
-/// The body of a group.
-pub(super) fn encode(bodies: &[Vec<u8>]) -> Vec<u8> {
-    let size = bodies.iter().map(|body| LENGTH_BYTES + body.len()).sum::<usize>();
+/// The body of a message of writes, of one or of a group.
+pub(super) fn encode(writes: &[Queued]) -> Vec<u8> {
+    if let [write] = writes {
+        return write.encode();
+    }
+    let size = writes.iter().map(|write| LENGTH_BYTES + write.encoded_len()).sum::<usize>();
     let mut bytes = Vec::with_capacity(HEAD_BYTES + size + CRC_BYTES);
     bytes.extend_from_slice(&[MAGIC, FORMAT]);
-    let writes = u16::try_from(bodies.len()).expect("a group has at most WRITES_MAX writes");
-    bytes.extend_from_slice(&writes.to_le_bytes());
-    for body in bodies {
-        let length = u32::try_from(body.len()).expect("a queued write has less than 4 GiB");
+    let count = u16::try_from(writes.len()).expect("a group has at most WRITES_MAX writes");
+    bytes.extend_from_slice(&count.to_le_bytes());
+    for write in writes {
+        let length = u32::try_from(write.encoded_len()).expect("a queued write has less than 4 GiB");
         bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(body);
+        write.encode_into(&mut bytes);
     }
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-/// The properties of a group whose first write's message would have these.
-pub(super) fn properties_of(first: &BasicProperties, writes: usize) -> BasicProperties {
+/// The properties of a message of writes that were never sent before.
+pub(super) fn properties(writes: &[Queued]) -> BasicProperties {
+    let Some((first, others)) = writes.split_first() else { return BasicProperties::default() };
+    if others.is_empty() {
+        return first.properties(&Notes::default());
+    }
     let mut headers = FieldTable::default();
     headers.insert("v".into(), AMQPValue::LongInt(i32::from(FORMAT)));
-    headers.insert("writes".into(), AMQPValue::LongInt(i32::try_from(writes).unwrap_or(i32::MAX)));
-    let id = first.message_id().clone().unwrap_or_default();
-    let seconds = first.timestamp().unwrap_or(0);
-    properties(id.as_str(), i64::try_from(seconds).unwrap_or(0).saturating_mul(1000))
-        .with_type("group".into())
-        .with_headers(headers)
+    headers.insert("writes".into(), AMQPValue::LongInt(i32::try_from(writes.len()).unwrap_or(i32::MAX)));
+    let id = first.entry.row.version.to_string();
+    message::properties(&id, first.taken_at_ms).with_type("group".into()).with_headers(headers)
 }
 
 /// Whether a body is that of a group.
@@ -122,8 +126,7 @@ mod tests {
 
     fn group() -> (Vec<Queued>, Vec<u8>) {
         let writes = vec![queued("a", 1), queued("b", 2), queued("c", 4)];
-        let bodies: Vec<Vec<u8>> = writes.iter().map(Queued::encode).collect();
-        let bytes = encode(&bodies);
+        let bytes = encode(&writes);
         (writes, bytes)
     }
 
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_format_2_never_change() {
-        let bytes = encode(&[queued("a", 1).encode(), queued("b", 2).encode()]);
+        let bytes = encode(&[queued("a", 1), queued("b", 2)]);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, GOLDEN);
     }

@@ -87,13 +87,13 @@ impl Queue {
         };
         let properties = properties_of_unknown(&letter.id, &notes);
         let (queue, body) = (self.topology.dead(), letter.body.clone());
-        self.letter(Letter { queue, body, properties: Some(properties) }).await
+        self.letter(Letter { queue, body, properties }).await
     }
 
     /// Sends a write to a queue.
     pub(super) async fn send(&self, queue: String, write: &Queued, notes: &Notes) -> Result<(), Unqueued> {
         let (body, properties) = (write.encode(), write.properties(notes));
-        self.letter(Letter { queue, body, properties: Some(properties) }).await
+        self.letter(Letter { queue, body, properties }).await
     }
 
     async fn letter(&self, letter: Letter) -> Result<(), Unqueued> {

@@ -69,11 +69,24 @@ pub struct Notes {
 impl Queued {
     /// The body.
     pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.encoded_len());
+        self.encode_into(&mut bytes);
+        bytes
+    }
+
+    /// Bytes of its body.
+    pub(super) fn encoded_len(&self) -> usize {
+        let Entry { at, row } = &self.entry;
+        let body = row.body.as_ref().map_or(0, Bytes::len);
+        HEAD_BYTES + 3 + at.namespace.as_str().len() + at.key.as_str().len() + body + CRC_BYTES
+    }
+
+    /// Puts its body behind what is there.
+    pub(super) fn encode_into(&self, bytes: &mut Vec<u8>) {
+        let begin = bytes.len();
         let Entry { at, row } = &self.entry;
         let (namespace, key) = (at.namespace.as_str(), at.key.as_str());
         let body = row.body.as_ref().map_or(&[][..], |body| body);
-        let size = HEAD_BYTES + 3 + namespace.len() + key.len() + body.len() + CRC_BYTES;
-        let mut bytes = Vec::with_capacity(size);
         bytes.extend_from_slice(&[MAGIC, FORMAT, if row.body.is_some() { PUT } else { DELETE }, 0]);
         bytes.extend_from_slice(&at.slot.to_le_bytes());
         bytes.extend_from_slice(&row.version.hlc.to_le_bytes());
@@ -87,9 +100,8 @@ impl Queued {
         bytes.extend_from_slice(&key_bytes.to_le_bytes());
         bytes.extend_from_slice(key.as_bytes());
         bytes.extend_from_slice(body);
-        let crc = crc32c::crc32c(&bytes);
+        let crc = crc32c::crc32c(&bytes[begin..]);
         bytes.extend_from_slice(&crc.to_le_bytes());
-        bytes
     }
 
     /// Reads a body. The error says what is wrong with it.
@@ -167,15 +179,6 @@ impl Queued {
         notes.add_to(&mut headers);
         let kind: ShortString = if row.body.is_some() { "put".into() } else { "del".into() };
         properties(&version, self.taken_at_ms).with_type(kind).with_headers(headers)
-    }
-}
-
-/// The properties of a message of one write that was never sent before, by its body.
-pub(super) fn properties_of_body(body: &[u8]) -> BasicProperties {
-    match Queued::decode(body) {
-        Ok(write) => write.properties(&Notes::default()),
-        // Whoever reads it says why it cannot be read.
-        Err(_) => properties_of_unknown("", &Notes::default()),
     }
 }
 

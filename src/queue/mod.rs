@@ -51,6 +51,7 @@ use crate::model::{Error, Key, Namespace, Result};
 
 pub use connection::check_url;
 pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
+pub use group::{BYTES_MAX, WRITES_MAX};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
 pub use overlay::{Ahead, Away, Fate, Mark, Marked, Overlay, Pending, Waits};
@@ -191,11 +192,11 @@ impl Queue {
         self.tasks.close();
     }
 
-    /// Makes a queued write visible to all workers, now if Redis answers, and else when it does; whether it is.
-    pub async fn show(&self, write: &Queued) -> bool {
-        let held = self.overlay.hold(write).await;
+    /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
+    pub async fn show(&self, writes: &[Queued]) -> bool {
+        let held = self.overlay.hold(writes).await;
         if held.is_err() {
-            self.owed.hold(write);
+            writes.iter().for_each(|write| self.owed.hold(write));
         }
         held.is_ok()
     }
@@ -218,10 +219,17 @@ impl Queue {
         &self.overlay
     }
 
-    /// Takes a write: it is in its lane, on disk, when this gives back.
-    pub async fn put(&self, shard: &LaneShard, write: &Queued, deadline: Instant) -> Result<(), Unqueued> {
-        let queue = self.topology.lane(&shard.backend, &shard.shard, write.entry.at.slot);
-        self.publisher.publish(Letter { queue, body: write.encode(), properties: None }, deadline).await
+    /// The lanes of a shard; a write goes to that of its slot modulo their number.
+    pub fn lanes(&self, shard: &LaneShard) -> Vec<Arc<str>> {
+        (0..topology::LANES)
+            .map(|lane| self.topology.lane(&shard.backend, &shard.shard, lane).into())
+            .collect()
+    }
+
+    /// Takes writes, at most [`WRITES_MAX`], all of one lane: they are in it, on disk, when this gives back.
+    pub async fn put(&self, lane: &str, writes: &[Queued], deadline: Instant) -> Result<(), Unqueued> {
+        let (body, properties) = (group::encode(writes), group::properties(writes));
+        self.publisher.publish(Letter { queue: lane.to_owned(), body, properties }, deadline).await
     }
 
     /// Whether writes to a backend may wait in the queue of this name, as [`Self::status`] tells it.

@@ -2,15 +2,15 @@
 //! see it. It outranks every copy and every store that is older.
 //!
 //! A pending write is set after its message was confirmed, only ever by a newer one, and removed by version when it is
-//! settled: applied, superseded, or dead. It has no lifetime: while it is there, it waits. Beside it lies a receipt for each
-//! queued write, which says for a day what became of it.
+//! settled: applied, superseded, or dead. It has no lifetime: while it is there, it waits. A receipt says for a day what became
+//! of a queued write, and before, where a newer one of its key took its place, that it waits.
 //!
 //! Redis may be away, and may forget: then a queued write is not seen until it is applied, and whoever must know whether
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
 //! offset size   a pending write
-//!      0    1  format: '2'
+//!      0    1  format: '3'
 //!      1    1  kind: 'r' record, 'd' delete
 //!      2   32  version in hex
 //!     34    1  operations that are pending on the key, n = '0' to '4'
@@ -18,9 +18,10 @@
 //!      -   16  end of the record's life, Unix milliseconds in hex; 0 = never
 //! ```
 //!
-//! Its stored document lies beside it: who only asks what is pending is not sent it.
+//! Its stored document lies beside it under its version: who only asks what is pending is not sent it, and what compares versions is
+//! not held up by it. It is set before the pending write and taken away with it.
 //!
-//! Keys: `{prefix}:p:{namespace}:{key}`, documents `{prefix}:b:{namespace}:{key}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
+//! Keys: `{prefix}:p:{namespace}:{key}`, documents `{prefix}:b:{namespace}:{key}:{version}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
 //! `{prefix}:r:{namespace}:{key}:{version}`, and marks ([`mark`]).
 
 mod calls;
@@ -54,6 +55,8 @@ const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes of one call: Redis does nothing else meanwhile, a tenth of a millisecond or so.
 const TOLD_TOGETHER: usize = 32;
+/// Looks at a pending write whose document is taken away meanwhile, before it counts as lost.
+const LOOKS_MAX: usize = 3;
 /// How long it can be asked what became of a queued write.
 const RECEIPT_SECONDS: &str = "86400";
 /// The same while it waits: no outage is longer, and what Redis alone remembers must end some day.
@@ -71,9 +74,8 @@ pub struct Overlay {
     calls: Arc<Calls>,
     /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
     clock_ahead_ms: AtomicI64,
-    /// What concurrent requests ask and tell of one key each, which shares calls.
+    /// What concurrent requests ask of one key each, which shares calls.
     looks_ahead: Together<(Namespace, Key), Ahead, Away>,
-    holds: Together<Queued, (), Away>,
 }
 
 /// Redis does not answer: nobody knows whether a write is pending.
@@ -139,7 +141,7 @@ impl Overlay {
     pub fn open(url: &str, prefix: &str) -> Result<Self> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
         let calls = Arc::new(Calls::new(redis, prefix));
-        let (asked, told) = (calls.clone(), calls.clone());
+        let asked = calls.clone();
         Ok(Self {
             calls,
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
@@ -149,17 +151,6 @@ impl Overlay {
                 Box::new(move |keys| {
                     let calls = asked.clone();
                     Box::pin(async move { calls.ahead(&keys).await })
-                }),
-            ),
-            holds: Together::new(
-                TOLD_TOGETHER,
-                false,
-                Box::new(move |writes| {
-                    let calls = told.clone();
-                    Box::pin(async move {
-                        calls.hold(&writes.iter().collect::<Vec<_>>()).await?;
-                        Ok(vec![(); writes.len()])
-                    })
                 }),
             ),
         })
@@ -199,44 +190,51 @@ impl Overlay {
 
     /// What is pending on each key.
     pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut steps = redis::pipe();
-        // Each in one command with its own document, and not so many that Redis does nothing else for long.
-        for together in keys.chunks(TOLD_TOGETHER) {
-            steps.cmd("MGET");
-            for key in together {
-                steps.arg(self.calls.name("p", namespace, key)).arg(self.calls.name("b", namespace, key));
+        let mut found = vec![None; keys.len()];
+        let mut asked: Vec<usize> = (0..keys.len()).collect();
+        for _ in 0..LOOKS_MAX {
+            let heads: Vec<String> =
+                asked.iter().map(|at| self.calls.name("p", namespace, keys[*at])).collect();
+            let (mut records, mut documents) = (Vec::new(), Vec::new());
+            for (at, head) in asked.iter().zip(self.calls.get_all(&heads).await?) {
+                match pending_of(&head) {
+                    Some(read) if read.is_delete => found[*at] = read.with(&Value::Nil),
+                    Some(read) => {
+                        documents.push(self.calls.document(namespace, keys[*at], read.waits.version));
+                        records.push((*at, read));
+                    }
+                    None => {}
+                }
+            }
+            asked.clear();
+            for ((at, read), document) in records.into_iter().zip(self.calls.get_all(&documents).await?) {
+                found[at] = read.with(&document);
+                // Settled since, or a newer one has taken its place.
+                if found[at].is_none() {
+                    asked.push(at);
+                }
+            }
+            if asked.is_empty() {
+                break;
             }
         }
-        let answers = self.calls.send(&steps, LOOK_TIMEOUT).await?;
-        let mut found = Vec::with_capacity(2 * keys.len());
-        for answer in answers {
-            let Value::Array(some) = answer else { return Err(Away("half an answer".to_owned())) };
-            found.extend(some);
-        }
-        Ok(found.chunks_exact(2).map(|pair| pending_of(&pair[0])?.with(&pair[1])).collect())
+        Ok(found)
     }
 
     /// What there is of each key before it is written.
-    pub async fn ahead(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Ahead>, Away> {
+    pub async fn ahead(&self, keys: &[(Namespace, Key)]) -> Result<Vec<Ahead>, Away> {
         match keys {
             [key] => {
-                let asked = (namespace.clone(), (*key).clone());
-                let ahead = self.looks_ahead.ask(asked, LOOK_TIMEOUT).await;
+                let ahead = self.looks_ahead.ask(key.clone(), LOOK_TIMEOUT).await;
                 Ok(vec![ahead.unwrap_or_else(unanswered)?])
             }
-            keys => {
-                let keys: Vec<_> = keys.iter().map(|key| (namespace.clone(), (*key).clone())).collect();
-                self.calls.ahead(&keys).await
-            }
+            keys => self.calls.ahead(keys).await,
         }
     }
 
-    /// Makes a queued write visible to all workers. Not an error where a newer one is pending.
-    pub async fn hold(&self, write: &Queued) -> Result<(), Away> {
-        self.holds.ask(write.clone(), HOLD_TIMEOUT).await.unwrap_or_else(unanswered)
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending.
+    pub async fn hold(&self, writes: &[Queued]) -> Result<(), Away> {
+        self.calls.hold(writes).await
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
@@ -244,9 +242,9 @@ impl Overlay {
         if settlements.is_empty() {
             return Ok(());
         }
-        match self.settle_by("ds4q_settle", settlements).await {
+        match self.settle_by("ds5q_settle", settlements).await {
             // Its memory is full.
-            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds4q_forget", settlements).await,
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds5q_forget", settlements).await,
             settled => settled,
         }
     }
@@ -255,9 +253,9 @@ impl Overlay {
         let mut steps = redis::pipe();
         for together in settlements.chunks(TOLD_TOGETHER) {
             let of = |one: &Settlement| (one.at.clone(), one.version);
-            let call = self.calls.call(&mut steps, function, together.iter().map(of)).arg(RECEIPT_SECONDS);
-            for Settlement { at, version, fate } in together {
-                call.arg(version.to_string()).arg(at.key.as_str()).arg(fate.noted());
+            let call = self.calls.call(&mut steps, function, together.iter().map(of), RECEIPT_SECONDS);
+            for Settlement { version, fate, .. } in together {
+                call.arg(version.to_string()).arg(fate.noted());
             }
         }
         self.calls.send(&steps, SETTLE_TIMEOUT).await.map(drop)
@@ -267,10 +265,8 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let mut steps = redis::pipe();
         self.calls
-            .call(&mut steps, "ds4q_forget", std::iter::once((at.clone(), version)))
-            .arg(RECEIPT_SECONDS)
+            .call(&mut steps, "ds5q_forget", std::iter::once((at.clone(), version)), RECEIPT_SECONDS)
             .arg(version.to_string())
-            .arg(at.key.as_str())
             .arg("");
         // If it stays, the next one to meet it takes it away.
         drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
@@ -317,10 +313,14 @@ impl Overlay {
     /// What became of a queued write.
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
+        // The pending write first: should it be settled meanwhile, its receipt is there already.
+        steps.cmd("GET").arg(self.calls.name("p", namespace, key));
         steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
         let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;
-        Ok(match answers.first() {
+        let waits = answers.first().and_then(pending_of).is_some_and(|read| read.waits.version == version);
+        Ok(match answers.get(1) {
             Some(Value::BulkString(noted)) => Fate::of(&String::from_utf8_lossy(noted)),
+            _ if waits => Fate::Pending,
             _ => Fate::Unknown,
         })
     }
@@ -431,8 +431,8 @@ fn pending_of(answer: &Value) -> Option<Read> {
     let life_at = HEAD_BYTES + 1 + count * OP_BYTES;
     let life = u64::from_str_radix(text(life_at, LIFE_BYTES)?, 16).ok()?;
     let is_delete = match (bytes[0], bytes[1]) {
-        (b'2', b'r') => false,
-        (b'2', b'd') => true,
+        (b'3', b'r') => false,
+        (b'3', b'd') => true,
         _ => return None,
     };
     let version = text(2, 32)?.parse().ok()?;

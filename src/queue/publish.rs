@@ -5,13 +5,10 @@
 //! *some* confirm that is settled at that moment; so confirms are looked at in groups that hold all that one word of the
 //! broker settled, and what came back is told by its own id.
 //!
-//! Writes to a lane share messages ([`super::group`]): the first goes at once, and what comes while [`UNDER_WAY_MAX`] messages of
-//! its lane are not confirmed goes together with the next. Nobody is waited for.
-//!
 //! While there is no connection, or the broker takes nothing, publishing fails at once and nothing happened. What was sent and
 //! not confirmed may be in the queue: nobody knows.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +23,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, CONNECT_PAUSE, Link};
-use super::group;
-use super::message::properties_of_body;
 use super::topology::Topology;
 
 /// Messages that wait to be sent; beyond it the queue counts as full.
@@ -36,20 +31,14 @@ const WAITING_MAX: usize = 8192;
 const UNCONFIRMED_MAX: usize = 8192;
 /// Messages sent before confirms are looked at again.
 const SENT_TOGETHER: usize = 256;
-/// Messages of all lanes that are sent and not confirmed, one of each lane at most, while others wait to share the next: a message
-/// costs the broker as much as dozens of writes in it. Those that have waited for long are not counted.
-const UNDER_WAY_MAX: usize = 3;
-/// A broker is slow with a message that it has not confirmed for so long: other lanes do not wait for it.
-const SLOW: Duration = Duration::from_millis(50);
-/// Without a word about a lane's messages for so long after the last, others are sent.
+/// A broker that takes nothing of a message for so long is given up.
 const SILENT_MAX: Duration = Duration::from_secs(2);
 
 /// What a message is published with.
 pub(super) struct Letter {
     pub(super) queue: String,
     pub(super) body: Vec<u8>,
-    /// `None`: a write for a lane, which may share a message with others of its lane. What it is published with is made then.
-    pub(super) properties: Option<BasicProperties>,
+    pub(super) properties: BasicProperties,
 }
 
 /// Why a message is not known to be queued.
@@ -74,29 +63,15 @@ struct Job {
     answer: oneshot::Sender<Result<(), Unqueued>>,
 }
 
-/// Those who wait for one message.
-struct Waiters {
+/// Who waits for one message.
+struct Waiter {
     /// Its id.
     id: ShortString,
-    answers: Vec<oneshot::Sender<Result<(), Unqueued>>>,
-    /// The lane it went to and its turn, where it was one that others may have shared.
-    lane: Option<(String, u64)>,
+    answer: oneshot::Sender<Result<(), Unqueued>>,
 }
 
 /// What became of one message.
-type Settled = (Waiters, lapin::Result<Confirmation>);
-
-/// What goes to one lane.
-#[derive(Default)]
-struct Outbound {
-    /// Whether one is sent and not confirmed.
-    under_way: bool,
-    /// Those of an earlier turn are not counted any more.
-    turn: u64,
-    /// When the last was sent.
-    sent_at: Option<Instant>,
-    waiting: VecDeque<Job>,
-}
+type Settled = (Waiter, lapin::Result<Confirmation>);
 
 impl Publisher {
     /// A publisher that connects, makes what queues are missing, and does so again whenever the connection is lost.
@@ -190,7 +165,8 @@ impl Work {
         received: &mut mpsc::Receiver<Job>,
         stop: &CancellationToken,
     ) -> String {
-        let mut sending = Sending::over(link, channel);
+        let (unconfirmed, returned) = Default::default();
+        let mut sending = Sending { channel, unconfirmed, returned };
         let mut batch = Vec::with_capacity(SENT_TOGETHER);
         let why = loop {
             let went_on = tokio::select! {
@@ -206,17 +182,15 @@ impl Work {
                     };
                     self.note(state.clone());
                     if let Err(why) = &state {
-                        sending.refuse_waiting(why);
                         refuse_waiting(received, why);
                     }
-                    sending.flush().await
+                    Ok(())
                 }
                 Some(settled) = sending.unconfirmed.next(), if !sending.unconfirmed.is_empty() => {
                     sending.settle(settled).await
                 }
                 () = stop.cancelled() => break "stopping".to_owned(),
-                () = tokio::time::sleep(SLOW), if sending.waiting > 0 => sending.flush().await,
-                _ = received.recv_many(&mut batch, SENT_TOGETHER), if sending.has_room() => {
+                _ = received.recv_many(&mut batch, SENT_TOGETHER), if sending.unconfirmed.len() < UNCONFIRMED_MAX => {
                     sending.take(batch.drain(..)).await
                 }
             };
@@ -226,7 +200,7 @@ impl Work {
         };
         self.note(Err(why.clone()));
         refuse_waiting(received, &why);
-        sending.end(&why).await;
+        sending.end().await;
         refuse_waiting(received, &why);
         why
     }
@@ -234,115 +208,41 @@ impl Work {
 
 /// What is on its way over one channel.
 struct Sending<'c> {
-    link: &'c Link,
     channel: &'c Channel,
     unconfirmed: FuturesUnordered<BoxFuture<'static, Settled>>,
-    /// Lanes with something under way or waiting, or sent lately.
-    lanes: HashMap<String, Outbound>,
-    /// Letters that wait in lanes.
-    waiting: usize,
     /// Ids of messages that came back.
     returned: HashSet<ShortString>,
 }
 
-impl<'c> Sending<'c> {
-    fn over(link: &'c Link, channel: &'c Channel) -> Self {
-        let (unconfirmed, lanes, returned) = Default::default();
-        Self { link, channel, unconfirmed, lanes, waiting: 0, returned }
-    }
-
-    fn has_room(&self) -> bool {
-        self.unconfirmed.len() + self.waiting < UNCONFIRMED_MAX
-    }
-
-    /// Sends letters, or lets them wait for the next message of their lane. An error says that the channel is lost.
+impl Sending<'_> {
+    /// Sends letters. An error says that the channel is lost.
     async fn take(&mut self, jobs: impl Iterator<Item = Job>) -> Result<(), String> {
-        let mut lost = Ok(());
-        for job in jobs {
-            // Behind one that could not be sent they all wait, and are told that nothing happened.
-            if job.letter.properties.is_none() || lost.is_err() {
-                self.lanes.entry(job.letter.queue.clone()).or_default().waiting.push_back(job);
-                self.waiting += 1;
-            } else if !job.answer.is_closed() {
-                match send(self.channel, vec![job], None).await {
+        let mut lost: Result<(), String> = Ok(());
+        for Job { letter, answer } in jobs {
+            if let Err(why) = &lost {
+                // It was never sent.
+                drop(answer.send(Err(Unqueued::Down(why.clone()))));
+            } else if !answer.is_closed() {
+                match send(self.channel, letter, answer).await {
                     Ok(confirm) => self.unconfirmed.push(confirm),
                     Err(why) => lost = Err(why),
                 }
             }
         }
-        lost?;
-        self.flush().await
+        lost
     }
 
-    /// Sends what waits, lane by lane: that which was served longest ago is the next. An error says that the channel is lost.
-    async fn flush(&mut self) -> Result<(), String> {
-        let now = Instant::now();
-        let (mut under_way, mut next) = (0, Vec::new());
-        for (lane, outbound) in &mut self.lanes {
-            let silent = outbound.sent_at.map_or(Duration::ZERO, |sent| now.duration_since(sent));
-            // A lane of whose message nothing is heard goes on with others; those that wait have not gone yet.
-            if outbound.under_way && silent > SILENT_MAX {
-                (outbound.under_way, outbound.turn) = (false, outbound.turn + 1);
-            }
-            while outbound.waiting.front().is_some_and(|job| job.answer.is_closed()) {
-                outbound.waiting.pop_front();
-                self.waiting -= 1;
-            }
-            if outbound.under_way {
-                under_way += usize::from(silent < SLOW);
-            } else if !outbound.waiting.is_empty() {
-                next.push((outbound.sent_at, lane.clone()));
-            }
-        }
-        next.sort_unstable();
-        for (_, lane) in next {
-            if under_way >= UNDER_WAY_MAX || self.link.is_blocked() {
-                break;
-            }
-            let Some(outbound) = self.lanes.get_mut(&lane) else { continue };
-            let (jobs, taken) = together(&mut outbound.waiting);
-            self.waiting -= taken;
-            if !jobs.is_empty() {
-                let confirm = send(self.channel, jobs, Some((lane, outbound.turn))).await?;
-                (outbound.under_way, outbound.sent_at) = (true, Some(Instant::now()));
-                under_way += 1;
-                self.unconfirmed.push(confirm);
-            }
-        }
-        // One that was served lately is remembered, so that the others have their turn before it.
-        self.lanes.retain(|_, outbound| {
-            let lately = outbound.sent_at.is_some_and(|sent| now.duration_since(sent) < SILENT_MAX);
-            outbound.under_way || !outbound.waiting.is_empty() || lately
-        });
-        Ok(())
-    }
-
-    /// Answers those whose messages are settled by now, and sends what waited for that. An error says that the channel is
-    /// lost, or a queue.
+    /// Answers those whose messages are settled by now. An error says that the channel is lost, or a queue.
     async fn settle(&mut self, first: Settled) -> Result<(), String> {
         let group = group(first, &mut self.unconfirmed, self.channel).await;
-        for (lane, turn) in group.iter().filter_map(|(waiters, _)| waiters.lane.as_ref()) {
-            if let Some(outbound) = self.lanes.get_mut(lane).filter(|outbound| outbound.turn == *turn) {
-                outbound.under_way = false;
-            }
-        }
         match settle(group, &mut self.returned) {
-            true => self.flush().await,
+            true => Ok(()),
             false => Err("RabbitMQ lacks a queue of ours".to_owned()),
         }
     }
 
-    /// Answers those whose letters wait: what was never sent did not happen.
-    fn refuse_waiting(&mut self, why: &str) {
-        for job in self.lanes.values_mut().flat_map(|outbound| outbound.waiting.drain(..)) {
-            drop(job.answer.send(Err(Unqueued::Down(why.to_owned()))));
-        }
-        self.waiting = 0;
-    }
-
     /// The channel is not used any more.
-    async fn end(mut self, why: &str) {
-        self.refuse_waiting(why);
+    async fn end(mut self) {
         // Without a connection each is settled as an error at once; with one, the broker's last words are waited for.
         let last = async {
             while let Some(settled) = self.unconfirmed.next().await {
@@ -354,59 +254,26 @@ impl<'c> Sending<'c> {
     }
 }
 
-/// The next letters of a lane that share a message, and how many were taken from it: those whose callers have gone have been told
-/// that nobody knows, and need not be sent any more.
-fn together(waiting: &mut VecDeque<Job>) -> (Vec<Job>, usize) {
-    let (mut jobs, mut taken, mut bytes): (Vec<Job>, usize, usize) = (Vec::new(), 0, 0);
-    while let Some(job) = waiting.front() {
-        let more = job.letter.body.len();
-        let fits = jobs.is_empty() || (jobs.len() < group::WRITES_MAX && bytes + more <= group::BYTES_MAX);
-        if !fits {
-            break;
-        }
-        let Some(job) = waiting.pop_front() else { break };
-        taken += 1;
-        if !job.answer.is_closed() {
-            bytes += more;
-            jobs.push(job);
-        }
-    }
-    (jobs, taken)
-}
-
-/// Sends letters as one message. Where that fails, those who wait for them are told; why.
+/// Sends a letter. Where that fails, whoever waits for it is told; why.
 async fn send(
     channel: &Channel,
-    jobs: Vec<Job>,
-    lane: Option<(String, u64)>,
+    letter: Letter,
+    answer: oneshot::Sender<Result<(), Unqueued>>,
 ) -> Result<BoxFuture<'static, Settled>, String> {
-    let (mut letters, answers): (Vec<Letter>, Vec<_>) =
-        jobs.into_iter().map(|Job { letter, answer }| (letter, answer)).unzip();
-    let Letter { queue, body, properties } = letters.swap_remove(0);
-    let properties = properties.unwrap_or_else(|| properties_of_body(&body));
-    let (body, properties) = match letters.is_empty() {
-        true => (body, properties),
-        false => {
-            let bodies: Vec<Vec<u8>> =
-                std::iter::once(body).chain(letters.into_iter().map(|letter| letter.body)).collect();
-            (group::encode(&bodies), group::properties_of(&properties, bodies.len()))
-        }
-    };
+    let Letter { queue, body, properties } = letter;
     let id = properties.message_id().clone().unwrap_or_default();
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties);
     // A broker that takes nothing from now on keeps whoever sends.
     let Ok(published) = tokio::time::timeout(SILENT_MAX, publishing).await else {
         let why = format!("RabbitMQ took nothing for {SILENT_MAX:?}");
-        for answer in answers {
-            drop(answer.send(Err(Unqueued::Unknown(why.clone()))));
-        }
+        drop(answer.send(Err(Unqueued::Unknown(why.clone()))));
         return Err(why);
     };
     match published {
         Ok(confirm) => {
-            let waiters = Waiters { id, answers, lane };
-            Ok(confirm.map(|confirmed| (waiters, confirmed)).boxed())
+            let waiter = Waiter { id, answer };
+            Ok(confirm.map(|confirmed| (waiter, confirmed)).boxed())
         }
         Err(error) => {
             let why = format!("RabbitMQ: {error}");
@@ -416,9 +283,7 @@ async fn send(
                 }
                 _ => Unqueued::Unknown(why.clone()),
             };
-            for answer in answers {
-                drop(answer.send(Err(unqueued.clone())));
-            }
+            drop(answer.send(Err(unqueued)));
             Err(why)
         }
     }
@@ -451,7 +316,7 @@ fn settle(group: Vec<Settled>, returned: &mut HashSet<ShortString>) -> bool {
             returned.extend(message.properties.message_id().clone());
         }
     }
-    for (Waiters { id, answers, .. }, confirmed) in group {
+    for (Waiter { id, answer }, confirmed) in group {
         let came_back = returned.remove(&id);
         routed &= !came_back;
         let settled = match confirmed {
@@ -464,9 +329,7 @@ fn settle(group: Vec<Settled>, returned: &mut HashSet<ShortString>) -> bool {
             Err(error) => Err(Unqueued::Unknown(format!("RabbitMQ: {error}"))),
         };
         // Whoever stopped waiting has been told that nobody knows.
-        for answer in answers {
-            drop(answer.send(settled.clone()));
-        }
+        drop(answer.send(settled));
     }
     routed
 }

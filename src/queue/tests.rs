@@ -137,6 +137,16 @@ fn put(key: &str, body: &str, counter: u64) -> Queued {
     Queued { entry: Entry { at, row }, taken_at_ms: wall_ms() }
 }
 
+/// The lane of a write.
+fn lane_of(queue: &Queue, shard: &LaneShard, write: &Queued) -> Arc<str> {
+    queue.lanes(shard)[usize::from(write.entry.at.slot % topology::LANES)].clone()
+}
+
+/// Takes one write, alone in its message.
+async fn put_one(queue: &Queue, shard: &LaneShard, write: &Queued, until: Instant) -> Result<(), Unqueued> {
+    queue.put(&lane_of(queue, shard, write), std::slice::from_ref(write), until).await
+}
+
 fn settings(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Settings {
     Settings {
         url: rabbit.url(),
@@ -183,11 +193,11 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     queue.start(store.clone(), 1, || vec![1]);
     let writes: Vec<Queued> = (0..1000).map(|n| put(&format!("k{}", n % 100), &format!("v{n}"), n)).collect();
     let shard = only();
-    let puts = writes.iter().map(|write| queue.put(&shard, write, soon()));
+    let puts = writes.iter().map(|write| put_one(&queue, &shard, write, soon()));
     let put = futures_util::future::join_all(puts).await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     for write in &writes {
-        queue.overlay().hold(write).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write)).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
     let pending = queue.overlay().look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
@@ -224,8 +234,8 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
     for n in 0..60 {
         let key = if n % 20 == 7 { format!("poison{n}") } else { format!("good{n}") };
         let write = put(&key, &format!("v{n}"), n);
-        queue.put(&only(), &write, soon()).await.unwrap();
-        queue.overlay().hold(&write).await.unwrap();
+        put_one(&queue, &only(), &write, soon()).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(&write)).await.unwrap();
     }
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;
@@ -265,7 +275,7 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
     let (mut taken, mut full) = (Vec::new(), 0);
     for n in 0..200 {
         let write = put("k", &format!("{n:03}{body}"), n);
-        match queue.put(&shard, &write, soon()).await {
+        match put_one(&queue, &shard, &write, soon()).await {
             Ok(()) => taken.push(write),
             Err(Unqueued::Full(_)) => full += 1,
             Err(other) => panic!("{other:?}"),
@@ -279,10 +289,10 @@ async fn a_lane_that_is_full_says_so_and_a_broker_that_dies_loses_nothing_it_con
         tokio::time::sleep(Duration::from_millis(150)).await;
         rabbit.kill9();
     };
-    let puts = others.iter().map(|write| queue.put(&shard, write, soon()));
+    let puts = others.iter().map(|write| put_one(&queue, &shard, write, soon()));
     let (confirmed, ()) = futures_util::join!(futures_util::future::join_all(puts), killed);
     until("it is told", async || queue.state().is_err()).await;
-    let refused = queue.put(&shard, &others[0], soon()).await;
+    let refused = put_one(&queue, &shard, &others[0], soon()).await;
     assert!(matches!(refused, Err(Unqueued::Down(_))), "{refused:?}");
     for (write, confirmed) in others.iter().zip(&confirmed) {
         if confirmed.is_ok() {
@@ -330,13 +340,13 @@ async fn what_waits_on_the_ladder_or_is_being_applied_is_counted() {
     let mut ahead = put("ahead", "later", 0);
     ahead.entry.row.version.hlc = hlc_at(wall_ms() + 60_000);
     ahead.taken_at_ms = wall_ms() - 5_000;
-    queue.put(&only(), &ahead, soon()).await.unwrap();
+    put_one(&queue, &only(), &ahead, soon()).await.unwrap();
     let rung = async || {
         let lanes = queue.status().await.unwrap().0;
         lanes.into_iter().find(|lane| lane.name == "q4.wb.retry.600s").unwrap()
     };
     until("it is counted on the ladder", async || rung().await.depth == Some(1)).await;
-    queue.put(&only(), &put("k", "v", 0), soon()).await.unwrap();
+    put_one(&queue, &only(), &put("k", "v", 0), soon()).await.unwrap();
     until("it is counted in its lane", async || waiting(&queue).await == Some(2)).await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(5_500) {

@@ -138,7 +138,7 @@ async fn work<'s>(
                 Ok(get) => match store.get_at_hand(call, &get).await {
                     Some(got) if has_room(shared, &got, room) => got,
                     _ => match place(&shared.large_answers, call, room).await {
-                        Ok(()) => store.get(call, get).await,
+                        Ok(()) => Box::pin(store.get(call, get)).await,
                         Err(error) => Err(error),
                     },
                 },

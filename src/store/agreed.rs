@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Noting;
 use crate::model::{Error, Namespace, Result};
+use crate::queue::{Ahead, Away};
 
 use super::policy::{Durability, Policy};
 use super::{Call, Store};
@@ -165,6 +166,42 @@ impl Agreed {
         let seen = self.seen_open.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied();
         seen.is_some_and(|seen| now.saturating_duration_since(seen) < MARK_FOR - SEEN_EVERY)
     }
+
+    /// Whether writes of a namespace may be queued, as far as its store told. `None`: it has told nothing yet.
+    pub(super) fn may_queue(&self, namespace: &Namespace) -> Option<bool> {
+        match self.looked(namespace)?.known? {
+            (_, Word::Serves { queues }) => Some(queues),
+            (_, Word::Refuses) => None,
+        }
+    }
+
+    /// Why no write of the namespace is queued, if that is so. A mark says it of now; what the store noted may be older, but no
+    /// Redis can forget it. Without Redis a worker goes by the last mark that it saw, for less time than a change waits.
+    /// `asked_at`: when Redis was asked, or before.
+    pub(super) fn closed(
+        &self,
+        namespace: &Namespace,
+        ahead: Result<&Ahead, &Away>,
+        asked_at: Instant,
+    ) -> Option<String> {
+        let noted = self.may_queue(namespace);
+        let name = namespace.as_str();
+        let open = match ahead {
+            Ok(ahead) => ahead.open.or(noted).unwrap_or(true),
+            Err(Away(why)) if !self.was_open(namespace, Instant::now()) => {
+                return Some(format!(
+                    "nobody can tell whether writes of namespace {name:?} may still be queued: {why}"
+                ));
+            }
+            Err(_) => noted.unwrap_or(true),
+        };
+        if open && ahead.is_ok() {
+            self.saw_open(namespace, asked_at);
+        }
+        let why =
+            "durability through is in force, or a change of it under way (see `datastore queue switch`)";
+        (!open).then(|| format!("the queue is closed to namespace {name:?}: {why}"))
+    }
 }
 
 impl Store {
@@ -232,7 +269,7 @@ impl Store {
             // For workers that cannot read the note when they would queue. Whoever comes next tells Redis again.
             drop(waiting.queue.overlay().tell_mark(namespace, queues).await);
         }
-        let was = self.may_queue(namespace);
+        let was = self.agreed.may_queue(namespace);
         if !queues && was != Some(false) && policy.settings.durability == Durability::OutageQueue {
             tracing::warn!(
                 namespace = namespace.as_str(),
@@ -242,14 +279,6 @@ impl Store {
         }
         self.agreed.keep(namespace, begun, Some(Word::Serves { queues }));
         Ok(())
-    }
-
-    /// Whether writes of a namespace may be queued, as far as its store told. `None`: it has told nothing yet.
-    pub(super) fn may_queue(&self, namespace: &Namespace) -> Option<bool> {
-        match self.agreed.looked(namespace)?.known? {
-            (_, Word::Serves { queues }) => Some(queues),
-            (_, Word::Refuses) => None,
-        }
     }
 
     /// A namespace of which nothing is noted was used before anything was: what was queued then is applied first. `false` where

@@ -6,6 +6,7 @@
 mod agreed;
 mod batch;
 mod copies;
+mod intake;
 mod outage;
 mod pending;
 mod target;
@@ -43,8 +44,9 @@ use crate::model::key::shorten;
 use crate::model::limits::VALUE_BYTES_MAX;
 use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
-use crate::queue::Queue;
+use crate::queue::{LaneShard, Queue};
 use agreed::Agreed;
+use intake::{Intake, Rules};
 use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.
@@ -56,7 +58,7 @@ pub struct Store {
     /// Drawn when the process started: no two workers mint the same version.
     origin: u64,
     /// What the backends note of namespaces, as far as it was looked at.
-    agreed: Agreed,
+    agreed: Arc<Agreed>,
     /// Copies of what the backends hold.
     cache: Arc<Cache>,
     /// Reads on their way to fill it.
@@ -69,6 +71,8 @@ pub struct Store {
 struct Waiting {
     queue: Arc<Queue>,
     backends: BTreeMap<String, Arc<Layered>>,
+    /// Where writes to each backend's shards enter the queue.
+    intakes: BTreeMap<String, Vec<Intake>>,
 }
 
 /// What one request brings along to every step.
@@ -104,7 +108,7 @@ impl Store {
             any: None,
             clock,
             origin,
-            agreed: Agreed::default(),
+            agreed: Arc::default(),
             cache,
             flights: Arc::default(),
             queue: None,
@@ -126,7 +130,22 @@ impl Store {
     /// The same store with a queue for namespaces whose durability is `outage_queue`.
     #[must_use]
     pub fn with_queue(self, queue: Arc<Queue>, backends: BTreeMap<String, Arc<Layered>>) -> Self {
-        Self { queue: Some(Waiting { queue, backends }), ..self }
+        let rules = Arc::new(Rules {
+            queue: queue.clone(),
+            agreed: self.agreed.clone(),
+            cache: self.cache.clone(),
+            clock: self.clock.clone(),
+            origin: self.origin,
+        });
+        let intakes_of = |(name, backend): (&String, &Arc<Layered>)| {
+            let of = |shard| {
+                let lanes = queue.lanes(&LaneShard { backend: name.clone(), shard });
+                Intake::new(rules.clone(), lanes)
+            };
+            (name.clone(), backend.shards().into_iter().map(of).collect())
+        };
+        let intakes = backends.iter().map(intakes_of).collect();
+        Self { queue: Some(Waiting { queue, backends, intakes }), ..self }
     }
 
     /// The queue that writes of this call may wait in.

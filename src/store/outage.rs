@@ -13,18 +13,19 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, Offered, Written};
-use crate::cache::Id;
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::key::shorten;
-use crate::model::reply::{Durability, WriteReply};
-use crate::model::{Code, Error, Key, Outcome, Result, Scope, Version};
-use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard, QUEUED_BYTES_MAX, Queued, Unqueued, Waits};
+use crate::model::reply::WriteReply;
+use crate::model::{Code, Error, Key, Outcome, Result, Scope};
+use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard};
 
 use super::batch::failed;
 use super::copies::ended;
+use super::intake::{Entering, Intake, Made, known, not_queued, place};
 use super::write::Asked;
 use super::{Call, Store, Waiting};
 
@@ -40,7 +41,7 @@ const PARTITIONING_MAX: Duration = Duration::from_millis(300);
 /// What a caller is told to wait while a write is pending, milliseconds.
 const PENDING_RETRY_MS: i64 = 1_000;
 /// What a caller is told to wait while neither takes his write, milliseconds.
-const DOWN_RETRY_MS: i64 = 500;
+pub(super) const DOWN_RETRY_MS: i64 = 500;
 
 const _: () =
     assert!(PREDECESSOR_MS > QUEUED_WITHIN.as_millis() as i64 + 2 * crate::model::limits::CLOCK_EPSILON_MS);
@@ -65,18 +66,24 @@ impl Store {
         if let Err(error) = self.partitioned_alike(call).await {
             return error.into();
         }
+        let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
+        let backend = waiting.backends.get(&call.policy.settings.backend);
+        let refuses = backend.is_some_and(|backend| !backend.admits_writes(write.at.slot));
+        if refuses && first_attempt && write.depends_on_nothing() {
+            return self.enqueue(call, waiting, write, Made::Nothing).await;
+        }
         let minted_at = Instant::now();
-        let ahead = waiting.queue.overlay().ahead(&call.namespace, &[&asked.key]).await;
+        let key = (call.namespace.clone(), asked.key.clone());
+        let ahead = waiting.queue.overlay().ahead(&[key]).await;
         let ahead = ahead.map(|mut ahead| ahead.pop().unwrap_or_default());
         if let (Ok(Ahead { pending: Some(pending), .. }), Some(op)) = (&ahead, write.op)
             && let Some(version) = pending.find(op.id)
         {
             return known(version, pending);
         }
-        self.place(&mut write, ahead.as_ref().ok());
-        let closed = self.closed(call, &ahead, minted_at);
-        let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
-        if write.entry().is_none() {
+        place(&self.clock, self.origin, &mut write, ahead.as_ref().ok(), std::iter::empty());
+        let closed = self.agreed.closed(&call.namespace, ahead.as_ref(), minted_at);
+        if !write.depends_on_nothing() {
             if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
                 return error.into();
             }
@@ -106,10 +113,10 @@ impl Store {
                 reply
             }
             Direct::Down(why) => match closed {
-                None => self.enqueue(call, waiting, write, minted_at, why).await,
-                Some(closed) => not_queued(&why, |why| {
-                    Error::unavailable(format!("{}; and {closed}", why.message), DOWN_RETRY_MS)
-                }),
+                None => self.enqueue(call, waiting, write, Made::Tried(minted_at, why)).await,
+                Some(closed) => {
+                    not_queued(&why, |why| Error::unavailable(format!("{why}; and {closed}"), DOWN_RETRY_MS))
+                }
             },
         }
     }
@@ -144,15 +151,15 @@ impl Store {
         writes: &mut [backend::Write],
     ) -> Result<()> {
         let keys: Vec<Key> = writes.iter().map(|write| write.at.key.clone()).collect();
-        let asked: Vec<&Key> = keys.iter().collect();
-        let ahead = match waiting.queue.overlay().ahead(&call.namespace, &asked).await {
+        let asked: Vec<_> = keys.iter().map(|key| (call.namespace.clone(), key.clone())).collect();
+        let ahead = match waiting.queue.overlay().ahead(&asked).await {
             Ok(ahead) => ahead.into_iter().map(Ok).collect(),
             Err(away) => vec![Err(away); keys.len()],
         };
         for (at, ((write, key), ahead)) in writes.iter_mut().zip(&keys).zip(ahead).enumerate() {
-            self.place(write, ahead.as_ref().ok());
+            place(&self.clock, self.origin, write, ahead.as_ref().ok(), std::iter::empty());
             self.may_depend(call, waiting, key, ahead).await.map_err(|error| failed(at, error))?;
-            if write.entry().is_none() {
+            if !write.depends_on_nothing() {
                 write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
             }
         }
@@ -163,21 +170,6 @@ impl Store {
     /// applies the write asks again.
     async fn partitioned_alike(&self, call: &Call) -> Result<()> {
         timeout(PARTITIONING_MAX, self.check_agreed(call, true)).await.unwrap_or(Ok(()))
-    }
-
-    /// Mints the version anew, above all that is known of the key.
-    fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
-        let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
-        let above = pending.max(ahead.and_then(|ahead| ahead.copy));
-        // Not when the request came: it may have waited, and the rule of [`PREDECESSOR_MS`] counts from here.
-        let now_ms = wall_ms();
-        if let Some(above) = above {
-            self.saw(above, now_ms);
-        }
-        write.proposed = self.mint(now_ms);
-        if let Some(above) = above.filter(|above| *above >= write.proposed) {
-            write.proposed.hlc = above.hlc + 1;
-        }
     }
 
     /// Whether a write that depends on what stands there may be made.
@@ -255,85 +247,22 @@ impl Store {
         }
     }
 
-    /// Why no write of the namespace is queued, if that is so. A mark says it of now; what the store noted may be older, but no
-    /// Redis can forget it. Without Redis a worker goes by the last mark that it saw, for less time than a change waits.
-    /// `asked_at`: when Redis was asked, or before.
-    fn closed(&self, call: &Call, ahead: &Result<Ahead, Away>, asked_at: Instant) -> Option<String> {
-        let namespace = call.namespace.as_str();
-        let noted = self.may_queue(&call.namespace);
-        let now = Instant::now();
-        let open = match ahead {
-            Ok(ahead) => ahead.open.or(noted).unwrap_or(true),
-            Err(Away(why)) if !self.agreed.was_open(&call.namespace, now) => {
-                return Some(format!(
-                    "nobody can tell whether writes of namespace {namespace:?} may still be queued: {why}"
-                ));
-            }
-            Err(_) => noted.unwrap_or(true),
-        };
-        if open && ahead.is_ok() {
-            self.agreed.saw_open(&call.namespace, asked_at);
-        }
-        let why =
-            "durability through is in force, or a change of it under way (see `datastore queue switch`)";
-        (!open).then(|| format!("the queue is closed to namespace {namespace:?}: {why}"))
-    }
-
     /// Puts a write into the queue, and lets all workers see it.
-    async fn enqueue(
-        &self,
-        call: &Call,
-        waiting: &Waiting,
-        write: backend::Write,
-        minted_at: Instant,
-        why: Error,
-    ) -> WriteReply {
-        let refused = |error: Error| not_queued(&why, |_| error);
-        let Some(entry) = write.entry() else {
-            return refused(why.clone());
+    async fn enqueue(&self, call: &Call, waiting: &Waiting, write: backend::Write, made: Made) -> WriteReply {
+        let Some(intake) = waiting.intake(&call.policy.settings.backend, write.at.slot) else {
+            return Error::internal("a shard without lanes").into();
         };
-        let bytes = entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
-        if bytes > QUEUED_BYTES_MAX {
-            return refused(Error::too_large(format!(
-                "a record of {bytes} bytes cannot wait for its backend, which is down; the queue takes {QUEUED_BYTES_MAX}"
-            )));
+        let (answer, answered) = oneshot::channel();
+        let policy = call.policy.clone();
+        let entering = Box::new(Entering { write, policy, made, deadline: call.deadline, answer });
+        if let Err(entering) = intake.enter(entering) {
+            return entering.refused(|why| {
+                Error::overloaded(format!("{why}; and too many writes wait for the queue"), FULL_RETRY_MS)
+            });
         }
-        // A version of a clock that is off would win over later writes, or lose to earlier ones.
-        if let Err(off) = waiting.queue.overlay().clock() {
-            return refused(Error::unavailable(format!("{}; and {off}", why.message), DOWN_RETRY_MS));
-        }
-        let (at, version) = (entry.at.clone(), entry.row.version);
-        let queued = Queued { entry, taken_at_ms: write.taken_at_ms };
-        let shard = waiting.shard(&call.policy.settings.backend, at.slot);
-        let deadline = call.deadline.min(minted_at + QUEUED_WITHIN);
-        match waiting.queue.put(&shard, &queued, deadline).await {
-            Ok(()) => {}
-            Err(Unqueued::Full(how)) => {
-                let message = format!("{}; and the queue is full: {how}", why.message);
-                return refused(Error::overloaded(message, FULL_RETRY_MS));
-            }
-            Err(Unqueued::Down(how)) => {
-                let message = format!("{}; and the queue is down: {how}", why.message);
-                return refused(Error::unavailable(message, DOWN_RETRY_MS));
-            }
-            Err(Unqueued::Unknown(how)) => return Error::indeterminate(how).into(),
-        }
-        let seen = waiting.queue.show(&queued).await;
-        if minted_at.elapsed() > QUEUED_WITHIN {
-            return Error::indeterminate("the write is queued, but was not seen by others in time").into();
-        }
-        let id = Id::new(call.namespace.clone(), at.key);
-        self.cache.outdated(&[(id, Some(version))], &call.policy.terms).await;
-        WriteReply {
-            error: None,
-            outcome: Outcome::Queued,
-            version: Some(version),
-            durability: Durability::Queue,
-            duplicate: false,
-            read_your_write: seen,
-            record: None,
-            existed: None,
-        }
+        answered
+            .await
+            .unwrap_or_else(|_| Error::indeterminate("a defect in the worker; its log says more").into())
     }
 }
 
@@ -343,30 +272,11 @@ impl Waiting {
         let shard = self.backends.get(backend).map(|backend| backend.shard_name(slot).to_owned());
         LaneShard { backend: backend.to_owned(), shard: shard.unwrap_or_default() }
     }
-}
 
-/// The answer to a write that its backend did not take, for this reason, and the queue not either. What was tried and not answered may
-/// have happened, whatever became of it then.
-fn not_queued(why: &Error, error: impl FnOnce(&Error) -> Error) -> WriteReply {
-    let error = error(why);
-    match why.code {
-        Code::Indeterminate => Error::indeterminate(format!("{}; {}", why.message, error.message)).into(),
-        _ => error.into(),
-    }
-}
-
-/// The answer to an operation that is queued already.
-fn known(version: Version, pending: &Waits) -> WriteReply {
-    WriteReply {
-        error: None,
-        outcome: Outcome::Queued,
-        // One that was overwritten since has no version to go on from.
-        version: Some(version).filter(|version| *version == pending.version),
-        durability: Durability::Queue,
-        duplicate: true,
-        read_your_write: true,
-        record: None,
-        existed: None,
+    /// Where the writes of a slot enter the queue.
+    fn intake(&self, backend: &str, slot: u16) -> Option<&Intake> {
+        let shard = self.backends.get(backend)?.shard_place(slot);
+        self.intakes.get(backend)?.get(shard)
     }
 }
 

@@ -222,8 +222,8 @@ impl Step<'_> {
             let keys = overlay.keys(self.namespace, &from, None, false, LOOKED_AT).await.map_err(away)?;
             let Some(last) = keys.last() else { return Ok(()) };
             from = format!("{}\0", last.as_str());
-            let asked: Vec<&Key> = keys.iter().collect();
-            let ahead = overlay.ahead(self.namespace, &asked).await.map_err(away)?;
+            let asked: Vec<_> = keys.iter().map(|key| (self.namespace.clone(), key.clone())).collect();
+            let ahead = overlay.ahead(&asked).await.map_err(away)?;
             let row_key = |key: &Key| {
                 let slot = self.policy.partitioning.slot(self.namespace.as_str(), key.as_str());
                 RowKey { namespace: self.namespace.clone(), key: key.clone(), slot }

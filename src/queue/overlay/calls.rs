@@ -8,8 +8,10 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::mark::OPEN;
-use super::{Ahead, Away, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, away, pending_of, version_of};
-use crate::backend::RowKey;
+use super::{
+    Ahead, Away, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, TOLD_TOGETHER, away, pending_of, version_of,
+};
+use crate::backend::{Entry, RowKey};
 use crate::link::redis::{Fault, Redis};
 use crate::model::{Key, Namespace, Version};
 use crate::queue::message::Queued;
@@ -70,27 +72,36 @@ impl Calls {
         Ok(found.iter().zip(copies).zip(keys).map(of).collect())
     }
 
-    /// See [`super::Overlay::hold`]; of several, at most [`super::TOLD_TOGETHER`].
-    pub(super) async fn hold(&self, writes: &[&Queued]) -> Result<(), Away> {
+    /// See [`super::Overlay::hold`].
+    pub(super) async fn hold(&self, writes: &[Queued]) -> Result<(), Away> {
         let mut steps = redis::pipe();
-        let mut bytes = 0;
-        let fits = |_: &&Queued, next: &&Queued| {
+        let (mut count, mut bytes) = (1, 0);
+        let fits = |_: &Queued, next: &Queued| {
+            count += 1;
             bytes += next.entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
-            let fits = bytes <= HELD_BYTES_MAX;
-            bytes = if fits { bytes } else { 0 };
+            let fits = count <= TOLD_TOGETHER && bytes <= HELD_BYTES_MAX;
+            (count, bytes) = if fits { (count, bytes) } else { (1, 0) };
             fits
         };
         for together in writes.chunk_by(fits) {
-            let of = |write: &&Queued| (write.entry.at.clone(), write.entry.row.version);
-            let call = self.call(&mut steps, "ds4q_hold", together.iter().map(of)).arg(PENDING_SECONDS);
+            if together.iter().any(|write| write.entry.row.body.is_some()) {
+                steps.cmd("MSET");
+            }
+            for Queued { entry: Entry { at, row }, .. } in together {
+                if let Some(body) = &row.body {
+                    steps.arg(self.document(&at.namespace, &at.key, row.version)).arg(&body[..]);
+                }
+            }
+            let of = |write: &Queued| (write.entry.at.clone(), write.entry.row.version);
+            let call = self.call(&mut steps, "ds5q_hold", together.iter().map(of), PENDING_SECONDS);
             for queued in together {
-                let (at, row) = (&queued.entry.at, &queued.entry.row);
+                let row = &queued.entry.row;
                 let kind = if row.body.is_some() { 'r' } else { 'd' };
-                let head = format!("2{kind}{}", row.version);
-                let op = queued.op().map(|op| format!("{op:016x}{}", row.version)).unwrap_or_default();
-                let life = format!("{:016x}", row.expires_at_ms);
-                let document = row.body.as_deref().unwrap_or_default();
-                call.arg(head).arg(op).arg(life).arg(document).arg(at.key.as_str());
+                let (version, life) = (row.version, row.expires_at_ms);
+                call.arg(match queued.op() {
+                    Some(op) => format!("3{kind}{version}1{op:016x}{version}{life:016x}"),
+                    None => format!("3{kind}{version}0{life:016x}"),
+                });
             }
         }
         self.send(&steps, HOLD_TIMEOUT).await.map(drop)
@@ -114,22 +125,46 @@ impl Calls {
         format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
     }
 
-    /// The begin of a call of a function that is about these writes.
+    /// The stored document of a queued write.
+    pub(super) fn document(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
+        format!("{}:b:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
+    /// What is under each name.
+    pub(super) async fn get_all(&self, names: &[String]) -> Result<Vec<Value>, Away> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut steps = redis::pipe();
+        // Not so many in one command that Redis does nothing else for long.
+        for together in names.chunks(TOLD_TOGETHER) {
+            steps.cmd("MGET").arg(together);
+        }
+        let mut found = Vec::with_capacity(names.len());
+        for answer in self.send(&steps, LOOK_TIMEOUT).await? {
+            let Value::Array(some) = answer else { return Err(Away("half an answer".to_owned())) };
+            found.extend(some);
+        }
+        Ok(found)
+    }
+
+    /// The begin of a call of a function that is about these writes; receipts are kept for so long.
     pub(super) fn call<'p>(
         &self,
         steps: &'p mut Pipeline,
         function: &str,
         writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
+        seconds: &str,
     ) -> &'p mut Pipeline {
-        steps.cmd("FCALL").arg(function).arg(4 * writes.len());
+        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
         for (RowKey { namespace, key, .. }, version) in writes {
             steps
                 .arg(self.name("p", &namespace, &key))
-                .arg(self.name("b", &namespace, &key))
-                .arg(self.index(&namespace))
-                .arg(self.receipt(&namespace, &key, version));
+                .arg(self.receipt(&namespace, &key, version))
+                .arg(self.index(&namespace));
         }
-        steps
+        // Where the name of a receipt has another letter than that of the document beside it, counted from 1.
+        steps.arg(seconds).arg(self.prefix.len() + 2)
     }
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more.

@@ -20,7 +20,7 @@ async fn a_broker_that_takes_nothing_is_told_and_what_it_confirmed_is_there() {
                     return;
                 }
                 let (key, begun) = (format!("k{writer}-{n}"), Instant::now());
-                match queue.put(&only(), &put(&key, "v", n), begun + Duration::from_secs(1)).await {
+                match put_one(&queue, &only(), &put(&key, "v", n), begun + Duration::from_secs(1)).await {
                     Ok(()) => confirmed.lock().unwrap().push(key),
                     Err(Unqueued::Down(_)) => {
                         down.fetch_add(1, Ordering::Relaxed);

@@ -22,18 +22,16 @@ async fn a_group_that_the_broker_gave_up_is_taken_apart_and_each_write_can_be_re
     let queue = open(rabbit, "q9", 1 << 30).await;
     let store = Arc::new(Store::default());
     let writes: Vec<Queued> = (0..5).map(|n| put(&format!("k{n}"), &format!("v{n}"), n)).collect();
-    let bodies: Vec<Vec<u8>> = writes.iter().map(Queued::encode).collect();
     let notes = Notes { reason: "the broker gave it up: delivery_limit".to_owned(), ..Notes::default() };
     let first = writes[0].properties(&notes);
-    let properties =
-        group::properties_of(&first, bodies.len()).with_headers(first.headers().clone().unwrap());
+    let properties = group::properties(&writes).with_headers(first.headers().clone().unwrap());
     let damaged = {
-        let mut body = group::encode(&bodies);
+        let mut body = group::encode(&writes);
         body[9] ^= 1;
         body
     };
-    for body in [group::encode(&bodies), damaged] {
-        let letter = Letter { queue: queue.topology.dead(), body, properties: Some(properties.clone()) };
+    for body in [group::encode(&writes), damaged] {
+        let letter = Letter { queue: queue.topology.dead(), body, properties: properties.clone() };
         queue.publisher.publish(letter, soon()).await.unwrap();
     }
     let letters = letters_of(&queue).await;

@@ -19,8 +19,8 @@ async fn what_waits_in_the_lanes_of_a_renamed_shard_is_applied_all_the_same() {
     let namespace = Namespace::parse("n").unwrap();
     for n in 0..50 {
         let write = put(&format!("k{n}"), "v", n);
-        before.put(&old, &write, soon()).await.unwrap();
-        before.overlay().hold(&write).await.unwrap();
+        put_one(&before, &old, &write, soon()).await.unwrap();
+        before.overlay().hold(std::slice::from_ref(&write)).await.unwrap();
     }
     before.stop().await;
 
@@ -43,7 +43,7 @@ async fn a_lane_that_was_made_with_another_bound_serves_as_it_is() {
     let queue = open(rabbit, "q-bound", 1 << 21).await;
     let store = Arc::new(Store::default());
     queue.start(store.clone(), 1, || vec![1]);
-    queue.put(&only(), &put("k", "v", 1), soon()).await.unwrap();
+    put_one(&queue, &only(), &put("k", "v", 1), soon()).await.unwrap();
     until("it is applied", async || store.body("k").await.is_some()).await;
     assert_eq!(queue.state(), Ok(()));
     queue.stop().await;
@@ -72,7 +72,7 @@ async fn a_lane_that_somebody_deleted_is_made_anew_while_nobody_publishes() {
     };
     until("it is there again", there).await;
     until("all lanes are worked on again", whole).await;
-    queue.put(&only(), &put("k", "v", 1), soon()).await.unwrap();
+    put_one(&queue, &only(), &put("k", "v", 1), soon()).await.unwrap();
     until("it is applied", async || store.body("k").await.is_some()).await;
     link.close().await;
     queue.stop().await;

@@ -1,0 +1,398 @@
+//! Writes on their way into the queue. Those of a shard that come together share all of it: one look at what there is of their keys, one
+//! message of each lane, one call that lets them be seen, one announcement. What is around each of these costs more than what is
+//! in it.
+//!
+//! ```text
+//! look at what is pending -> versions -> a message of each lane, confirmed -> seen by reads -> answers
+//! ```
+//!
+//! Each is decided, and answered, by itself; no lane waits for another.
+#![expect(clippy::vec_box, reason = "they are moved from list to list, and back to who let them enter")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::backend;
+use crate::cache::{Cache, Id};
+use crate::link::batches::{Batches, Item, Limits};
+use crate::model::clock::{HybridClock, wall_ms};
+use crate::model::reply::{Durability, WriteReply};
+use crate::model::{Code, Error, Key, Namespace, Outcome, Version};
+use crate::queue::{
+    Ahead, Away, BYTES_MAX, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX, Waits,
+};
+
+use super::agreed::Agreed;
+use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
+use super::policy::Policy;
+
+/// Batches of a shard on their way: while the broker has one, Redis may have the other, and what comes meanwhile goes together.
+const AT_ONCE: usize = 2;
+/// Writes that go together: a few messages for each lane.
+const TOGETHER_MAX: usize = 128;
+/// Their bytes.
+const TOGETHER_BYTES_MAX: usize = 512 * 1024;
+/// A batch is slow that has been on its way for so long: others do not wait for it.
+const SLOW: Duration = Duration::from_millis(50);
+/// Writes of a shard that wait to go; beyond it the queue counts as full.
+const WAITING_MAX: usize = 8192;
+/// What a queued write has beside its document, about.
+const AROUND_BYTES: usize = 256;
+
+/// A write on its way.
+pub(super) struct Entering {
+    pub(super) write: backend::Write,
+    pub(super) policy: Arc<Policy>,
+    pub(super) made: Made,
+    /// When its caller stops waiting.
+    pub(super) deadline: Instant,
+    pub(super) answer: oneshot::Sender<WriteReply>,
+}
+
+/// What was done about a write before.
+pub(super) enum Made {
+    /// Nothing: its backend is known to be down.
+    Nothing,
+    /// It has its version, since then, and was tried on its backend, which failed so.
+    Tried(Instant, Error),
+}
+
+/// Why a write is answered before it is queued.
+type Told = Box<WriteReply>;
+
+/// That of one shard. See the module.
+pub(super) struct Intake {
+    batches: Batches<Box<Entering>>,
+}
+
+/// What decides about writes.
+pub(super) struct Rules {
+    pub(super) queue: Arc<Queue>,
+    pub(super) agreed: Arc<Agreed>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) clock: Arc<HybridClock>,
+    pub(super) origin: u64,
+}
+
+impl Intake {
+    /// `lanes`: those of the shard.
+    pub(super) fn new(rules: Arc<Rules>, lanes: Vec<Arc<str>>) -> Self {
+        let limits = Limits {
+            waiting_max: WAITING_MAX,
+            most: TOGETHER_MAX,
+            bytes_max: TOGETHER_BYTES_MAX,
+            at_once: AT_ONCE,
+            slow: SLOW,
+        };
+        let lanes: Arc<[Arc<str>]> = lanes.into();
+        let go = move |entering| {
+            let (rules, lanes) = (rules.clone(), lanes.clone());
+            async move { rules.enqueue(&lanes, entering).await }.boxed()
+        };
+        Self { batches: Batches::new(limits, Box::new(go)) }
+    }
+
+    /// Lets a write of this shard enter; it is answered on its way. Comes back where too many wait.
+    pub(super) fn enter(&self, entering: Box<Entering>) -> Result<(), Box<Entering>> {
+        self.batches.enter(entering)
+    }
+}
+
+/// Writes of one message, and who waits for each.
+#[derive(Default)]
+struct Letter {
+    writes: Vec<Queued>,
+    waiting: Vec<Box<Entering>>,
+    bytes: usize,
+}
+
+impl Rules {
+    /// Puts writes of a shard into the queue, and lets all workers see them.
+    async fn enqueue(&self, lanes: &[Arc<str>], entering: Vec<Box<Entering>>) {
+        let begun = Instant::now();
+        let aheads = self.ahead(&entering).await;
+        let letters = self.letters(lanes.len(), entering, aheads, begun);
+        let put = |(lane, letter): (usize, Letter)| async move {
+            let until = begun + QUEUED_WITHIN;
+            (self.queue.put(&lanes[lane], &letter.writes, until).await, letter)
+        };
+        let mut puts: FuturesUnordered<_> = letters.into_iter().map(put).collect();
+        while let Some(first) = puts.next().await {
+            // What is confirmed by now is shown together.
+            let mut confirmed = Letter::default();
+            let more = std::iter::from_fn(|| puts.next().now_or_never().flatten());
+            for (put, letter) in std::iter::once(first).chain(more) {
+                match put {
+                    Ok(()) => {
+                        confirmed.writes.extend(letter.writes);
+                        confirmed.waiting.extend(letter.waiting);
+                    }
+                    Err(unqueued) => letter.waiting.into_iter().for_each(|entering| {
+                        let told = entering.unqueued(&unqueued);
+                        entering.tell(told);
+                    }),
+                }
+            }
+            if !confirmed.writes.is_empty() {
+                self.show(confirmed, begun).await;
+            }
+        }
+    }
+
+    /// What goes to each lane, each write with its version; those that go nowhere are answered.
+    fn letters(
+        &self,
+        lanes: usize,
+        entering: Vec<Box<Entering>>,
+        aheads: Vec<Result<Ahead, Away>>,
+        asked_at: Instant,
+    ) -> Vec<(usize, Letter)> {
+        let mut letters: Vec<(usize, Letter)> = Vec::with_capacity(lanes);
+        let mut aheads = aheads.into_iter();
+        for mut entering in entering {
+            let decided = match entering.made {
+                Made::Tried(..) => self.queued(&entering),
+                Made::Nothing => {
+                    let ahead = aheads.next().unwrap_or_else(|| Err(Away("half an answer".to_owned())));
+                    let before = letters.iter().flat_map(|(_, letter)| &letter.writes);
+                    self.decide(&mut entering, ahead.as_ref(), before, asked_at)
+                        .and_then(|()| self.queued(&entering))
+                }
+            };
+            let write = match decided {
+                Ok(write) => write,
+                Err(told) => {
+                    entering.tell(*told);
+                    continue;
+                }
+            };
+            let (lane, bytes) = (usize::from(write.entry.at.slot) % lanes, entering.bytes());
+            let fits = |(of, letter): &(usize, Letter)| {
+                *of == lane && letter.writes.len() < WRITES_MAX && letter.bytes + bytes <= BYTES_MAX
+            };
+            let at = letters.iter().position(fits).unwrap_or_else(|| {
+                letters.push((lane, Letter::default()));
+                letters.len() - 1
+            });
+            let letter = &mut letters[at].1;
+            letter.writes.push(write);
+            letter.waiting.push(entering);
+            letter.bytes += bytes;
+        }
+        letters
+    }
+
+    /// Lets all workers see what is queued, and tells who waits for it.
+    async fn show(&self, confirmed: Letter, begun: Instant) {
+        let Letter { writes, waiting, .. } = confirmed;
+        let seen = self.queue.show(&writes).await;
+        self.outdated(&waiting, &writes).await;
+        for (entering, write) in waiting.into_iter().zip(writes) {
+            let told = match entering.begun(begun).elapsed() > QUEUED_WITHIN {
+                true => {
+                    Error::indeterminate("the write is queued, but was not seen by others in time").into()
+                }
+                false => queued(write.entry.row.version, seen),
+            };
+            entering.tell(told);
+        }
+    }
+
+    /// What there is of the key of each write that has no version yet.
+    async fn ahead(&self, entering: &[Box<Entering>]) -> Vec<Result<Ahead, Away>> {
+        let is_new = |entering: &&Box<Entering>| matches!(entering.made, Made::Nothing);
+        let key = |entering: &Box<Entering>| {
+            let at = &entering.write.at;
+            (at.namespace.clone(), at.key.clone())
+        };
+        let keys: Vec<(Namespace, Key)> = entering.iter().filter(is_new).map(key).collect();
+        match self.queue.overlay().ahead(&keys).await {
+            Ok(ahead) => ahead.into_iter().map(Ok).collect(),
+            Err(away) => vec![Err(away); keys.len()],
+        }
+    }
+
+    /// Gives a write its version, unless it is queued already or must not be. `before`: what goes with it.
+    fn decide<'w>(
+        &self,
+        entering: &mut Entering,
+        ahead: Result<&Ahead, &Away>,
+        before: impl Iterator<Item = &'w Queued>,
+        asked_at: Instant,
+    ) -> Result<(), Told> {
+        if Instant::now() >= entering.deadline {
+            return Err(told(Error::deadline("the deadline passed before any work was done")));
+        }
+        let write = &mut entering.write;
+        if let (Ok(Ahead { pending: Some(pending), .. }), Some(op)) = (ahead, write.op)
+            && let Some(version) = pending.find(op.id)
+        {
+            return Err(told(known(version, pending)));
+        }
+        place(&self.clock, self.origin, write, ahead.ok(), before);
+        match self.agreed.closed(&write.at.namespace, ahead, asked_at) {
+            None => Ok(()),
+            Some(closed) => {
+                let refused = |why: &str| Error::unavailable(format!("{why}; and {closed}"), DOWN_RETRY_MS);
+                Err(told(entering.refused(refused)))
+            }
+        }
+    }
+
+    /// A write as it is queued.
+    fn queued(&self, entering: &Entering) -> Result<Queued, Told> {
+        let Some(entry) = entering.write.entry() else {
+            return Err(told(Error::internal("a write that depends on what stands there cannot be queued")));
+        };
+        let bytes = entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
+        if bytes > QUEUED_BYTES_MAX {
+            let refused = |_: &str| {
+                Error::too_large(format!(
+                    "a record of {bytes} bytes cannot wait for its backend, which is down; the queue takes {QUEUED_BYTES_MAX}"
+                ))
+            };
+            return Err(told(entering.refused(refused)));
+        }
+        // A version of a clock that is off would win over later writes, or lose to earlier ones.
+        if let Err(off) = self.queue.overlay().clock() {
+            let refused = |why: &str| Error::unavailable(format!("{why}; and {off}"), DOWN_RETRY_MS);
+            return Err(told(entering.refused(refused)));
+        }
+        Ok(Queued { entry, taken_at_ms: entering.write.taken_at_ms })
+    }
+
+    /// Copies of what is queued are not the newest any more.
+    async fn outdated(&self, waiting: &[Box<Entering>], writes: &[Queued]) {
+        let mut rest: Vec<(&Entering, &Queued)> =
+            waiting.iter().map(|entering| &**entering).zip(writes).collect();
+        // Nearly always of one policy.
+        while let Some((first, _)) = rest.first().copied() {
+            let (same, others): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|(entering, _)| Arc::ptr_eq(&entering.policy, &first.policy));
+            let id = |(_, write): (&Entering, &Queued)| {
+                let (at, row) = (&write.entry.at, &write.entry.row);
+                (Id::new(at.namespace.clone(), at.key.clone()), Some(row.version))
+            };
+            let ids: Vec<_> = same.into_iter().map(id).collect();
+            self.cache.outdated(&ids, &first.policy.terms).await;
+            rest = others;
+        }
+    }
+}
+
+// === impl Entering ===
+
+impl Item for Box<Entering> {
+    fn bytes(&self) -> usize {
+        let body = match &self.write.action {
+            backend::Action::Put { body, .. } => body.len(),
+            _ => 0,
+        };
+        AROUND_BYTES + body + self.write.at.key.as_str().len()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.answer.is_closed()
+    }
+}
+
+impl Entering {
+    fn tell(self, told: WriteReply) {
+        // Whoever stopped waiting has been told that nobody knows.
+        drop(self.answer.send(told));
+    }
+
+    /// Since when its version may be known to others.
+    fn begun(&self, taken: Instant) -> Instant {
+        match &self.made {
+            Made::Nothing => taken,
+            Made::Tried(minted_at, _) => *minted_at,
+        }
+    }
+
+    /// The answer to it where its backend did not take it, and the queue not either: `error` of why the backend did not. What was
+    /// tried and not answered may have happened, whatever became of it then.
+    pub(super) fn refused(&self, error: impl FnOnce(&str) -> Error) -> WriteReply {
+        match &self.made {
+            Made::Nothing => error("the backend is down (circuit open)").into(),
+            Made::Tried(_, why) => not_queued(why, error),
+        }
+    }
+
+    /// The answer to it where it is not known to be queued.
+    fn unqueued(&self, unqueued: &Unqueued) -> WriteReply {
+        match unqueued {
+            Unqueued::Full(how) => self.refused(|why| {
+                Error::overloaded(format!("{why}; and the queue is full: {how}"), FULL_RETRY_MS)
+            }),
+            Unqueued::Down(how) => self.refused(|why| {
+                Error::unavailable(format!("{why}; and the queue is down: {how}"), DOWN_RETRY_MS)
+            }),
+            Unqueued::Unknown(how) => Error::indeterminate(how.clone()).into(),
+        }
+    }
+}
+
+/// Mints the version of a write anew, above all that is known of the key. `before`: writes that go with it.
+pub(super) fn place<'w>(
+    clock: &HybridClock,
+    origin: u64,
+    write: &mut backend::Write,
+    ahead: Option<&Ahead>,
+    before: impl Iterator<Item = &'w Queued>,
+) {
+    let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
+    let above = pending.max(ahead.and_then(|ahead| ahead.copy));
+    // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
+    let now_ms = wall_ms();
+    if let Some(above) = above {
+        clock.merge(above.hlc, now_ms);
+    }
+    write.proposed = Version { hlc: clock.tick(now_ms), origin };
+    if let Some(above) = above.filter(|above| *above >= write.proposed) {
+        // The clock does not follow one that is so far ahead: nor do two writes of a key get the same version by it.
+        let last = before.filter(|before| before.entry.at == write.at);
+        let last = last.map(|before| before.entry.row.version.hlc).max().unwrap_or(0);
+        write.proposed.hlc = above.hlc.max(last) + 1;
+    }
+}
+
+fn told(reply: impl Into<WriteReply>) -> Told {
+    Box::new(reply.into())
+}
+
+/// The answer to a write that its backend did not take, for this reason, and the queue not either. What was tried and not answered may
+/// have happened, whatever became of it then.
+pub(super) fn not_queued(why: &Error, error: impl FnOnce(&str) -> Error) -> WriteReply {
+    let error = error(&why.message);
+    match why.code {
+        Code::Indeterminate => Error::indeterminate(format!("{}; {}", why.message, error.message)).into(),
+        _ => error.into(),
+    }
+}
+
+/// The answer to a write that is queued.
+fn queued(version: Version, seen: bool) -> WriteReply {
+    WriteReply {
+        error: None,
+        outcome: Outcome::Queued,
+        version: Some(version),
+        durability: Durability::Queue,
+        duplicate: false,
+        read_your_write: seen,
+        record: None,
+        existed: None,
+    }
+}
+
+/// The answer to an operation that is queued already.
+pub(super) fn known(version: Version, pending: &Waits) -> WriteReply {
+    // One that was overwritten since has no version to go on from.
+    let version = Some(version).filter(|version| *version == pending.version);
+    WriteReply { version, duplicate: true, ..queued(pending.version, true) }
+}
