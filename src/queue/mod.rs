@@ -47,7 +47,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::backend::{Applied, Boxed, RowKey};
 use crate::layer::Times;
-use crate::model::{Error, Key, Namespace, Result};
+use crate::model::{Error, Key, Namespace, Result, Version};
 
 pub use connection::check_url;
 pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
@@ -135,7 +135,7 @@ pub trait Target: Send + Sync + 'static {
     fn row_key(&self, namespace: &Namespace, key: &Key) -> Result<RowKey>;
 
     /// A version greater than all that this worker has seen.
-    fn mint(&self) -> crate::model::Version;
+    fn mint(&self) -> Version;
 }
 
 /// See the module.
@@ -193,8 +193,9 @@ impl Queue {
     }
 
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
-    pub async fn show(&self, writes: &[Queued]) -> bool {
-        let held = self.overlay.hold(writes).await;
+    /// `surplus`: see [`Waits::surplus`].
+    pub async fn show(&self, writes: &[Queued], surplus: &[(RowKey, Version)]) -> bool {
+        let held = self.overlay.hold(writes, surplus).await;
         if held.is_err() {
             writes.iter().for_each(|write| self.owed.hold(write));
         }

@@ -1,28 +1,26 @@
-//! The pending overlay: the newest queued write of each key, in the Redis that all workers share, so that every worker's reads
-//! see it. It outranks every copy and every store that is older.
+//! The pending overlay: the queued writes of each key, in the Redis that all workers share, so that every worker's reads see the
+//! newest. It outranks every copy and every store that is older.
 //!
-//! A pending write is set after its message was confirmed, only ever by a newer one, and removed by version when it is
-//! settled: applied, superseded, or dead. It has no lifetime: while it is there, it waits. A receipt says for a day what became
-//! of a queued write, and before, where a newer one of its key took its place, that it waits.
+//! A pending write is noted after its message was confirmed, and taken away when it is settled: applied, superseded, or dead. With one
+//! that is applied go those that are older. It has no lifetime: while it is there, it waits. Of a key the newest [`KEPT_MAX`] are
+//! noted, and what other writes of that moment added; an older one has a receipt in its place that says so. A receipt also
+//! says for a day what became of a write.
+//!
+//! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
+//! it is taken away again.
 //!
 //! Redis may be away, and may forget: then a queued write is not seen until it is applied, and whoever must know whether
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
-//! offset size   a pending write
-//!      0    1  format: '3'
-//!      1    1  kind: 'r' record, 'd' delete
-//!      2   32  version in hex
-//!     34    1  operations that are pending on the key, n = '0' to '4'
-//!     35 48*n  newest first: operation in hex (16), the version it got in hex (32)
-//!      -   16  end of the record's life, Unix milliseconds in hex; 0 = never
+//! {prefix}:v:{namespace}:{key}               hash of what waits: version in 32 hex digits to 33 bytes: kind ('r' record, 'd' delete),
+//!                                            operation in 16 hex digits (0 = none), end of the record's life (16, Unix
+//!                                            milliseconds, 0 = never)
+//! {prefix}:r:{namespace}:{key}:{version}     receipt
+//! {prefix}:r:{namespace}:{key}:{version}b    stored document of what waits
+//! {prefix}:i:{namespace}                     sorted set: keys with something that waits
+//! {prefix}:m:{namespace}                     mark, see [`mark`]
 //! ```
-//!
-//! Its stored document lies beside it under its version: who only asks what is pending is not sent it, and what compares versions is
-//! not held up by it. It is set before the pending write and taken away with it.
-//!
-//! Keys: `{prefix}:p:{namespace}:{key}`, documents `{prefix}:b:{namespace}:{key}:{version}`, the index `{prefix}:i:{namespace}` (a sorted set of keys), receipts
-//! `{prefix}:r:{namespace}:{key}:{version}`, and marks ([`mark`]).
 
 mod calls;
 mod mark;
@@ -53,6 +51,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bound on what nobody waits for.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Writes of a key that are noted beside one another; older ones get receipts.
+pub(super) const KEPT_MAX: usize = 4;
 /// Writes of one call: Redis does nothing else meanwhile, a tenth of a millisecond or so.
 const TOLD_TOGETHER: usize = 32;
 /// Looks at a pending write whose document is taken away meanwhile, before it counts as lost.
@@ -65,9 +65,8 @@ const PENDING_SECONDS: &str = "7776000";
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
-const HEAD_BYTES: usize = 34;
-const OP_BYTES: usize = 48;
-const LIFE_BYTES: usize = 16;
+/// Digits of an operation, and of an end of life.
+const DIGITS: usize = 16;
 
 /// See the module.
 pub struct Overlay {
@@ -93,13 +92,13 @@ pub struct Pending {
     pub expires_at_ms: i64,
 }
 
-/// What is known of a pending write without its document.
+/// What is known of the pending writes of a key without their documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waits {
-    /// Its version.
+    /// The newest.
     pub version: Version,
-    /// Operations pending on the key, newest first, each with the version it got.
-    pub ops: Vec<(u64, Version)>,
+    /// All that are noted, newest first, each with its operation.
+    pub all: Vec<(Version, Option<u64>)>,
 }
 
 /// What became of a queued write.
@@ -123,6 +122,16 @@ pub(super) struct Settlement {
     pub(super) at: RowKey,
     pub(super) version: Version,
     pub(super) fate: Fate,
+}
+
+/// What is taken away.
+struct Gone {
+    at: RowKey,
+    version: Version,
+    /// What its receipt says from now on.
+    fate: Option<String>,
+    /// Whether all that is older goes as well.
+    older: bool,
 }
 
 /// What there is of a key before it is written.
@@ -193,11 +202,11 @@ impl Overlay {
         let mut found = vec![None; keys.len()];
         let mut asked: Vec<usize> = (0..keys.len()).collect();
         for _ in 0..LOOKS_MAX {
-            let heads: Vec<String> =
-                asked.iter().map(|at| self.calls.name("p", namespace, keys[*at])).collect();
+            let waits = asked.iter().map(|at| (namespace, keys[*at]));
+            let waits = self.calls.waits(waits).await?;
             let (mut records, mut documents) = (Vec::new(), Vec::new());
-            for (at, head) in asked.iter().zip(self.calls.get_all(&heads).await?) {
-                match pending_of(&head) {
+            for (at, waits) in asked.iter().zip(waits) {
+                match pending_of(&waits) {
                     Some(read) if read.is_delete => found[*at] = read.with(&Value::Nil),
                     Some(read) => {
                         documents.push(self.calls.document(namespace, keys[*at], read.waits.version));
@@ -232,42 +241,50 @@ impl Overlay {
         }
     }
 
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending.
-    pub async fn hold(&self, writes: &[Queued]) -> Result<(), Away> {
-        self.calls.hold(writes).await
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `surplus`: see [`Waits::surplus`].
+    pub async fn hold(&self, writes: &[Queued], surplus: &[(RowKey, Version)]) -> Result<(), Away> {
+        let settled = self.calls.hold(writes, surplus).await?;
+        if settled.is_empty() {
+            return Ok(());
+        }
+        // They are noted as waiting and were settled before.
+        let gone = settled.into_iter().map(|(at, version)| Gone { at, version, fate: None, older: false });
+        self.settle_by("ds6q_forget", &gone.collect::<Vec<_>>()).await
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
     pub(super) async fn settle(&self, settlements: &[Settlement]) -> Result<(), Away> {
-        if settlements.is_empty() {
-            return Ok(());
-        }
-        match self.settle_by("ds5q_settle", settlements).await {
+        let gone = |one: &Settlement| Gone {
+            at: one.at.clone(),
+            version: one.version,
+            fate: Some(one.fate.noted()),
+            // What is applied stands above all that is older.
+            older: one.fate == Fate::Applied,
+        };
+        let gone: Vec<Gone> = settlements.iter().map(gone).collect();
+        match self.settle_by("ds6q_settle", &gone).await {
             // Its memory is full.
-            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds5q_forget", settlements).await,
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds6q_forget", &gone).await,
             settled => settled,
         }
     }
 
-    async fn settle_by(&self, function: &str, settlements: &[Settlement]) -> Result<(), Away> {
+    async fn settle_by(&self, function: &str, gone: &[Gone]) -> Result<(), Away> {
+        if gone.is_empty() {
+            return Ok(());
+        }
         let mut steps = redis::pipe();
-        for together in settlements.chunks(TOLD_TOGETHER) {
-            let of = |one: &Settlement| (one.at.clone(), one.version);
-            let call = self.calls.call(&mut steps, function, together.iter().map(of), RECEIPT_SECONDS);
-            for Settlement { version, fate, .. } in together {
-                call.arg(version.to_string()).arg(fate.noted());
-            }
+        for together in gone.chunks(TOLD_TOGETHER) {
+            self.calls.forget(&mut steps, function, together);
         }
         self.calls.send(&steps, SETTLE_TIMEOUT).await.map(drop)
     }
 
-    /// Takes away a pending write that the store has overtaken: only the one that was seen, or an older.
+    /// Takes away what is pending and the store has overtaken: the version that was seen, and older ones.
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
+        let gone = Gone { at: at.clone(), version, fate: None, older: true };
         let mut steps = redis::pipe();
-        self.calls
-            .call(&mut steps, "ds5q_forget", std::iter::once((at.clone(), version)), RECEIPT_SECONDS)
-            .arg(version.to_string())
-            .arg("");
+        self.calls.forget(&mut steps, "ds6q_forget", &[gone]);
         // If it stays, the next one to meet it takes it away.
         drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
     }
@@ -313,11 +330,11 @@ impl Overlay {
     /// What became of a queued write.
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
-        // The pending write first: should it be settled meanwhile, its receipt is there already.
-        steps.cmd("GET").arg(self.calls.name("p", namespace, key));
+        // What waits first: should it be settled meanwhile, its receipt is there already.
+        steps.cmd("HEXISTS").arg(self.calls.name("v", namespace, key)).arg(version.to_string());
         steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
         let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;
-        let waits = answers.first().and_then(pending_of).is_some_and(|read| read.waits.version == version);
+        let waits = answers.first() == Some(&Value::Int(1));
         Ok(match answers.get(1) {
             Some(Value::BulkString(noted)) => Fate::of(&String::from_utf8_lossy(noted)),
             _ if waits => Fate::Pending,
@@ -383,7 +400,12 @@ impl Pending {
 impl Waits {
     /// The version that a pending operation got.
     pub fn find(&self, op: u64) -> Option<Version> {
-        self.ops.iter().find(|(known, _)| *known == op).map(|(_, version)| *version)
+        self.all.iter().find(|(_, known)| *known == Some(op)).map(|(version, _)| *version)
+    }
+
+    /// What is not kept beside a new one any more.
+    pub fn surplus(&self) -> impl Iterator<Item = Version> {
+        self.all.iter().skip(KEPT_MAX - 1).map(|(version, _)| *version)
     }
 }
 
@@ -417,26 +439,35 @@ fn away(fault: &Fault) -> Away {
     })
 }
 
-/// Reads a pending write; `None` for nothing, and for what this version does not know.
+/// Reads what waits of a key; `None` for nothing. What this version does not know is passed over.
 fn pending_of(answer: &Value) -> Option<Read> {
-    let Value::BulkString(bytes) = answer else { return None };
-    let text = |from: usize, length: usize| std::str::from_utf8(bytes.get(from..from + length)?).ok();
-    let count = usize::from(bytes.get(HEAD_BYTES)?.checked_sub(b'0')?);
-    let op = |at: usize| {
-        let from = HEAD_BYTES + 1 + at * OP_BYTES;
-        let op = u64::from_str_radix(text(from, 16)?, 16).ok()?;
-        Some((op, text(from + 16, 32)?.parse().ok()?))
-    };
-    let ops = (0..count).map(op).collect::<Option<Vec<_>>>()?;
-    let life_at = HEAD_BYTES + 1 + count * OP_BYTES;
-    let life = u64::from_str_radix(text(life_at, LIFE_BYTES)?, 16).ok()?;
-    let is_delete = match (bytes[0], bytes[1]) {
-        (b'3', b'r') => false,
-        (b'3', b'd') => true,
+    let Value::Array(fields) = answer else { return None };
+    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(fields.len() / 2);
+    let mut newest: Option<(Version, bool, i64)> = None;
+    for field in fields.chunks_exact(2) {
+        let [Value::BulkString(version), Value::BulkString(noted)] = field else { continue };
+        let Some((version, is_delete, op, life)) = waits_of(version, noted) else { continue };
+        all.push((version, Some(op).filter(|op| *op != 0)));
+        if newest.is_none_or(|(newest, ..)| newest < version) {
+            newest = Some((version, is_delete, life));
+        }
+    }
+    let (version, is_delete, expires_at_ms) = newest?;
+    all.sort_unstable_by(|one, other| other.cmp(one));
+    Some(Read { waits: Waits { version, all }, is_delete, expires_at_ms })
+}
+
+fn waits_of(version: &[u8], noted: &[u8]) -> Option<(Version, bool, u64, i64)> {
+    let version: Version = std::str::from_utf8(version).ok()?.parse().ok()?;
+    let is_delete = match noted.first()? {
+        b'r' => false,
+        b'd' => true,
         _ => return None,
     };
-    let version = text(2, 32)?.parse().ok()?;
-    Some(Read { waits: Waits { version, ops }, is_delete, expires_at_ms: life.cast_signed() })
+    let digits = std::str::from_utf8(noted.get(1..1 + 2 * DIGITS)?).ok()?;
+    let (op, life) = digits.split_at_checked(DIGITS)?;
+    let (op, life) = (u64::from_str_radix(op, 16).ok()?, u64::from_str_radix(life, 16).ok()?);
+    Some((version, is_delete, op, life.cast_signed()))
 }
 
 fn version_of(answer: &Value) -> Option<Version> {

@@ -104,7 +104,7 @@ impl Owed {
         }
         loop {
             let Some(write) = self.state().holds.front().cloned() else { return true };
-            if overlay.hold(std::slice::from_ref(&write)).await.is_err() {
+            if overlay.hold(std::slice::from_ref(&write), &[]).await.is_err() {
                 return false;
             }
             let mut state = self.state();
@@ -156,7 +156,7 @@ mod tests {
         };
         until(true).await;
         let (settled, seen, both) = (queued("settled", 1), queued("seen", 2), queued("both", 3));
-        overlay.hold(std::slice::from_ref(&settled)).await.unwrap();
+        overlay.hold(std::slice::from_ref(&settled), &[]).await.unwrap();
         tokio::task::block_in_place(|| server.kill9());
         until(false).await;
 

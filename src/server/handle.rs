@@ -138,6 +138,7 @@ async fn work<'s>(
                 Ok(get) => match store.get_at_hand(call, &get).await {
                     Some(got) if has_room(shared, &got, room) => got,
                     _ => match place(&shared.large_answers, call, room).await {
+                        // Boxed, as others: every request's task would have room for the largest.
                         Ok(()) => Box::pin(store.get(call, get)).await,
                         Err(error) => Err(error),
                     },
@@ -152,8 +153,7 @@ async fn work<'s>(
         }
         Request::Put(_) | Request::Delete(_) | Request::Update(_) | Request::Touch(_) => {
             Reply::Write(match validate::write(call, request) {
-                // Boxed: every request's task would have room for the largest.
-                Ok(write) => Box::pin(store.write(call, write)).await,
+                Ok(write) => store.write(call, write).await,
                 Err(error) => error.into(),
             })
         }

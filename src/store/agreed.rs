@@ -93,6 +93,23 @@ impl From<Error> for Unagreed {
     }
 }
 
+impl Looked {
+    fn due(&self, strict: bool, now: Instant) -> Due {
+        let tried = now.saturating_duration_since(self.tried) < LOOK_PAUSE;
+        let age = self.known.map(|(at, _)| now.saturating_duration_since(at));
+        match (self.known, age) {
+            (Some((_, Word::Refuses)), Some(age)) if tried || age < LOOK_PAUSE => Due::Refused,
+            (Some((_, Word::Serves { .. })), Some(age))
+                if age < LOOK_AGAIN || (tried && (age < NOTED_FOR || !strict)) =>
+            {
+                Due::Go
+            }
+            (None, _) if tried && !strict => Due::Go,
+            _ => Due::Look,
+        }
+    }
+}
+
 impl Agreed {
     fn is_partitioned(&self, namespace: &Namespace) -> bool {
         self.partitioned.read().unwrap_or_else(PoisonError::into_inner).contains(namespace)
@@ -109,30 +126,21 @@ impl Agreed {
         self.durable.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied()
     }
 
+    /// Whether a request that need not be strict goes by what is known.
+    pub(super) fn goes(&self, namespace: &Namespace, now: Instant) -> bool {
+        self.looked(namespace).is_some_and(|looked| looked.due(false, now) == Due::Go)
+    }
+
     /// What a request does: it looks where what is known is too old and nobody else is about it. `strict`: it may not go by what is
     /// older than [`NOTED_FOR`].
     fn due(&self, namespace: &Namespace, strict: bool, now: Instant) -> Due {
-        let due = |looked: &Looked| {
-            let tried = now.saturating_duration_since(looked.tried) < LOOK_PAUSE;
-            let age = looked.known.map(|(at, _)| now.saturating_duration_since(at));
-            match (looked.known, age) {
-                (Some((_, Word::Refuses)), Some(age)) if tried || age < LOOK_PAUSE => Due::Refused,
-                (Some((_, Word::Serves { .. })), Some(age))
-                    if age < LOOK_AGAIN || (tried && (age < NOTED_FOR || !strict)) =>
-                {
-                    Due::Go
-                }
-                (None, _) if tried && !strict => Due::Go,
-                _ => Due::Look,
-            }
-        };
-        let known = self.looked(namespace).as_ref().map_or(Due::Look, due);
+        let known = self.looked(namespace).map_or(Due::Look, |looked| looked.due(strict, now));
         if known != Due::Look {
             return known;
         }
         let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
         let Some(looked) = durable.get_mut(namespace) else { return Due::Look };
-        let known = due(looked);
+        let known = looked.due(strict, now);
         // Where nothing is known the others wait as well.
         if known == Due::Look && looked.known.is_some() {
             looked.tried = now;

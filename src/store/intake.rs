@@ -9,6 +9,7 @@
 //! Each is decided, and answered, by itself; no lane waits for another.
 #![expect(clippy::vec_box, reason = "they are moved from list to list, and back to who let them enter")]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,12 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::backend;
+use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
 use crate::link::batches::{Batches, Item, Limits};
 use crate::model::clock::{HybridClock, wall_ms};
 use crate::model::reply::{Durability, WriteReply};
-use crate::model::{Code, Error, Key, Namespace, Outcome, Version};
+use crate::model::{Code, Error, Outcome, Version};
 use crate::queue::{
     Ahead, Away, BYTES_MAX, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX, Waits,
 };
@@ -109,6 +110,15 @@ struct Letter {
     writes: Vec<Queued>,
     waiting: Vec<Box<Entering>>,
     bytes: usize,
+    /// What is not noted beside them any more.
+    surplus: Vec<(RowKey, Version)>,
+}
+
+/// What there is of the keys of some writes.
+struct Aheads {
+    of_keys: Vec<Result<Ahead, Away>>,
+    /// Which of them is about the key of each write.
+    places: Vec<Option<usize>>,
 }
 
 impl Rules {
@@ -131,6 +141,7 @@ impl Rules {
                     Ok(()) => {
                         confirmed.writes.extend(letter.writes);
                         confirmed.waiting.extend(letter.waiting);
+                        confirmed.surplus.extend(letter.surplus);
                     }
                     Err(unqueued) => letter.waiting.into_iter().for_each(|entering| {
                         let told = entering.unqueued(&unqueued);
@@ -149,16 +160,16 @@ impl Rules {
         &self,
         lanes: usize,
         entering: Vec<Box<Entering>>,
-        aheads: Vec<Result<Ahead, Away>>,
+        aheads: Aheads,
         asked_at: Instant,
     ) -> Vec<(usize, Letter)> {
         let mut letters: Vec<(usize, Letter)> = Vec::with_capacity(lanes);
-        let mut aheads = aheads.into_iter();
-        for mut entering in entering {
-            let decided = match entering.made {
-                Made::Tried(..) => self.queued(&entering),
-                Made::Nothing => {
-                    let ahead = aheads.next().unwrap_or_else(|| Err(Away("half an answer".to_owned())));
+        let Aheads { of_keys, places } = aheads;
+        let mut surplus_of: Vec<Vec<Version>> = of_keys.iter().map(surplus_of).collect();
+        for (mut entering, place) in entering.into_iter().zip(places) {
+            let decided = match place.and_then(|place| of_keys.get(place)) {
+                None => self.queued(&entering),
+                Some(ahead) => {
                     let before = letters.iter().flat_map(|(_, letter)| &letter.writes);
                     self.decide(&mut entering, ahead.as_ref(), before, asked_at)
                         .and_then(|()| self.queued(&entering))
@@ -175,22 +186,27 @@ impl Rules {
             let fits = |(of, letter): &(usize, Letter)| {
                 *of == lane && letter.writes.len() < WRITES_MAX && letter.bytes + bytes <= BYTES_MAX
             };
-            let at = letters.iter().position(fits).unwrap_or_else(|| {
+            let place_of = letters.iter().position(fits).unwrap_or_else(|| {
                 letters.push((lane, Letter::default()));
                 letters.len() - 1
             });
-            let letter = &mut letters[at].1;
+            let letter = &mut letters[place_of].1;
+            let at = write.entry.at.clone();
             letter.writes.push(write);
             letter.waiting.push(entering);
             letter.bytes += bytes;
+            // By the first of its key alone.
+            let surplus =
+                place.and_then(|place| surplus_of.get_mut(place)).map(std::mem::take).unwrap_or_default();
+            letter.surplus.extend(surplus.into_iter().map(|version| (at.clone(), version)));
         }
         letters
     }
 
     /// Lets all workers see what is queued, and tells who waits for it.
     async fn show(&self, confirmed: Letter, begun: Instant) {
-        let Letter { writes, waiting, .. } = confirmed;
-        let seen = self.queue.show(&writes).await;
+        let Letter { writes, waiting, surplus, .. } = confirmed;
+        let seen = self.queue.show(&writes, &surplus).await;
         self.outdated(&waiting, &writes).await;
         for (entering, write) in waiting.into_iter().zip(writes) {
             let told = match entering.begun(begun).elapsed() > QUEUED_WITHIN {
@@ -203,18 +219,26 @@ impl Rules {
         }
     }
 
-    /// What there is of the key of each write that has no version yet.
-    async fn ahead(&self, entering: &[Box<Entering>]) -> Vec<Result<Ahead, Away>> {
-        let is_new = |entering: &&Box<Entering>| matches!(entering.made, Made::Nothing);
-        let key = |entering: &Box<Entering>| {
-            let at = &entering.write.at;
-            (at.namespace.clone(), at.key.clone())
-        };
-        let keys: Vec<(Namespace, Key)> = entering.iter().filter(is_new).map(key).collect();
-        match self.queue.overlay().ahead(&keys).await {
+    /// What there is of each key: of writes that have their versions already, nothing is asked.
+    async fn ahead(&self, entering: &[Box<Entering>]) -> Aheads {
+        let (mut places, mut keys) = (Vec::with_capacity(entering.len()), Vec::new());
+        {
+            let mut known: HashMap<(&str, &str), usize> = HashMap::with_capacity(entering.len());
+            for Entering { write, made, .. } in entering.iter().map(|entering| &**entering) {
+                let (namespace, key) = (&write.at.namespace, &write.at.key);
+                places.push(matches!(made, Made::Nothing).then(|| {
+                    *known.entry((namespace.as_str(), key.as_str())).or_insert_with(|| {
+                        keys.push((namespace.clone(), key.clone()));
+                        keys.len() - 1
+                    })
+                }));
+            }
+        }
+        let of_keys = match self.queue.overlay().ahead(&keys).await {
             Ok(ahead) => ahead.into_iter().map(Ok).collect(),
             Err(away) => vec![Err(away); keys.len()],
-        }
+        };
+        Aheads { of_keys, places }
     }
 
     /// Gives a write its version, unless it is queued already or must not be. `before`: what goes with it.
@@ -360,6 +384,12 @@ pub(super) fn place<'w>(
         let last = last.map(|before| before.entry.row.version.hlc).max().unwrap_or(0);
         write.proposed.hlc = above.hlc.max(last) + 1;
     }
+}
+
+/// What is not noted any more beside a new write of a key.
+fn surplus_of(ahead: &Result<Ahead, Away>) -> Vec<Version> {
+    let waits = ahead.as_ref().ok().and_then(|ahead| ahead.pending.as_ref());
+    waits.map(|waits| waits.surplus().collect()).unwrap_or_default()
 }
 
 fn told(reply: impl Into<WriteReply>) -> Told {

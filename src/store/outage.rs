@@ -66,10 +66,7 @@ impl Store {
         if let Err(error) = self.partitioned_alike(call).await {
             return error.into();
         }
-        let first_attempt = write.op.is_none_or(|op| op.lookback_ms.is_none());
-        let backend = waiting.backends.get(&call.policy.settings.backend);
-        let refuses = backend.is_some_and(|backend| !backend.admits_writes(write.at.slot));
-        if refuses && first_attempt && write.depends_on_nothing() {
+        if self.is_queued_alone(call, waiting, &write) {
             return self.enqueue(call, waiting, write, Made::Nothing).await;
         }
         let minted_at = Instant::now();
@@ -90,7 +87,7 @@ impl Store {
             write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
             return self.write_through(call, asked, write).await;
         }
-        if !first_attempt {
+        if !is_first_attempt(&write) {
             // Its first attempt may have been applied, and only the backend knows.
             let reply = self.write_through(call, asked, write).await;
             return match reply.error {
@@ -119,6 +116,19 @@ impl Store {
                 }
             },
         }
+    }
+
+    /// Whether a write goes into the queue without a look at its backend, and nothing has to be asked about its namespace.
+    pub(super) fn queues_at_once(&self, call: &Call, waiting: &Waiting, write: &backend::Write) -> bool {
+        self.is_queued_alone(call, waiting, write) && self.agreed.goes(&call.namespace, Instant::now())
+    }
+
+    /// Whether a write goes into the queue without a look at its backend, which is known to be down.
+    fn is_queued_alone(&self, call: &Call, waiting: &Waiting, write: &backend::Write) -> bool {
+        let backend = waiting.backends.get(&call.policy.settings.backend);
+        backend.is_some_and(|backend| !backend.admits_writes(write.at.slot))
+            && is_first_attempt(write)
+            && write.depends_on_nothing()
     }
 
     /// Writes of a batch, each for itself; those of one key in their order.
@@ -248,7 +258,13 @@ impl Store {
     }
 
     /// Puts a write into the queue, and lets all workers see it.
-    async fn enqueue(&self, call: &Call, waiting: &Waiting, write: backend::Write, made: Made) -> WriteReply {
+    pub(super) async fn enqueue(
+        &self,
+        call: &Call,
+        waiting: &Waiting,
+        write: backend::Write,
+        made: Made,
+    ) -> WriteReply {
         let Some(intake) = waiting.intake(&call.policy.settings.backend, write.at.slot) else {
             return Error::internal("a shard without lanes").into();
         };
@@ -278,6 +294,11 @@ impl Waiting {
         let shard = self.backends.get(backend)?.shard_place(slot);
         self.intakes.get(backend)?.get(shard)
     }
+}
+
+/// Whether no earlier attempt of a write may have been applied.
+fn is_first_attempt(write: &backend::Write) -> bool {
+    write.op.is_none_or(|op| op.lookback_ms.is_none())
 }
 
 /// Whether an error says that the backend does not answer, and that nothing happened.

@@ -10,6 +10,7 @@ use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Document, Error, Key, Outcome, Record, Result, Version};
 
 use super::copies::ended;
+use super::intake::Made;
 use super::update::{Touch, Update};
 use super::{Call, Store};
 
@@ -27,9 +28,17 @@ impl Store {
             Ok(prepared) => prepared,
             Err(error) => return error.into(),
         };
-        if let Some(waiting) = self.queue_of(call) {
-            return Box::pin(self.write_or_queue(call, waiting, asked, write)).await;
+        match self.queue_of(call) {
+            // While the backend is down this is all that happens, so it has no room for more.
+            Some(waiting) if self.queues_at_once(call, waiting, &write) => {
+                self.enqueue(call, waiting, write, Made::Nothing).await
+            }
+            Some(waiting) => Box::pin(self.write_or_queue(call, waiting, asked, write)).await,
+            None => Box::pin(self.write_one(call, asked, write)).await,
         }
+    }
+
+    async fn write_one(&self, call: &Call, asked: Asked, write: backend::Write) -> WriteReply {
         if let Err(error) = self.check_agreed(call, true).await {
             return error.into();
         }

@@ -7,6 +7,7 @@ mod controls;
 mod operators;
 mod rounds;
 mod switch;
+mod together;
 
 use std::time::{Duration, Instant};
 

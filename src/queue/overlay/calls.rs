@@ -1,7 +1,7 @@
 //! The calls of the overlay: what its keys are called, its functions, and how they are loaded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Value};
@@ -9,15 +9,21 @@ use tokio::time::Instant;
 
 use super::mark::OPEN;
 use super::{
-    Ahead, Away, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, TOLD_TOGETHER, away, pending_of, version_of,
+    Ahead, Away, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER, away,
+    pending_of, version_of,
 };
-use crate::backend::{Entry, RowKey};
+use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
 use crate::model::{Key, Namespace, Version};
 use crate::queue::message::Queued;
 
 /// Bytes of documents of one call, one more not counted.
 const HELD_BYTES_MAX: usize = 256 * 1024;
+
+/// What the name of a document has behind that of its receipt.
+const DOCUMENT: &str = "b";
+/// What the receipt of a write says that waits and is not noted beside newer ones any more.
+const PENDING: &str = "pending";
 
 /// The library of functions. Its name carries the protocol's number.
 const LIBRARY: &str = include_str!("overlay.lua");
@@ -26,13 +32,15 @@ const LIBRARY: &str = include_str!("overlay.lua");
 pub(super) struct Calls {
     pub(super) redis: Arc<Redis>,
     prefix: String,
+    /// The connection over which the functions were loaded.
+    loaded: AtomicU64,
     /// Whether it has been told that Redis forgets pending writes when it is full.
     warned: AtomicBool,
 }
 
 impl Calls {
     pub(super) fn new(redis: Arc<Redis>, prefix: &str) -> Self {
-        Self { redis, prefix: prefix.to_owned(), warned: AtomicBool::new(false) }
+        Self { redis, prefix: prefix.to_owned(), loaded: AtomicU64::new(0), warned: AtomicBool::new(false) }
     }
 
     /// See [`super::Overlay::ahead`].
@@ -41,9 +49,8 @@ impl Calls {
             return Ok(Vec::new());
         }
         let mut steps = redis::pipe();
-        steps.cmd("MGET");
         for (namespace, key) in keys {
-            steps.arg(self.name("p", namespace, key));
+            steps.cmd("HGETALL").arg(self.name("v", namespace, key));
         }
         for (namespace, key) in keys {
             // The version in the head of the shared tier's copy.
@@ -56,7 +63,7 @@ impl Calls {
             steps.cmd("GET").arg(self.mark(namespace));
         }
         let answers = self.send(&steps, LOOK_TIMEOUT).await?;
-        let Some((Value::Array(found), rest)) = answers.split_first() else {
+        let Some((found, rest)) = answers.split_at_checked(keys.len()) else {
             return Err(Away("half an answer".to_owned()));
         };
         let (copies, marks) = rest.split_at(keys.len().min(rest.len()));
@@ -72,8 +79,18 @@ impl Calls {
         Ok(found.iter().zip(copies).zip(keys).map(of).collect())
     }
 
-    /// See [`super::Overlay::hold`].
-    pub(super) async fn hold(&self, writes: &[Queued]) -> Result<(), Away> {
+    /// See [`super::Overlay::hold`]. Those that had been settled before.
+    pub(super) async fn hold(
+        &self,
+        writes: &[Queued],
+        surplus: &[(RowKey, Version)],
+    ) -> Result<Vec<(RowKey, Version)>, Away> {
+        // What takes it away again must be there before: nothing can be loaded any more where memory is full.
+        let connection = self.redis.count();
+        if self.loaded.load(Ordering::Relaxed) != connection {
+            self.load().await?;
+            self.loaded.store(connection, Ordering::Relaxed);
+        }
         let mut steps = redis::pipe();
         let (mut count, mut bytes) = (1, 0);
         let fits = |_: &Queued, next: &Queued| {
@@ -84,27 +101,70 @@ impl Calls {
             fits
         };
         for together in writes.chunk_by(fits) {
-            if together.iter().any(|write| write.entry.row.body.is_some()) {
-                steps.cmd("MSET");
-            }
-            for Queued { entry: Entry { at, row }, .. } in together {
-                if let Some(body) = &row.body {
-                    steps.arg(self.document(&at.namespace, &at.key, row.version)).arg(&body[..]);
-                }
-            }
-            let of = |write: &Queued| (write.entry.at.clone(), write.entry.row.version);
-            let call = self.call(&mut steps, "ds5q_hold", together.iter().map(of), PENDING_SECONDS);
-            for queued in together {
-                let row = &queued.entry.row;
-                let kind = if row.body.is_some() { 'r' } else { 'd' };
-                let (version, life) = (row.version, row.expires_at_ms);
-                call.arg(match queued.op() {
-                    Some(op) => format!("3{kind}{version}1{op:016x}{version}{life:016x}"),
-                    None => format!("3{kind}{version}0{life:016x}"),
-                });
-            }
+            self.hold_some(&mut steps, together);
         }
-        self.send(&steps, HOLD_TIMEOUT).await.map(drop)
+        for ((RowKey { namespace, key, .. }, version), receipt) in
+            surplus.iter().map(|one| (one, self.receipt(&one.0.namespace, &one.0.key, one.1)))
+        {
+            // Settled meanwhile, it has another receipt.
+            steps.cmd("SET").arg(&receipt).arg(PENDING).arg("NX").arg("EX").arg(PENDING_SECONDS);
+            steps.cmd("HDEL").arg(self.name("v", namespace, key)).arg(version.to_string());
+            steps.cmd("DEL").arg(receipt + DOCUMENT);
+        }
+        let answers = self.send(&steps, HOLD_TIMEOUT).await?;
+        let told = answers.into_iter().filter_map(|answer| match answer {
+            // That of a transaction ends with the receipts.
+            Value::Array(mut told) => told.pop(),
+            _ => None,
+        });
+        let receipts: Vec<Value> = told.flat_map(some_of).collect();
+        if receipts.len() != writes.len() {
+            return Err(Away("half an answer".to_owned()));
+        }
+        let is_settled = |receipt: &Value| match receipt {
+            Value::BulkString(noted) => noted != PENDING.as_bytes(),
+            _ => false,
+        };
+        let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
+        Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
+    }
+
+    /// One transaction: what waits, where it is listed, and what the receipts of the same writes say.
+    fn hold_some(&self, steps: &mut Pipeline, writes: &[Queued]) {
+        steps.cmd("MULTI");
+        let mut receipts = redis::cmd("MGET");
+        let mut documents = redis::cmd("MSET");
+        let mut indexed: Vec<(&Namespace, Cmd)> = Vec::new();
+        let mut has_documents = false;
+        for queued in writes {
+            let (at, row) = (&queued.entry.at, &queued.entry.row);
+            let version = row.version.to_string();
+            let receipt = self.receipt(&at.namespace, &at.key, row.version);
+            receipts.arg(&receipt);
+            let kind = if row.body.is_some() { 'r' } else { 'd' };
+            if let Some(body) = &row.body {
+                documents.arg(receipt + DOCUMENT).arg(&body[..]);
+                has_documents = true;
+            }
+            let noted = format!("{kind}{:016x}{:016x}", queued.op().unwrap_or(0), row.expires_at_ms);
+            steps.cmd("HSET").arg(self.name("v", &at.namespace, &at.key)).arg(version).arg(noted);
+            let of = indexed.iter().position(|(namespace, _)| **namespace == at.namespace);
+            let of = of.unwrap_or_else(|| {
+                let mut index = redis::cmd("ZADD");
+                index.arg(self.index(&at.namespace));
+                indexed.push((&at.namespace, index));
+                indexed.len() - 1
+            });
+            indexed[of].1.arg(0).arg(at.key.as_str());
+        }
+        if has_documents {
+            steps.add_command(documents);
+        }
+        for (_, index) in indexed {
+            steps.add_command(index);
+        }
+        steps.add_command(receipts);
+        steps.cmd("EXEC");
     }
 
     pub(super) fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
@@ -127,7 +187,19 @@ impl Calls {
 
     /// The stored document of a queued write.
     pub(super) fn document(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
-        format!("{}:b:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
+        self.receipt(namespace, key, version) + DOCUMENT
+    }
+
+    /// What waits of each key.
+    pub(super) async fn waits<'k>(
+        &self,
+        keys: impl Iterator<Item = (&'k Namespace, &'k Key)>,
+    ) -> Result<Vec<Value>, Away> {
+        let mut steps = redis::pipe();
+        for (namespace, key) in keys {
+            steps.cmd("HGETALL").arg(self.name("v", namespace, key));
+        }
+        self.send(&steps, LOOK_TIMEOUT).await
     }
 
     /// What is under each name.
@@ -140,31 +212,21 @@ impl Calls {
         for together in names.chunks(TOLD_TOGETHER) {
             steps.cmd("MGET").arg(together);
         }
-        let mut found = Vec::with_capacity(names.len());
-        for answer in self.send(&steps, LOOK_TIMEOUT).await? {
-            let Value::Array(some) = answer else { return Err(Away("half an answer".to_owned())) };
-            found.extend(some);
-        }
-        Ok(found)
+        Ok(self.send(&steps, LOOK_TIMEOUT).await?.into_iter().flat_map(some_of).collect())
     }
 
-    /// The begin of a call of a function that is about these writes; receipts are kept for so long.
-    pub(super) fn call<'p>(
-        &self,
-        steps: &'p mut Pipeline,
-        function: &str,
-        writes: impl ExactSizeIterator<Item = (RowKey, Version)>,
-        seconds: &str,
-    ) -> &'p mut Pipeline {
-        steps.cmd("FCALL").arg(function).arg(3 * writes.len());
-        for (RowKey { namespace, key, .. }, version) in writes {
-            steps
-                .arg(self.name("p", &namespace, &key))
-                .arg(self.receipt(&namespace, &key, version))
-                .arg(self.index(&namespace));
+    /// Takes writes away, and notes what became of them.
+    pub(super) fn forget(&self, steps: &mut Pipeline, function: &str, gone: &[Gone]) {
+        let call = steps.cmd("FCALL").arg(function).arg(3 * gone.len());
+        for Gone { at: RowKey { namespace, key, .. }, version, .. } in gone {
+            call.arg(self.name("v", namespace, key))
+                .arg(self.receipt(namespace, key, *version))
+                .arg(self.index(namespace));
         }
-        // Where the name of a receipt has another letter than that of the document beside it, counted from 1.
-        steps.arg(seconds).arg(self.prefix.len() + 2)
+        call.arg(RECEIPT_SECONDS);
+        for Gone { version, fate, older, .. } in gone {
+            call.arg(version.to_string()).arg(fate.as_deref().unwrap_or("")).arg(u8::from(*older));
+        }
     }
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more.
@@ -202,5 +264,13 @@ impl Calls {
                 "Redis may forget pending writes when it is full: set its maxmemory-policy to volatile-lru"
             );
         }
+    }
+}
+
+/// The parts of an answer that has some.
+fn some_of(answer: Value) -> Vec<Value> {
+    match answer {
+        Value::Array(some) => some,
+        _ => Vec::new(),
     }
 }

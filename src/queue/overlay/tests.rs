@@ -29,15 +29,15 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-    overlay.hold(std::slice::from_ref(&nine)).await.unwrap();
-    overlay.hold(std::slice::from_ref(&five)).await.unwrap();
+    overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
+    overlay.hold(std::slice::from_ref(&five), &[]).await.unwrap();
     let pending = look().await.unwrap();
     assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
     let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
     assert_eq!(ahead.version, pending.version);
     let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
     assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-    overlay.hold(&[queued("b", 3, Some(b"b"), 4)]).await.unwrap();
+    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], &[]).await.unwrap();
     let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
     assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
     assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -47,29 +47,76 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
     assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-    overlay.hold(std::slice::from_ref(&nine)).await.unwrap();
+    overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
     assert_eq!(look().await, None, "one that was settled before it was held does not come back");
     assert_eq!(overlay.count(&namespace).await, Ok(1));
+    overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[]).await.unwrap();
+    assert_eq!(look().await.unwrap().version.hlc, 7, "five was settled, too");
+    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], &[]).await.unwrap();
+    let dead = Fate::Dead("no".to_owned());
+    overlay.settle(&[settlement(&queued("a", 8, None, 3), dead)]).await.unwrap();
+    let pending = look().await.unwrap();
+    assert_eq!(
+        (pending.version.hlc, pending.body.as_deref()),
+        (7, Some(&b"seven"[..])),
+        "behind what is dead waits what is older"
+    );
+    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], &[]).await.unwrap();
+    overlay.settle(&[settlement(&queued("a", 11, None, 6), Fate::Applied)]).await.unwrap();
+    assert_eq!(
+        (look().await, fate(7).await),
+        (None, Fate::Unknown),
+        "what is applied takes older ones along"
+    );
     overlay.overtaken(&queued("b", 3, None, 4).entry.at, Version { hlc: 3, origin: 6 }).await;
     assert_eq!(overlay.count(&namespace).await, Ok(0));
 }
 
 #[tokio::test]
-async fn the_last_four_operations_are_kept() {
+async fn the_newest_four_are_noted_and_what_they_push_out_waits_by_its_receipt() {
     let overlay = Overlay::open(&Server::shared().url(), "o2").unwrap();
     while overlay.health().is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    for op in 1..=6 {
-        overlay.hold(&[queued("k", op, Some(b"x"), op)]).await.unwrap();
-    }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-    let pending =
-        overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
-    let kept: Vec<u64> = pending.ops.iter().map(|(op, _)| op & !(1 << 63)).collect();
-    assert_eq!(kept, [6, 5, 4, 3]);
-    let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0);
-    assert_eq!((ahead.pending.unwrap().version.hlc, ahead.copy), (6, None));
+    let ahead = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0);
+    for op in 1..=6 {
+        let write = queued("k", op, Some(b"x"), op);
+        let at = write.entry.at.clone();
+        let surplus =
+            ahead().await.pending.map(|waits| waits.surplus().collect::<Vec<_>>()).unwrap_or_default();
+        let surplus: Vec<_> = surplus.into_iter().map(|version| (at.clone(), version)).collect();
+        overlay.hold(&[write], &surplus).await.unwrap();
+    }
+    let there = ahead().await;
+    let pending = there.pending.unwrap();
+    let noted: Vec<_> =
+        pending.all.iter().map(|(version, op)| (version.hlc, op.unwrap() & !(1 << 63))).collect();
+    assert_eq!((noted, there.copy), (vec![(6, 6), (5, 5), (4, 4), (3, 3)], None));
+    let version = |hlc| Version { hlc, origin: 5 };
+    for hlc in 1..=6 {
+        assert_eq!(overlay.fate(&namespace, &key, version(hlc)).await, Ok(Fate::Pending), "{hlc}");
+    }
+    assert_eq!(overlay.fate(&namespace, &key, version(7)).await, Ok(Fate::Unknown));
+    // What was pushed out may be held again: then it is noted again.
+    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[]).await.unwrap();
+    let settlements: Vec<_> =
+        (1..=6).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
+    overlay.settle(&settlements).await.unwrap();
+    assert_eq!((ahead().await.pending, overlay.count(&namespace).await), (None, Ok(0)));
+    for hlc in 1..=6 {
+        assert_eq!(overlay.fate(&namespace, &key, version(hlc)).await, Ok(Fate::Applied), "{hlc}");
+    }
+    assert_eq!(documents(&overlay, "o2").await, Vec::new());
+}
+
+/// The documents that are there; no receipt ends like them.
+async fn documents(overlay: &Overlay, prefix: &str) -> Vec<Value> {
+    let deadline = Instant::now() + HOLD_TIMEOUT;
+    match overlay.calls.redis.call(redis::cmd("KEYS").arg(format!("{prefix}:r:*b")), deadline).await {
+        Ok(Value::Array(names)) => names,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,7 +130,7 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     let mut held = Vec::new();
     let refused = loop {
         let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
-        let told = overlay.hold(std::slice::from_ref(&write)).await;
+        let told = overlay.hold(std::slice::from_ref(&write), &[]).await;
         held.push(write);
         if let Err(away) = told {
             break away;
@@ -95,14 +142,9 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     let there = overlay.count(&namespace).await.unwrap();
     let settlements: Vec<_> = held.iter().map(|write| settlement(write, Fate::Applied)).collect();
     overlay.settle(&settlements).await.unwrap();
-    // Of the last one, what is small may have found room.
-    let most = held.len() as u64;
-    assert!((most - 1..=most).contains(&there), "{there} of {most}");
-    assert_eq!(overlay.count(&namespace).await, Ok(0));
-    let left =
-        overlay.calls.redis.call(redis::cmd("KEYS").arg("o5:b:*"), Instant::now() + HOLD_TIMEOUT).await;
-    assert_eq!(left, Ok(Value::Array(Vec::new())), "documents");
+    assert_eq!((there, overlay.count(&namespace).await), (held.len() as u64 - 1, Ok(0)));
+    assert_eq!(documents(&overlay, "o5").await, Vec::new());
     let (key, version) = (&held[7].entry.at.key, held[7].entry.row.version);
     assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
-    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)]).await.unwrap();
+    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], &[]).await.unwrap();
 }

@@ -1,0 +1,76 @@
+//! Writes that enter the queue together.
+
+use std::collections::HashSet;
+
+use futures_util::future::join_all;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winner() {
+    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let setup = setup(&server.database(), rabbit, redis, "");
+    let (one, two) = blocking(|| (Worker::start(setup.clone()), Worker::start(setup)));
+    blocking(|| [&one, &two].into_iter().for_each(wait_whole));
+    let caller = Caller::of(&one).await;
+    assert_eq!(caller.call("put", json!({"key": "hot", "value": "first"})).await["outcome"], "applied");
+    blocking(|| server.kill9());
+    let queued = |reply: &Json| reply["outcome"] == "queued";
+    caller.until("it is queued", "put", json!({"key": "hot", "value": "second"}), queued).await;
+
+    // One in seven takes the record away; others are about keys of their own.
+    let mut written = Vec::new();
+    for burst in 0..3 {
+        let calls = (0..300).map(async |n| {
+            let value = format!("{burst}-{n}");
+            let (op, body) = match n % 7 {
+                0 => ("delete", json!({"key": "hot"})),
+                _ => ("put", json!({"key": "hot", "value": value, "op_id": value})),
+            };
+            let other = json!({"key": format!("other-{burst}-{n}"), "value": n});
+            let (reply, other) = tokio::join!(caller.call(op, body), caller.call("put", other));
+            assert!(queued(&reply) && queued(&other), "{reply} {other}");
+            assert!(text(&reply["version"]) != text(&other["version"]), "{reply}");
+            (text(&reply["version"]), (op == "put").then_some(value))
+        });
+        written.extend(join_all(calls).await);
+        let newest = written.iter().max().unwrap();
+        let seen = caller.call("get", json!({"key": "hot"})).await;
+        assert_eq!(seen["found"], newest.1.is_some(), "{seen}");
+        assert!(newest.1.is_none() || seen["record"]["value"] == json!(newest.1), "{seen}");
+        assert_eq!(seen["pending"], true, "{seen}");
+        // An operation that is among the newest waits already, whoever is asked.
+        if let Some(value) = &newest.1 {
+            let repeated = json!({"key": "hot", "value": value, "op_id": value});
+            let repeated = caller.call("put", repeated).await;
+            assert_eq!(
+                (&repeated["duplicate"], &repeated["version"]),
+                (&json!(true), &json!(newest.0)),
+                "{repeated}"
+            );
+        }
+    }
+    let versions: HashSet<&String> = written.iter().map(|(version, _)| version).collect();
+    assert_eq!(versions.len(), written.len(), "each has a version of its own");
+    let fates = async || {
+        let fate = |(version, _): &(String, _)| {
+            let asked = json!({"namespace": "n", "key": "hot", "version": version});
+            async { text(&caller.control("receipt", asked).await["state"]) }
+        };
+        join_all(written.iter().map(fate)).await
+    };
+    assert!(fates().await.iter().all(|fate| fate == "pending"));
+
+    blocking(|| server.restart());
+    caller.drained().await;
+    let newest = written.iter().max().unwrap();
+    let stands = |reply: &Json| reply["found"] == newest.1.is_some() && reply["pending"] != true;
+    let seen = caller.until("the newest stands", "get", json!({"key": "hot"}), stands).await;
+    assert!(newest.1.is_none() || seen["record"]["value"] == json!(newest.1), "{seen}");
+    let fates = fates().await;
+    assert!(fates.iter().all(|fate| fate == "applied" || fate == "superseded"), "{fates:?}");
+    // Nothing is thought to wait any more: what depends on what stands there is made.
+    let touched = json!({"key": "other-2-299", "value": 1, "precondition": {"exists": true}});
+    let touched = caller.call("put", touched).await;
+    assert_eq!(touched["outcome"], "applied", "{touched}");
+}
