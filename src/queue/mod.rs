@@ -195,11 +195,18 @@ impl Queue {
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
     /// `surplus`: see [`Waits::surplus`].
     pub async fn show(&self, writes: &[Queued], surplus: &[(RowKey, Version)]) -> bool {
-        let held = self.overlay.hold(writes, surplus).await;
-        if held.is_err() {
-            writes.iter().for_each(|write| self.owed.hold(write));
+        match self.overlay.hold(writes, surplus).await {
+            Ok(settled) => {
+                if !settled.is_empty() {
+                    self.owed.settle(settled);
+                }
+                true
+            }
+            Err(_) => {
+                writes.iter().for_each(|write| self.owed.hold(write));
+                false
+            }
         }
-        held.is_ok()
     }
 
     /// Notes what became of writes, now if Redis answers, and else when it does.

@@ -18,7 +18,7 @@
 //!                                            milliseconds, 0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
 //! {prefix}:r:{namespace}:{key}:{version}b    stored document of what waits
-//! {prefix}:i:{namespace}                     sorted set: keys with something that waits
+//! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
 //! ```
 
@@ -128,8 +128,8 @@ pub(super) struct Settlement {
 struct Gone {
     at: RowKey,
     version: Version,
-    /// What its receipt says from now on.
-    fate: Option<String>,
+    /// What its receipt says from now on; `Unknown`: that it waits, unless it says something.
+    fate: Fate,
     /// Whether all that is older goes as well.
     older: bool,
 }
@@ -199,11 +199,12 @@ impl Overlay {
 
     /// What is pending on each key.
     pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
-        let mut found = vec![None; keys.len()];
+        let (mut found, until) = (vec![None; keys.len()], Instant::now() + LOOK_TIMEOUT);
+        let left = || until.saturating_duration_since(Instant::now());
         let mut asked: Vec<usize> = (0..keys.len()).collect();
         for _ in 0..LOOKS_MAX {
             let waits = asked.iter().map(|at| (namespace, keys[*at]));
-            let waits = self.calls.waits(waits).await?;
+            let waits = self.calls.waits(waits, left()).await?;
             let (mut records, mut documents) = (Vec::new(), Vec::new());
             for (at, waits) in asked.iter().zip(waits) {
                 match pending_of(&waits) {
@@ -216,7 +217,9 @@ impl Overlay {
                 }
             }
             asked.clear();
-            for ((at, read), document) in records.into_iter().zip(self.calls.get_all(&documents).await?) {
+            for ((at, read), document) in
+                records.into_iter().zip(self.calls.get_all(&documents, left()).await?)
+            {
                 found[at] = read.with(&document);
                 // Settled since, or a newer one has taken its place.
                 if found[at].is_none() {
@@ -224,10 +227,10 @@ impl Overlay {
                 }
             }
             if asked.is_empty() {
-                break;
+                return Ok(found);
             }
         }
-        Ok(found)
+        Err(Away("documents of pending writes are missing".to_owned()))
     }
 
     /// What there is of each key before it is written.
@@ -242,14 +245,15 @@ impl Overlay {
     }
 
     /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `surplus`: see [`Waits::surplus`].
-    pub async fn hold(&self, writes: &[Queued], surplus: &[(RowKey, Version)]) -> Result<(), Away> {
+    /// What had been settled before is to be taken away again.
+    pub(super) async fn hold(
+        &self,
+        writes: &[Queued],
+        surplus: &[(RowKey, Version)],
+    ) -> Result<Vec<Settlement>, Away> {
         let settled = self.calls.hold(writes, surplus).await?;
-        if settled.is_empty() {
-            return Ok(());
-        }
-        // They are noted as waiting and were settled before.
-        let gone = settled.into_iter().map(|(at, version)| Gone { at, version, fate: None, older: false });
-        self.settle_by("ds6q_forget", &gone.collect::<Vec<_>>()).await
+        let again = |(at, version)| Settlement { at, version, fate: Fate::Unknown };
+        Ok(settled.into_iter().map(again).collect())
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
@@ -257,7 +261,7 @@ impl Overlay {
         let gone = |one: &Settlement| Gone {
             at: one.at.clone(),
             version: one.version,
-            fate: Some(one.fate.noted()),
+            fate: one.fate.clone(),
             // What is applied stands above all that is older.
             older: one.fate == Fate::Applied,
         };
@@ -282,7 +286,7 @@ impl Overlay {
 
     /// Takes away what is pending and the store has overtaken: the version that was seen, and older ones.
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
-        let gone = Gone { at: at.clone(), version, fate: None, older: true };
+        let gone = Gone { at: at.clone(), version, fate: Fate::Unknown, older: true };
         let mut steps = redis::pipe();
         self.calls.forget(&mut steps, "ds6q_forget", &[gone]);
         // If it stays, the next one to meet it takes it away.
@@ -359,6 +363,7 @@ impl Fate {
     fn noted(&self) -> String {
         match self {
             Self::Dead(reason) => format!("dead_lettered {reason}"),
+            Self::Unknown => String::new(),
             other => other.word().to_owned(),
         }
     }
@@ -441,11 +446,16 @@ fn away(fault: &Fault) -> Away {
 
 /// Reads what waits of a key; `None` for nothing. What this version does not know is passed over.
 fn pending_of(answer: &Value) -> Option<Read> {
-    let Value::Array(fields) = answer else { return None };
-    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(fields.len() / 2);
+    let fields: Vec<(&Value, &Value)> = match answer {
+        Value::Array(fields) => fields.chunks_exact(2).map(|field| (&field[0], &field[1])).collect(),
+        // So says a connection of RESP 3.
+        Value::Map(fields) => fields.iter().map(|(version, noted)| (version, noted)).collect(),
+        _ => return None,
+    };
+    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(fields.len());
     let mut newest: Option<(Version, bool, i64)> = None;
-    for field in fields.chunks_exact(2) {
-        let [Value::BulkString(version), Value::BulkString(noted)] = field else { continue };
+    for field in fields {
+        let (Value::BulkString(version), Value::BulkString(noted)) = field else { continue };
         let Some((version, is_delete, op, life)) = waits_of(version, noted) else { continue };
         all.push((version, Some(op).filter(|op| *op != 0)));
         if newest.is_none_or(|(newest, ..)| newest < version) {

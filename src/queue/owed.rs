@@ -2,7 +2,7 @@
 //!
 //! Neither a queued write nor one that is applied waits for Redis. What was owed then is told again and again until it takes it: a
 //! write that is queued is seen then, and one that is settled is no longer. Both may come late and in any order: a write whose
-//! receipt says that it is settled is not held any more. What a worker owes when it ends is lost; the next one that meets
+//! receipt says that it is settled is taken away again. What a worker owes when it ends is lost; the next one that meets
 //! such an entry and a newer record in the store takes the entry away.
 
 use std::collections::VecDeque;
@@ -104,8 +104,19 @@ impl Owed {
         }
         loop {
             let Some(write) = self.state().holds.front().cloned() else { return true };
-            if overlay.hold(std::slice::from_ref(&write), &[]).await.is_err() {
+            let at = &write.entry.at;
+            // What it pushes out was noted by others meanwhile.
+            let Ok(ahead) = overlay.ahead(&[(at.namespace.clone(), at.key.clone())]).await else {
                 return false;
+            };
+            let waits = ahead.into_iter().next().and_then(|ahead| ahead.pending);
+            let surplus: Vec<_> =
+                waits.iter().flat_map(|waits| waits.surplus()).map(|version| (at.clone(), version)).collect();
+            match overlay.hold(std::slice::from_ref(&write), &surplus).await {
+                Err(_) => return false,
+                // Settled before: it is taken away again.
+                Ok(settled) if overlay.settle(&settled).await.is_err() => self.settle(settled),
+                Ok(_) => {}
             }
             let mut state = self.state();
             // It may have been given up meanwhile.

@@ -1,22 +1,23 @@
-//! Writes on their way into the queue. Those of a shard that come together share all of it: one look at what there is of their keys, one
-//! message of each lane, one call that lets them be seen, one announcement. What is around each of these costs more than what is
-//! in it.
+//! Writes on their way into the queue. Those of a shard that come together share all of it: one look at what there is of their keys, a
+//! message of each lane, few calls that let them be seen, few announcements. What is around each of these costs more than what
+//! is in it.
 //!
 //! ```text
 //! look at what is pending -> versions -> a message of each lane, confirmed -> seen by reads -> answers
 //! ```
 //!
-//! Each is decided, and answered, by itself; no lane waits for another.
+//! Each is decided, and answered, by itself; no lane waits for one that is slow.
 #![expect(clippy::vec_box, reason = "they are moved from list to list, and back to who let them enter")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
@@ -40,6 +41,8 @@ const TOGETHER_MAX: usize = 128;
 const TOGETHER_BYTES_MAX: usize = 512 * 1024;
 /// A batch is slow that has been on its way for so long: others do not wait for it.
 const SLOW: Duration = Duration::from_millis(50);
+/// While writes are being shown for less than that, others that are confirmed wait for them and are shown together.
+const SHOWN_ALONE: Duration = Duration::from_millis(20);
 /// Writes of a shard that wait to go; beyond it the queue counts as full.
 const WAITING_MAX: usize = 8192;
 /// What a queued write has beside its document, about.
@@ -59,8 +62,15 @@ pub(super) struct Entering {
 pub(super) enum Made {
     /// Nothing: its backend is known to be down.
     Nothing,
-    /// It has its version, since then, and was tried on its backend, which failed so.
-    Tried(Instant, Error),
+    /// It has its version, and was tried on its backend.
+    Tried {
+        /// When it got its version, or before.
+        minted_at: Instant,
+        /// How the backend failed.
+        why: Error,
+        /// What of its key is not noted beside it any more.
+        surplus: Vec<Version>,
+    },
 }
 
 /// Why a write is answered before it is queued.
@@ -76,8 +86,15 @@ pub(super) struct Rules {
     pub(super) queue: Arc<Queue>,
     pub(super) agreed: Arc<Agreed>,
     pub(super) cache: Arc<Cache>,
+    pub(super) minter: Arc<Minter>,
+}
+
+/// Gives queued writes their versions.
+pub(super) struct Minter {
     pub(super) clock: Arc<HybridClock>,
     pub(super) origin: u64,
+    /// The last that was set above what the clock does not follow.
+    pub(super) forced: AtomicU64,
 }
 
 impl Intake {
@@ -132,7 +149,12 @@ impl Rules {
             (self.queue.put(&lanes[lane], &letter.writes, until).await, letter)
         };
         let mut puts: FuturesUnordered<_> = letters.into_iter().map(put).collect();
-        while let Some(first) = puts.next().await {
+        let mut shows = FuturesUnordered::new();
+        while !puts.is_empty() {
+            let first = tokio::select! {
+                Some(first) = puts.next() => first,
+                Some(()) = shows.next(), if !shows.is_empty() => continue,
+            };
             // What is confirmed by now is shown together.
             let mut confirmed = Letter::default();
             let more = std::iter::from_fn(|| puts.next().now_or_never().flatten());
@@ -150,9 +172,12 @@ impl Rules {
                 }
             }
             if !confirmed.writes.is_empty() {
-                self.show(confirmed, begun).await;
+                shows.push(self.show(confirmed, begun));
+                // What is confirmed meanwhile is shown together, unless this one takes long.
+                let _ = timeout(SHOWN_ALONE, shows.next()).await;
             }
         }
+        while shows.next().await.is_some() {}
     }
 
     /// What goes to each lane, each write with its version; those that go nowhere are answered.
@@ -170,9 +195,7 @@ impl Rules {
             let decided = match place.and_then(|place| of_keys.get(place)) {
                 None => self.queued(&entering),
                 Some(ahead) => {
-                    let before = letters.iter().flat_map(|(_, letter)| &letter.writes);
-                    self.decide(&mut entering, ahead.as_ref(), before, asked_at)
-                        .and_then(|()| self.queued(&entering))
+                    self.decide(&mut entering, ahead.as_ref(), asked_at).and_then(|()| self.queued(&entering))
                 }
             };
             let write = match decided {
@@ -192,12 +215,18 @@ impl Rules {
             });
             let letter = &mut letters[place_of].1;
             let at = write.entry.at.clone();
+            let before = match &mut entering.made {
+                Made::Tried { surplus, .. } => std::mem::take(surplus),
+                Made::Nothing => Vec::new(),
+            };
             letter.writes.push(write);
             letter.waiting.push(entering);
             letter.bytes += bytes;
             // By the first of its key alone.
-            let surplus =
-                place.and_then(|place| surplus_of.get_mut(place)).map(std::mem::take).unwrap_or_default();
+            let surplus = match (place, before) {
+                (Some(place), _) => surplus_of.get_mut(place).map(std::mem::take).unwrap_or_default(),
+                (None, before) => before,
+            };
             letter.surplus.extend(surplus.into_iter().map(|version| (at.clone(), version)));
         }
         letters
@@ -241,12 +270,11 @@ impl Rules {
         Aheads { of_keys, places }
     }
 
-    /// Gives a write its version, unless it is queued already or must not be. `before`: what goes with it.
-    fn decide<'w>(
+    /// Gives a write its version, unless it is queued already or must not be.
+    fn decide(
         &self,
         entering: &mut Entering,
         ahead: Result<&Ahead, &Away>,
-        before: impl Iterator<Item = &'w Queued>,
         asked_at: Instant,
     ) -> Result<(), Told> {
         if Instant::now() >= entering.deadline {
@@ -258,7 +286,7 @@ impl Rules {
         {
             return Err(told(known(version, pending)));
         }
-        place(&self.clock, self.origin, write, ahead.ok(), before);
+        self.minter.place(write, ahead.ok());
         match self.agreed.closed(&write.at.namespace, ahead, asked_at) {
             None => Ok(()),
             Some(closed) => {
@@ -309,6 +337,29 @@ impl Rules {
     }
 }
 
+// === impl Minter ===
+
+impl Minter {
+    /// Mints the version of a write anew, above all that is known of the key.
+    pub(super) fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
+        let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
+        let above = pending.max(ahead.and_then(|ahead| ahead.copy));
+        // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
+        let now_ms = wall_ms();
+        if let Some(above) = above {
+            self.clock.merge(above.hlc, now_ms);
+        }
+        write.proposed = Version { hlc: self.clock.tick(now_ms), origin: self.origin };
+        if let Some(above) = above.filter(|above| *above >= write.proposed) {
+            // The clock does not follow one that is so far ahead, and no two writes get the same version by it.
+            let next = |last: u64| above.hlc.max(last) + 1;
+            let last =
+                self.forced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+            write.proposed.hlc = next(last.unwrap_or_else(|last| last));
+        }
+    }
+}
+
 // === impl Entering ===
 
 impl Item for Box<Entering> {
@@ -335,7 +386,7 @@ impl Entering {
     fn begun(&self, taken: Instant) -> Instant {
         match &self.made {
             Made::Nothing => taken,
-            Made::Tried(minted_at, _) => *minted_at,
+            Made::Tried { minted_at, .. } => *minted_at,
         }
     }
 
@@ -344,7 +395,7 @@ impl Entering {
     pub(super) fn refused(&self, error: impl FnOnce(&str) -> Error) -> WriteReply {
         match &self.made {
             Made::Nothing => error("the backend is down (circuit open)").into(),
-            Made::Tried(_, why) => not_queued(why, error),
+            Made::Tried { why, .. } => not_queued(why, error),
         }
     }
 
@@ -362,32 +413,8 @@ impl Entering {
     }
 }
 
-/// Mints the version of a write anew, above all that is known of the key. `before`: writes that go with it.
-pub(super) fn place<'w>(
-    clock: &HybridClock,
-    origin: u64,
-    write: &mut backend::Write,
-    ahead: Option<&Ahead>,
-    before: impl Iterator<Item = &'w Queued>,
-) {
-    let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
-    let above = pending.max(ahead.and_then(|ahead| ahead.copy));
-    // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
-    let now_ms = wall_ms();
-    if let Some(above) = above {
-        clock.merge(above.hlc, now_ms);
-    }
-    write.proposed = Version { hlc: clock.tick(now_ms), origin };
-    if let Some(above) = above.filter(|above| *above >= write.proposed) {
-        // The clock does not follow one that is so far ahead: nor do two writes of a key get the same version by it.
-        let last = before.filter(|before| before.entry.at == write.at);
-        let last = last.map(|before| before.entry.row.version.hlc).max().unwrap_or(0);
-        write.proposed.hlc = above.hlc.max(last) + 1;
-    }
-}
-
 /// What is not noted any more beside a new write of a key.
-fn surplus_of(ahead: &Result<Ahead, Away>) -> Vec<Version> {
+pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Vec<Version> {
     let waits = ahead.as_ref().ok().and_then(|ahead| ahead.pending.as_ref());
     waits.map(|waits| waits.surplus().collect()).unwrap_or_default()
 }

@@ -30,6 +30,7 @@ mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
 use crate::queue::{LaneShard, Queue};
 use agreed::Agreed;
-use intake::{Intake, Rules};
+use intake::{Intake, Minter, Rules};
 use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.
@@ -73,6 +74,7 @@ struct Waiting {
     backends: BTreeMap<String, Arc<Layered>>,
     /// Where writes to each backend's shards enter the queue.
     intakes: BTreeMap<String, Vec<Intake>>,
+    minter: Arc<Minter>,
 }
 
 /// What one request brings along to every step.
@@ -130,12 +132,13 @@ impl Store {
     /// The same store with a queue for namespaces whose durability is `outage_queue`.
     #[must_use]
     pub fn with_queue(self, queue: Arc<Queue>, backends: BTreeMap<String, Arc<Layered>>) -> Self {
+        let minter =
+            Arc::new(Minter { clock: self.clock.clone(), origin: self.origin, forced: AtomicU64::new(0) });
         let rules = Arc::new(Rules {
             queue: queue.clone(),
             agreed: self.agreed.clone(),
             cache: self.cache.clone(),
-            clock: self.clock.clone(),
-            origin: self.origin,
+            minter: minter.clone(),
         });
         let intakes_of = |(name, backend): (&String, &Arc<Layered>)| {
             let of = |shard| {
@@ -145,7 +148,7 @@ impl Store {
             (name.clone(), backend.shards().into_iter().map(of).collect())
         };
         let intakes = backends.iter().map(intakes_of).collect();
-        Self { queue: Some(Waiting { queue, backends, intakes }), ..self }
+        Self { queue: Some(Waiting { queue, backends, intakes, minter }), ..self }
     }
 
     /// The queue that writes of this call may wait in.

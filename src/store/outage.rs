@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::backend::{self, Offered, Written};
 use crate::model::clock::{hlc_at, wall_ms};
@@ -25,7 +25,7 @@ use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard};
 
 use super::batch::failed;
 use super::copies::ended;
-use super::intake::{Entering, Intake, Made, known, not_queued, place};
+use super::intake::{Entering, Intake, Made, known, not_queued, surplus_of};
 use super::write::Asked;
 use super::{Call, Store, Waiting};
 
@@ -78,7 +78,8 @@ impl Store {
         {
             return known(version, pending);
         }
-        place(&self.clock, self.origin, &mut write, ahead.as_ref().ok(), std::iter::empty());
+        waiting.minter.place(&mut write, ahead.as_ref().ok());
+        let surplus = surplus_of(&ahead);
         let closed = self.agreed.closed(&call.namespace, ahead.as_ref(), minted_at);
         if !write.depends_on_nothing() {
             if let Err(error) = self.may_depend(call, waiting, &asked.key, ahead).await {
@@ -110,7 +111,7 @@ impl Store {
                 reply
             }
             Direct::Down(why) => match closed {
-                None => self.enqueue(call, waiting, write, Made::Tried(minted_at, why)).await,
+                None => self.enqueue(call, waiting, write, Made::Tried { minted_at, why, surplus }).await,
                 Some(closed) => {
                     not_queued(&why, |why| Error::unavailable(format!("{why}; and {closed}"), DOWN_RETRY_MS))
                 }
@@ -167,7 +168,7 @@ impl Store {
             Err(away) => vec![Err(away); keys.len()],
         };
         for (at, ((write, key), ahead)) in writes.iter_mut().zip(&keys).zip(ahead).enumerate() {
-            place(&self.clock, self.origin, write, ahead.as_ref().ok(), std::iter::empty());
+            waiting.minter.place(write, ahead.as_ref().ok());
             self.may_depend(call, waiting, key, ahead).await.map_err(|error| failed(at, error))?;
             if !write.depends_on_nothing() {
                 write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
@@ -276,9 +277,11 @@ impl Store {
                 Error::overloaded(format!("{why}; and too many writes wait for the queue"), FULL_RETRY_MS)
             });
         }
-        answered
-            .await
-            .unwrap_or_else(|_| Error::indeterminate("a defect in the worker; its log says more").into())
+        match timeout_at(call.deadline, answered).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) => Error::indeterminate("a defect in the worker; its log says more").into(),
+            Err(_) => Error::indeterminate("the deadline passed on the way into the queue").into(),
+        }
     }
 }
 

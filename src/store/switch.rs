@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{CHANGING, Noting, RowKey};
 use crate::model::limits::TIMEOUT_MS_MAX;
-use crate::model::{Error, Key, Namespace, Result};
+use crate::model::{Error, Key, Namespace, Result, Version};
 use crate::queue::{Away, Mark, Marked};
 
 use super::agreed::{MARK_FOR, NOTED_FOR};
@@ -231,6 +231,10 @@ impl Step<'_> {
             let rows: Vec<RowKey> = keys.iter().map(row_key).collect();
             let found = self.policy.backend.read(rows.clone(), self.deadline).await;
             for ((at, ahead), found) in rows.iter().zip(ahead).zip(found) {
+                if ahead.pending.is_none() {
+                    // Listed, and nothing is there: Redis has forgotten it.
+                    overlay.overtaken(at, Version { hlc: 0, origin: 0 }).await;
+                }
                 if let (Some(waits), Ok(Some(found))) = (ahead.pending, found)
                     && found.version >= waits.version
                 {

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::mark::OPEN;
 use super::{
-    Ahead, Away, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER, away,
-    pending_of, version_of,
+    Ahead, Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
+    away, pending_of, version_of,
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
@@ -103,13 +103,17 @@ impl Calls {
         for together in writes.chunk_by(fits) {
             self.hold_some(&mut steps, together);
         }
-        for ((RowKey { namespace, key, .. }, version), receipt) in
-            surplus.iter().map(|one| (one, self.receipt(&one.0.namespace, &one.0.key, one.1)))
-        {
-            // Settled meanwhile, it has another receipt.
-            steps.cmd("SET").arg(&receipt).arg(PENDING).arg("NX").arg("EX").arg(PENDING_SECONDS);
-            steps.cmd("HDEL").arg(self.name("v", namespace, key)).arg(version.to_string());
-            steps.cmd("DEL").arg(receipt + DOCUMENT);
+        let surplus: Vec<Gone> = surplus
+            .iter()
+            .map(|(at, version)| Gone {
+                at: at.clone(),
+                version: *version,
+                fate: Fate::Unknown,
+                older: false,
+            })
+            .collect();
+        for together in surplus.chunks(TOLD_TOGETHER) {
+            self.forget(&mut steps, "ds6q_forget", together);
         }
         let answers = self.send(&steps, HOLD_TIMEOUT).await?;
         let told = answers.into_iter().filter_map(|answer| match answer {
@@ -173,7 +177,7 @@ impl Calls {
 
     /// The index of a namespace's keys that have a pending write.
     pub(super) fn index(&self, namespace: &Namespace) -> String {
-        format!("{}:i:{}", self.prefix, namespace.as_str())
+        format!("{}:n:{}", self.prefix, namespace.as_str())
     }
 
     /// What closes the queue to a namespace.
@@ -194,16 +198,17 @@ impl Calls {
     pub(super) async fn waits<'k>(
         &self,
         keys: impl Iterator<Item = (&'k Namespace, &'k Key)>,
+        within: Duration,
     ) -> Result<Vec<Value>, Away> {
         let mut steps = redis::pipe();
         for (namespace, key) in keys {
             steps.cmd("HGETALL").arg(self.name("v", namespace, key));
         }
-        self.send(&steps, LOOK_TIMEOUT).await
+        self.send(&steps, within).await
     }
 
     /// What is under each name.
-    pub(super) async fn get_all(&self, names: &[String]) -> Result<Vec<Value>, Away> {
+    pub(super) async fn get_all(&self, names: &[String], within: Duration) -> Result<Vec<Value>, Away> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -212,7 +217,7 @@ impl Calls {
         for together in names.chunks(TOLD_TOGETHER) {
             steps.cmd("MGET").arg(together);
         }
-        Ok(self.send(&steps, LOOK_TIMEOUT).await?.into_iter().flat_map(some_of).collect())
+        Ok(self.send(&steps, within).await?.into_iter().flat_map(some_of).collect())
     }
 
     /// Takes writes away, and notes what became of them.
@@ -223,14 +228,17 @@ impl Calls {
                 .arg(self.receipt(namespace, key, *version))
                 .arg(self.index(namespace));
         }
-        call.arg(RECEIPT_SECONDS);
+        call.arg(RECEIPT_SECONDS).arg(PENDING_SECONDS);
         for Gone { version, fate, older, .. } in gone {
-            call.arg(version.to_string()).arg(fate.as_deref().unwrap_or("")).arg(u8::from(*older));
+            call.arg(version.to_string()).arg(fate.noted()).arg(u8::from(*older));
         }
     }
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more.
     pub(super) async fn send(&self, steps: &Pipeline, within: Duration) -> Result<Vec<Value>, Away> {
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
         for again in [true, false] {
             let deadline = Instant::now() + within;
             let answers = self.redis.calls(steps, deadline).await.map_err(|fault| away(&fault))?;

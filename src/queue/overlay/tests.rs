@@ -27,6 +27,7 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     let look = async || overlay.look(&namespace, &[&key]).await.unwrap().remove(0);
     let fate = async |hlc| overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await.unwrap();
     assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
+    assert_eq!(overlay.look(&namespace, &[]).await, Ok(Vec::new()));
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
     overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
@@ -47,10 +48,14 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
     assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-    overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
+    assert_eq!(settled.len(), 1);
+    overlay.settle(&settled).await.unwrap();
     assert_eq!(look().await, None, "one that was settled before it was held does not come back");
     assert_eq!(overlay.count(&namespace).await, Ok(1));
-    overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[]).await.unwrap();
+    let settled = overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[]).await.unwrap();
+    overlay.settle(&settled).await.unwrap();
+    assert_eq!(fate(5).await, Fate::Superseded);
     assert_eq!(look().await.unwrap().version.hlc, 7, "five was settled, too");
     overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], &[]).await.unwrap();
     let dead = Fate::Dead("no".to_owned());
@@ -65,8 +70,8 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     overlay.settle(&[settlement(&queued("a", 11, None, 6), Fate::Applied)]).await.unwrap();
     assert_eq!(
         (look().await, fate(7).await),
-        (None, Fate::Unknown),
-        "what is applied takes older ones along"
+        (None, Fate::Pending),
+        "what is applied takes older ones along, whose own fate is not known yet"
     );
     overlay.overtaken(&queued("b", 3, None, 4).entry.at, Version { hlc: 3, origin: 6 }).await;
     assert_eq!(overlay.count(&namespace).await, Ok(0));
