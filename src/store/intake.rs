@@ -11,7 +11,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -22,7 +21,6 @@ use tokio::time::{Instant, timeout};
 use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
 use crate::link::batches::{Batches, Item, Limits};
-use crate::model::clock::{HybridClock, wall_ms};
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Outcome, Version};
 use crate::queue::{
@@ -30,6 +28,7 @@ use crate::queue::{
 };
 
 use super::agreed::Agreed;
+use super::minter::Minter;
 use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
 use super::policy::Policy;
 
@@ -87,14 +86,6 @@ pub(super) struct Rules {
     pub(super) agreed: Arc<Agreed>,
     pub(super) cache: Arc<Cache>,
     pub(super) minter: Arc<Minter>,
-}
-
-/// Gives queued writes their versions.
-pub(super) struct Minter {
-    pub(super) clock: Arc<HybridClock>,
-    pub(super) origin: u64,
-    /// The last that was set above what the clock does not follow.
-    pub(super) forced: AtomicU64,
 }
 
 impl Intake {
@@ -333,29 +324,6 @@ impl Rules {
             let ids: Vec<_> = same.into_iter().map(id).collect();
             self.cache.outdated(&ids, &first.policy.terms).await;
             rest = others;
-        }
-    }
-}
-
-// === impl Minter ===
-
-impl Minter {
-    /// Mints the version of a write anew, above all that is known of the key.
-    pub(super) fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
-        let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
-        let above = pending.max(ahead.and_then(|ahead| ahead.copy));
-        // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
-        let now_ms = wall_ms();
-        if let Some(above) = above {
-            self.clock.merge(above.hlc, now_ms);
-        }
-        write.proposed = Version { hlc: self.clock.tick(now_ms), origin: self.origin };
-        if let Some(above) = above.filter(|above| *above >= write.proposed) {
-            // The clock does not follow one that is so far ahead, and no two writes get the same version by it.
-            let next = |last: u64| above.hlc.max(last) + 1;
-            let last =
-                self.forced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
-            write.proposed.hlc = next(last.unwrap_or_else(|last| last));
         }
     }
 }

@@ -7,6 +7,7 @@ mod agreed;
 mod batch;
 mod copies;
 mod intake;
+mod minter;
 mod outage;
 mod pending;
 mod target;
@@ -47,7 +48,8 @@ use crate::model::request::Consistency;
 use crate::model::{Code, Document, Error, Key, Namespace, Result, Version};
 use crate::queue::{LaneShard, Queue};
 use agreed::Agreed;
-use intake::{Intake, Minter, Rules};
+use intake::{Intake, Rules};
+use minter::Minter;
 use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.

@@ -1,0 +1,74 @@
+//! The versions of writes that may be queued: above all that is known of their keys.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::backend;
+use crate::model::Version;
+use crate::model::clock::{HybridClock, wall_ms};
+use crate::queue::Ahead;
+
+/// Gives queued writes their versions.
+pub(super) struct Minter {
+    pub(super) clock: Arc<HybridClock>,
+    pub(super) origin: u64,
+    /// The last that was set above what the clock does not follow.
+    pub(super) forced: AtomicU64,
+}
+
+impl Minter {
+    /// Mints the version of a write anew, above all that is known of the key.
+    pub(super) fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
+        let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
+        let above = pending.max(ahead.and_then(|ahead| ahead.copy));
+        // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
+        let now_ms = wall_ms();
+        if let Some(above) = above {
+            self.clock.merge(above.hlc, now_ms);
+        }
+        write.proposed = Version { hlc: self.clock.tick(now_ms), origin: self.origin };
+        if let Some(above) = above.filter(|above| *above >= write.proposed) {
+            // The clock does not follow one that is so far ahead, and no two writes get the same version by it.
+            let next = |last: u64| above.hlc.max(last) + 1;
+            let last =
+                self.forced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+            write.proposed.hlc = next(last.unwrap_or_else(|last| last));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::RowKey;
+    use crate::model::clock::hlc_at;
+    use crate::model::{Key, Namespace};
+    use crate::queue::Waits;
+
+    #[test]
+    fn no_two_writes_get_one_version_above_what_the_clock_does_not_follow() {
+        let (clock, forced) = (Arc::new(HybridClock::default()), AtomicU64::new(0));
+        let minter = Minter { clock, origin: 5, forced };
+        let above = Version { hlc: hlc_at(wall_ms() + 3_600_000), origin: 9 };
+        let waits = Waits { version: above, all: vec![(above, None)] };
+        let ahead = Ahead { pending: Some(waits), ..Ahead::default() };
+        let at = RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse("k").unwrap(), slot: 7 };
+        let versions = [Some(&ahead), Some(&ahead), None, Some(&ahead)].map(|ahead| {
+            let mut write = backend::Write {
+                at: at.clone(),
+                action: backend::Action::Delete,
+                precondition: None,
+                op: None,
+                proposed: Version { hlc: 0, origin: 0 },
+                taken_at_ms: 0,
+            };
+            minter.place(&mut write, ahead);
+            write.proposed
+        });
+        assert!(
+            above < versions[0] && versions[0] < versions[1] && versions[1] < versions[3],
+            "{versions:?}"
+        );
+        assert!(versions[2] < above, "the clock goes its own way: {versions:?}");
+    }
+}
