@@ -50,6 +50,11 @@ async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winne
             );
         }
     }
+    // One that comes alone pushes out all but the newest three.
+    let last = caller.call("put", json!({"key": "hot", "value": "last", "op_id": "last"})).await;
+    written.push((text(&last["version"]), Some("last".to_owned())));
+    let noted = format!("{}:v:n:hot", caller.prefix);
+    assert_eq!(blocking(|| redis.cli(&["hlen", &noted])).trim(), "4");
     let versions: HashSet<&String> = written.iter().map(|(version, _)| version).collect();
     assert_eq!(versions.len(), written.len(), "each has a version of its own");
     let fates = async || {
@@ -73,4 +78,47 @@ async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winne
     let touched = json!({"key": "other-2-299", "value": 1, "precondition": {"exists": true}});
     let touched = caller.call("put", touched).await;
     assert_eq!(touched["outcome"], "applied", "{touched}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_one_locked_row_is_bounded_and_spoils_no_page_before_it() {
+    let (server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap().to_owned();
+    let worker = blocking(|| Worker::start(setup(&url, rabbit, redis, "")));
+    blocking(|| wait_whole(&worker));
+    let caller = Caller::of(&worker).await;
+    for key in ["a", "b", "c", "z"] {
+        assert_eq!(caller.call("put", json!({"key": key, "value": 0})).await["outcome"], "applied");
+    }
+    let hold = "BEGIN; SELECT 1 FROM rec WHERE key = 'z' FOR UPDATE; SELECT pg_sleep(8); COMMIT";
+    std::thread::scope(|threads| {
+        threads.spawn(|| server.sql(&database, hold));
+        blocking(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                // Each is tried, and queued because the row is not to be had in time.
+                let queued = |reply: &Json| reply["outcome"] == "queued";
+                caller.until("the row is locked", "put", json!({"key": "z", "value": 1}), queued).await;
+                for value in 2..8 {
+                    let reply = caller.call("put", json!({"key": "z", "value": value})).await;
+                    assert!(queued(&reply), "{reply}");
+                }
+                let seen = caller.call("get", json!({"key": "z"})).await;
+                assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(7), &json!(true)), "{seen}");
+                let noted = format!("{}:v:n:z", caller.prefix);
+                let count = blocking(|| redis.cli(&["hlen", &noted]));
+                assert_eq!(count.trim(), "4", "the newest four are noted");
+                let page = caller.call("scan", json!({"limit": 2})).await;
+                let keys: Vec<&Json> =
+                    page["records"].as_array().unwrap().iter().map(|record| &record["key"]).collect();
+                assert_eq!((keys, page["stale"] == true), (vec![&json!("a"), &json!("b")], false), "{page}");
+                let rest = caller.call("scan", json!({"limit": 9, "cursor": page["cursor"]})).await;
+                let last = &rest["records"].as_array().unwrap().last().unwrap()["value"];
+                assert_eq!((last, rest["stale"] == true), (&json!(7), false), "{rest}");
+            });
+        });
+    });
+    caller.drained().await;
+    let stands = |reply: &Json| reply["record"]["value"] == 7 && reply["pending"] != true;
+    caller.until("the newest stands", "get", json!({"key": "z"}), stands).await;
 }
