@@ -148,6 +148,11 @@ impl Layered {
         self.shard(slot).writes.breaker.admits()
     }
 
+    /// Whether there is a shard that would let no write through.
+    pub fn refuses_writes(&self) -> bool {
+        self.shards.iter().any(|shard| !shard.writes.breaker.admits())
+    }
+
     /// The name of the shard that a slot lies on.
     pub fn shard_name(&self, slot: u16) -> &str {
         &self.shard(slot).name

@@ -1,6 +1,6 @@
-//! Items that go together. The first goes at once and alone; what comes while [`Limits::at_once`] batches are on their way waits and goes
-//! with the next: what is around a batch costs more than what is in it. A batch that takes long is not counted, so that nobody waits
-//! for it.
+//! Items that go together, those of a lane with one another. The first goes at once and alone; what comes while [`Limits::at_once`]
+//! batches are on their way waits and goes with the next of its lane: what is around a batch costs more than what is in it. Lanes
+//! take turns. A batch that takes long is not counted, so that nobody waits for it.
 //!
 //! [`super::together`] is about calls of which each has an answer of its own kind; here each item is answered where it goes.
 
@@ -32,6 +32,9 @@ pub struct Limits {
 
 /// What can go with others.
 pub trait Item: Send + 'static {
+    /// The lane that it goes in, below the number of lanes.
+    fn lane(&self) -> usize;
+
     /// What it adds to those that it goes with.
     fn bytes(&self) -> usize;
 
@@ -39,8 +42,8 @@ pub trait Item: Send + 'static {
     fn is_gone(&self) -> bool;
 }
 
-/// Where items go together. Each has to be answered by itself.
-type Go<I> = Box<dyn Fn(Vec<I>) -> BoxFuture<'static, ()> + Send + Sync>;
+/// Where items of a lane go together. Each has to be answered by itself.
+type Go<I> = Box<dyn Fn(usize, Vec<I>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// See the module.
 pub struct Batches<I> {
@@ -49,10 +52,17 @@ pub struct Batches<I> {
 
 impl<I: Item> Batches<I> {
     /// Ends with the last handle.
-    pub fn new(limits: Limits, go: Go<I>) -> Self {
+    pub fn new(limits: Limits, lanes: usize, go: Go<I>) -> Self {
         let (items, received) = mpsc::channel(limits.waiting_max);
-        let dispatch =
-            Dispatch { limits, go, waiting: VecDeque::new(), going: JoinSet::new(), begun: HashMap::new() };
+        let dispatch = Dispatch {
+            limits,
+            go,
+            lanes: (0..lanes.max(1)).map(|_| VecDeque::new()).collect(),
+            waiting: 0,
+            turns: VecDeque::new(),
+            going: JoinSet::new(),
+            begun: HashMap::new(),
+        };
         tokio::spawn(dispatch.run(received));
         Self { items }
     }
@@ -66,7 +76,12 @@ impl<I: Item> Batches<I> {
 struct Dispatch<I> {
     limits: Limits,
     go: Go<I>,
-    waiting: VecDeque<I>,
+    /// What waits in each lane.
+    lanes: Vec<VecDeque<I>>,
+    /// How many wait in all.
+    waiting: usize,
+    /// Lanes in which something waits, each once.
+    turns: VecDeque<usize>,
     going: JoinSet<()>,
     /// When each batch began that is on its way.
     begun: HashMap<Id, Instant>,
@@ -75,20 +90,23 @@ struct Dispatch<I> {
 impl<I: Item> Dispatch<I> {
     async fn run(mut self, mut received: mpsc::Receiver<I>) {
         let mut taken = Vec::with_capacity(TAKEN_TOGETHER);
-        loop {
+        let mut open = true;
+        while open || self.waiting > 0 {
             tokio::select! {
                 biased;
                 Some(ended) = self.going.join_next_with_id(), if !self.going.is_empty() => {
                     // Of one that failed by a defect, those who wait hear that it is gone.
                     self.begun.remove(&ended.map_or_else(|failed| failed.id(), |(id, ())| id));
-                }
-                count = received.recv_many(&mut taken, TAKEN_TOGETHER), if self.waiting.len() < self.limits.waiting_max => {
-                    if count == 0 {
-                        break;
+                    // What has come meanwhile goes with the next.
+                    while self.waiting < self.limits.waiting_max && let Ok(item) = received.try_recv() {
+                        self.take(item);
                     }
-                    self.waiting.extend(taken.drain(..));
                 }
-                () = tokio::time::sleep(self.limits.slow), if !self.waiting.is_empty() => {}
+                count = received.recv_many(&mut taken, TAKEN_TOGETHER), if open && self.waiting < self.limits.waiting_max => {
+                    open = count > 0;
+                    taken.drain(..).for_each(|item| self.take(item));
+                }
+                () = tokio::time::sleep(self.limits.slow), if self.waiting > 0 => {}
             }
             self.serve();
         }
@@ -96,32 +114,48 @@ impl<I: Item> Dispatch<I> {
         while self.going.join_next().await.is_some() {}
     }
 
+    fn take(&mut self, item: I) {
+        let lane = item.lane() % self.lanes.len();
+        if self.lanes[lane].is_empty() {
+            self.turns.push_back(lane);
+        }
+        self.lanes[lane].push_back(item);
+        self.waiting += 1;
+    }
+
     /// Lets go what can.
     fn serve(&mut self) {
         let now = Instant::now();
         let counts = |begun: &&Instant| now.duration_since(**begun) < self.limits.slow;
         let mut under_way = self.begun.values().filter(counts).count();
-        while under_way < self.limits.at_once && !self.waiting.is_empty() {
-            let items = self.together();
+        while under_way < self.limits.at_once
+            && let Some(lane) = self.turns.pop_front()
+        {
+            let items = self.together(lane);
+            if !self.lanes[lane].is_empty() {
+                self.turns.push_back(lane);
+            }
             if !items.is_empty() {
                 under_way += 1;
-                let task = self.going.spawn((self.go)(items));
+                let task = self.going.spawn((self.go)(lane, items));
                 self.begun.insert(task.id(), now);
             }
         }
     }
 
-    /// The next items that go together.
-    fn together(&mut self) -> Vec<I> {
-        let (mut items, mut bytes) = (Vec::with_capacity(self.waiting.len().min(self.limits.most)), 0);
-        while let Some(item) = self.waiting.front() {
+    /// The next items of a lane that go together.
+    fn together(&mut self, lane: usize) -> Vec<I> {
+        let waiting = &mut self.lanes[lane];
+        let (mut items, mut bytes) = (Vec::with_capacity(waiting.len().min(self.limits.most)), 0);
+        while let Some(item) = waiting.front() {
             let more = item.bytes();
             let fits =
                 items.is_empty() || (items.len() < self.limits.most && bytes + more <= self.limits.bytes_max);
             if !fits {
                 break;
             }
-            let Some(item) = self.waiting.pop_front() else { break };
+            let Some(item) = waiting.pop_front() else { break };
+            self.waiting -= 1;
             if !item.is_gone() {
                 bytes += more;
                 items.push(item);
@@ -139,11 +173,15 @@ mod tests {
 
     struct Number {
         number: u32,
+        lane: usize,
         bytes: usize,
         gone: bool,
     }
 
     impl Item for Number {
+        fn lane(&self) -> usize {
+            self.lane
+        }
         fn bytes(&self) -> usize {
             self.bytes
         }
@@ -153,7 +191,7 @@ mod tests {
     }
 
     fn number(number: u32, bytes: usize) -> Number {
-        Number { number, bytes, gone: false }
+        Number { number, lane: 0, bytes, gone: false }
     }
 
     type Gone = Arc<Mutex<Vec<(Vec<u32>, u128)>>>;
@@ -166,7 +204,8 @@ mod tests {
         let (noted, begun) = (gone.clone(), Instant::now());
         let limits =
             Limits { waiting_max: 100, most: 8, bytes_max: 100, at_once, slow: Duration::from_millis(50) };
-        let go: Go<Number> = Box::new(move |items| {
+        let go: Go<Number> = Box::new(move |lane, items| {
+            assert!(items.iter().all(|item| item.lane == lane));
             let numbers: Vec<u32> = items.iter().map(|item| item.number).collect();
             let first = numbers[0];
             noted.lock().unwrap().push((numbers, begun.elapsed().as_millis()));
@@ -176,7 +215,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(takes)).await;
             })
         });
-        (Batches::new(limits, go), gone)
+        (Batches::new(limits, 4, go), gone)
     }
 
     fn numbers(gone: &Gone) -> Vec<Vec<u32>> {
@@ -196,6 +235,22 @@ mod tests {
         enter(Number { gone: true, ..number(16, 1) });
         tokio::time::sleep(Duration::from_secs(1)).await;
         let expected = [vec![0], (1..=8).collect(), vec![9, 10, 11, 12, 13], vec![14], vec![15]];
+        assert_eq!(numbers(&gone), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_take_turns() {
+        let (batches, gone) = batches(1);
+        let enter =
+            |number, lane| batches.enter(Number { number, lane, bytes: 1, gone: false }).map_err(drop);
+        enter(0, 0).unwrap();
+        tokio::time::sleep(Duration::from_micros(500)).await;
+        for (number, lane) in [(1, 2), (2, 1), (3, 2), (4, 3), (5, 1)] {
+            enter(number, lane).unwrap();
+        }
+        (10..22).for_each(|number| enter(number, 2).unwrap());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let expected = [vec![0], vec![1, 3, 10, 11, 12, 13, 14, 15], vec![2, 5], vec![4], (16..22).collect()];
         assert_eq!(numbers(&gone), expected);
     }
 

@@ -2,8 +2,8 @@
 //! newest. It outranks every copy and every store that is older.
 //!
 //! A pending write is noted after its message was confirmed, and taken away when it is settled: applied, superseded, or dead. With one
-//! that is applied go those that are older. It has no lifetime: while it is there, it waits. Of a key the newest [`KEPT_MAX`] are
-//! noted, and what other writes of that moment added; an older one has a receipt in its place that says so. A receipt also
+//! that is applied go those that are older. It has no lifetime: while it is there, it waits. Of a key some of the newest are noted, at
+//! least [`KEPT_MAX`]: the write that finds [`NOTED_MAX`] of them pushes the older ones out, of which no more than their versions are known. A receipt
 //! says for a day what became of a write.
 //!
 //! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
@@ -13,11 +13,12 @@
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
-//! {prefix}:v:{namespace}:{key}               hash of what waits: version in 32 hex digits to 33 bytes: kind ('r' record, 'd' delete),
-//!                                            operation in 16 hex digits (0 = none), end of the record's life (16, Unix
-//!                                            milliseconds, 0 = never)
+//! {prefix}:v:{namespace}:{key}               what waits, [`NOTE_BYTES`] each, in the order in which they were noted, some twice:
+//!                                            version (32 hex digits), kind ('r' record, 'd' delete), operation (16 hex digits,
+//!                                            0 = none), end of the record's life (16, Unix milliseconds, 0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
 //! {prefix}:r:{namespace}:{key}:{version}b    stored document of what waits
+//! {prefix}:r:{namespace}:{key}:o             set: versions that wait and are not noted any more
 //! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
 //! ```
@@ -51,8 +52,10 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bound on what nobody waits for.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Writes of a key that are noted beside one another; older ones get receipts.
-pub(super) const KEPT_MAX: usize = 4;
+/// Writes of a key that stay noted when older ones are pushed out, the new one among them.
+const KEPT_MAX: usize = 4;
+/// Noted writes of a key from which on the next one pushes older ones out: to take one away costs more than to note some.
+const NOTED_MAX: usize = 16;
 /// Writes of one call: Redis does nothing else meanwhile, a tenth of a millisecond or so.
 const TOLD_TOGETHER: usize = 32;
 /// Looks at a pending write whose document is taken away meanwhile, before it counts as lost.
@@ -65,8 +68,11 @@ const PENDING_SECONDS: &str = "7776000";
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// Digits of an operation, and of an end of life.
+/// Digits of a version, and of an operation or an end of life.
+const VERSION_DIGITS: usize = 32;
 const DIGITS: usize = 16;
+/// One noted write.
+const NOTE_BYTES: usize = VERSION_DIGITS + 1 + 2 * DIGITS;
 
 /// See the module.
 pub struct Overlay {
@@ -335,12 +341,14 @@ impl Overlay {
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
         // What waits first: should it be settled meanwhile, its receipt is there already.
-        steps.cmd("HEXISTS").arg(self.calls.name("v", namespace, key)).arg(version.to_string());
+        steps.cmd("GET").arg(self.calls.name("v", namespace, key));
+        steps.cmd("SISMEMBER").arg(self.calls.unseen(namespace, key)).arg(version.to_string());
         steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
         let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;
-        let waits = answers.first() == Some(&Value::Int(1));
-        Ok(match answers.get(1) {
-            Some(Value::BulkString(noted)) => Fate::of(&String::from_utf8_lossy(noted)),
+        let [noted, unseen, receipt] = &answers[..] else { return Err(Away("half an answer".to_owned())) };
+        let waits = *unseen == Value::Int(1) || pending_of(noted).is_some_and(|read| read.waits.has(version));
+        Ok(match receipt {
+            Value::BulkString(noted) => Fate::of(&String::from_utf8_lossy(noted)),
             _ if waits => Fate::Pending,
             _ => Fate::Unknown,
         })
@@ -370,7 +378,6 @@ impl Fate {
 
     fn of(noted: &str) -> Self {
         match noted.split_once(' ').map_or((noted, ""), |parts| parts) {
-            ("pending", _) => Self::Pending,
             ("applied", _) => Self::Applied,
             ("superseded", _) => Self::Superseded,
             ("dead_lettered", reason) => Self::Dead(reason.to_owned()),
@@ -408,9 +415,14 @@ impl Waits {
         self.all.iter().find(|(_, known)| *known == Some(op)).map(|(version, _)| *version)
     }
 
-    /// What is not kept beside a new one any more.
-    pub fn surplus(&self) -> impl Iterator<Item = Version> {
-        self.all.iter().skip(KEPT_MAX - 1).map(|(version, _)| *version)
+    /// The version from which on, itself included, older ones are not kept beside a new one.
+    pub fn surplus(&self) -> Option<Version> {
+        let full = self.all.len() >= NOTED_MAX;
+        self.all.get(KEPT_MAX - 1).filter(|_| full).map(|(version, _)| *version)
+    }
+
+    fn has(&self, version: Version) -> bool {
+        self.all.iter().any(|(noted, _)| *noted == version)
     }
 }
 
@@ -446,17 +458,11 @@ fn away(fault: &Fault) -> Away {
 
 /// Reads what waits of a key; `None` for nothing. What this version does not know is passed over.
 fn pending_of(answer: &Value) -> Option<Read> {
-    let fields: Vec<(&Value, &Value)> = match answer {
-        Value::Array(fields) => fields.chunks_exact(2).map(|field| (&field[0], &field[1])).collect(),
-        // So says a connection of RESP 3.
-        Value::Map(fields) => fields.iter().map(|(version, noted)| (version, noted)).collect(),
-        _ => return None,
-    };
-    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(fields.len());
+    let Value::BulkString(notes) = answer else { return None };
+    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(notes.len() / NOTE_BYTES);
     let mut newest: Option<(Version, bool, i64)> = None;
-    for field in fields {
-        let (Value::BulkString(version), Value::BulkString(noted)) = field else { continue };
-        let Some((version, is_delete, op, life)) = waits_of(version, noted) else { continue };
+    for note in notes.chunks_exact(NOTE_BYTES) {
+        let Some((version, is_delete, op, life)) = note_of(note) else { continue };
         all.push((version, Some(op).filter(|op| *op != 0)));
         if newest.is_none_or(|(newest, ..)| newest < version) {
             newest = Some((version, is_delete, life));
@@ -464,20 +470,29 @@ fn pending_of(answer: &Value) -> Option<Read> {
     }
     let (version, is_delete, expires_at_ms) = newest?;
     all.sort_unstable_by(|one, other| other.cmp(one));
+    // One whose first note was not confirmed is noted once more.
+    all.dedup();
     Some(Read { waits: Waits { version, all }, is_delete, expires_at_ms })
 }
 
-fn waits_of(version: &[u8], noted: &[u8]) -> Option<(Version, bool, u64, i64)> {
-    let version: Version = std::str::from_utf8(version).ok()?.parse().ok()?;
-    let is_delete = match noted.first()? {
-        b'r' => false,
-        b'd' => true,
+/// A write as it is noted.
+fn note(queued: &Queued) -> String {
+    let row = &queued.entry.row;
+    let kind = if row.body.is_some() { 'r' } else { 'd' };
+    format!("{}{kind}{:016x}{:016x}", row.version, queued.op().unwrap_or(0), row.expires_at_ms)
+}
+
+fn note_of(note: &[u8]) -> Option<(Version, bool, u64, i64)> {
+    let (version, rest) = std::str::from_utf8(note).ok()?.split_at_checked(VERSION_DIGITS)?;
+    let (kind, rest) = rest.split_at_checked(1)?;
+    let (op, life) = rest.split_at_checked(DIGITS)?;
+    let is_delete = match kind {
+        "r" => false,
+        "d" => true,
         _ => return None,
     };
-    let digits = std::str::from_utf8(noted.get(1..1 + 2 * DIGITS)?).ok()?;
-    let (op, life) = digits.split_at_checked(DIGITS)?;
     let (op, life) = (u64::from_str_radix(op, 16).ok()?, u64::from_str_radix(life, 16).ok()?);
-    Some((version, is_delete, op, life.cast_signed()))
+    Some((version.parse().ok()?, is_delete, op, life.cast_signed()))
 }
 
 fn version_of(answer: &Value) -> Option<Version> {

@@ -24,7 +24,7 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// Answers larger than this are followed until they have left.
 const LARGE_BYTES: usize = 64 * 1024;
 /// How long a reply may wait for the network.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a caller is told to wait when the worker is full.
 const OVERLOADED_RETRY_MS: i64 = 50;
 
@@ -90,17 +90,7 @@ async fn perform<'s>(
     // Faults are judged in the contract's order: shape of the payload, name, policy, arguments, support, work.
     let checked = decode(op, message, encoding).and_then(|request| {
         let namespace = Namespace::parse(namespace)?;
-        let policy = shared.store.policy(&namespace)?;
-        let call = Call {
-            namespace,
-            policy,
-            deadline: deadline(&headers, received, now_ms),
-            timeout_ms: headers.timeout_ms,
-            now_ms,
-            encoding,
-            reply_bytes_max: shared.reply_bytes_max(),
-        };
-        Ok((request, call))
+        Ok((request, self::call(shared, namespace, &headers, received, now_ms, encoding)?))
     });
     let (request, call) = match checked {
         Ok((Some(request), call)) => (request, call),
@@ -122,6 +112,26 @@ async fn perform<'s>(
         }
         Err(_) => empty(op, Error::deadline("the deadline passed while the read was in work")).into(),
     }
+}
+
+/// What a request brings along.
+pub(super) fn call(
+    shared: &Shared,
+    namespace: Namespace,
+    headers: &Headers,
+    received: Instant,
+    now_ms: i64,
+    encoding: Encoding,
+) -> Result<Call> {
+    Ok(Call {
+        policy: shared.store.policy(&namespace)?,
+        namespace,
+        deadline: deadline(headers, received, now_ms),
+        timeout_ms: headers.timeout_ms,
+        now_ms,
+        encoding,
+        reply_bytes_max: shared.reply_bytes_max(),
+    })
 }
 
 async fn work<'s>(
@@ -227,13 +237,17 @@ impl Answer {
 }
 
 /// The namespace and operation of a message's subject, which matched `{prefix}.v1.*.*`.
-fn address<'m>(shared: &Shared, message: &'m Message) -> (&'m str, &'m str) {
-    let tail = message.subject.as_str().get(shared.prefix().len() + ".v1.".len()..).unwrap_or("");
+pub(super) fn address<'m>(shared: &Shared, message: &'m Message) -> (&'m str, &'m str) {
+    address_of(shared, &message.subject)
+}
+
+pub(super) fn address_of<'m>(shared: &Shared, subject: &'m async_nats::Subject) -> (&'m str, &'m str) {
+    let tail = subject.as_str().get(shared.prefix().len() + ".v1.".len()..).unwrap_or("");
     tail.split_once('.').unwrap_or((tail, ""))
 }
 
 /// No protobuf message of the contract starts with `{`; an empty payload is an empty JSON object.
-fn encoding(message: &Message, exact: bool) -> Encoding {
+pub(super) fn encoding(message: &Message, exact: bool) -> Encoding {
     match message.payload.first() {
         None | Some(b'{') => Encoding::Json { exact },
         Some(_) => Encoding::Protobuf,
@@ -241,7 +255,7 @@ fn encoding(message: &Message, exact: bool) -> Encoding {
 }
 
 /// The request of a payload; `None` for `query`, whose messages are not defined yet.
-fn decode(op: &str, message: &Message, encoding: Encoding) -> Result<Option<Request>> {
+pub(super) fn decode(op: &str, message: &Message, encoding: Encoding) -> Result<Option<Request>> {
     if op == "query" {
         let empty = message.payload.is_empty() || encoding == Encoding::Protobuf;
         return if empty { Ok(None) } else { json::parse_value(&message.payload).map(|_| None) };
@@ -278,13 +292,19 @@ fn empty(op: &str, error: Error) -> Reply {
     }
 }
 
+/// The header that every reply has.
+pub(super) fn clock_header(shared: &Shared) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
+    headers
+}
+
 /// Publishes a reply. A request without a reply subject was done all the same.
 async fn respond(shared: &Shared, to: Option<async_nats::Subject>, answer: Answer, encoding: Encoding) {
     let Some(to) = to else {
         return;
     };
-    let mut headers = HeaderMap::new();
-    headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
+    let mut headers = clock_header(shared);
     let body = match answer {
         Answer::Encoded(body) => reply::check(body, encoding, shared.reply_bytes_max(), &mut headers),
         Answer::Reply(reply) => reply::encode(&reply, encoding, shared.reply_bytes_max(), &mut headers),

@@ -2,7 +2,8 @@
 //!
 //! There is one subject, `{prefix}.v1.*.*`, because two overlapping subjects in one queue group share
 //! messages at random. Its messages are taken at once and never wait here: each gets a permit and a task of
-//! its own, or the answer `overloaded`. A get begins before it has a task: most of those that a copy answers need none.
+//! its own, or the answer `overloaded`. A get begins before it has a task: most of those that a copy answers need none, nor do writes that go straight
+//! into the queue ([`entered`]).
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +20,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::model::{Error, Result};
 
-use super::{Serving, Shared, bounded, handle};
+use super::{Serving, Shared, bounded, entered, handle};
 
 /// Between two tries to subscribe.
 const SUBSCRIBE_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
@@ -196,6 +197,7 @@ async fn take(shared: &Arc<Shared>, message: Message, is_inline: bool) {
     let Some(permit) = shared.admission.admit(message.payload.len()) else {
         return handle::overloaded(shared, message).await;
     };
+    let Some(permit) = entered::enter(shared, &message, received, permit) else { return };
     let is_short =
         is_inline && message.payload.len() <= SHORT_BYTES_MAX && message.subject.as_str().ends_with(".get");
     let handler = shared.clone();

@@ -7,6 +7,7 @@
 
 mod admit;
 mod discovery;
+mod entered;
 mod handle;
 mod headers;
 mod listen;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -91,6 +92,7 @@ struct Shared {
     away: AtomicBool,
     id: String,
     handlers: TaskTracker,
+    entered: entered::Entered,
     /// See [`LARGE_ANSWERS_MAX`].
     large_answers: Semaphore,
     /// The same for batches, which may wait for the disk: they must not keep reads waiting.
@@ -106,7 +108,7 @@ impl Server {
     /// Starts the NATS side. It joins when NATS is there, whenever that is.
     pub async fn start(settings: Settings, store: Arc<Store>, claims: Vec<presence::Claim>) -> Result<Self> {
         let id = format!("{:016x}{:08x}", fastrand::u64(..), fastrand::u32(..));
-        let (events, mut happened) = tokio::sync::mpsc::channel(64);
+        let (events, mut happened) = mpsc::channel(64);
         let options = settings
             .nats
             .options()
@@ -125,6 +127,8 @@ impl Server {
             let url = crate::client::connect::redact_url(&settings.nats.url);
             Error::unavailable(format!("cannot use NATS at {url}: {error}"), 0)
         })?;
+        let (leaving, replies) = mpsc::channel(settings.max_in_flight.max(1));
+        tokio::spawn(entered::send(client.clone(), replies));
         let shared = Arc::new(Shared {
             admission: admit::Admission::new(settings.max_in_flight),
             settings,
@@ -136,6 +140,7 @@ impl Server {
             away: AtomicBool::new(false),
             id,
             handlers: TaskTracker::new(),
+            entered: entered::Entered::new(leaving),
             large_answers: Semaphore::new(LARGE_ANSWERS_MAX),
             large_batches: Semaphore::new(LARGE_ANSWERS_MAX),
             disconnects: watch::Sender::new(0),
@@ -148,6 +153,7 @@ impl Server {
                 watched.note(&event);
             }
         });
+        tokio::spawn(entered::watch(shared.clone()));
         tasks.spawn(discovery::run(shared.clone(), stop.clone()));
         tasks.spawn(warm::run(shared.clone(), stop.clone()));
         presence::spawn(shared.clone(), claims, stop.clone())?;

@@ -1,9 +1,8 @@
-//! Writes on their way into the queue. Those of a shard that come together share all of it: one look at what there is of their keys, a
-//! message of each lane, few calls that let them be seen, few announcements. What is around each of these costs more than what
-//! is in it.
+//! Writes on their way into the queue. Those of a lane that come together share all of it: one look at what there is of their keys, one
+//! message, one call that lets them be seen, one announcement. What is around each of these costs more than what is in it.
 //!
 //! ```text
-//! look at what is pending -> versions -> a message of each lane, confirmed -> seen by reads -> answers
+//! look at what is pending -> versions -> a message, confirmed -> seen by reads -> answers
 //! ```
 //!
 //! Each is decided, and answered, by itself; no lane waits for one that is slow.
@@ -13,10 +12,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
@@ -32,20 +30,14 @@ use super::minter::Minter;
 use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
 use super::policy::Policy;
 
-/// Batches of a shard on their way: while the broker has one, Redis may have the other, and what comes meanwhile goes together.
-const AT_ONCE: usize = 2;
-/// Writes that go together: a few messages for each lane.
-const TOGETHER_MAX: usize = 128;
-/// Their bytes.
-const TOGETHER_BYTES_MAX: usize = 512 * 1024;
+/// Batches of a shard on their way: while the broker has one, Redis may have another, and what comes meanwhile goes together.
+const AT_ONCE: usize = 3;
 /// A batch is slow that has been on its way for so long: others do not wait for it.
 const SLOW: Duration = Duration::from_millis(50);
-/// While writes are being shown for less than that, others that are confirmed wait for them and are shown together.
-const SHOWN_ALONE: Duration = Duration::from_millis(20);
 /// Writes of a shard that wait to go; beyond it the queue counts as full.
 const WAITING_MAX: usize = 8192;
-/// What a queued write has beside its document, about.
-const AROUND_BYTES: usize = 256;
+/// What a queued write has beside its key and its document.
+const AROUND_BYTES: usize = 128;
 
 /// A write on its way.
 pub(super) struct Entering {
@@ -54,7 +46,7 @@ pub(super) struct Entering {
     pub(super) made: Made,
     /// When its caller stops waiting.
     pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<WriteReply>,
+    pub(super) answer: Answer,
 }
 
 /// What was done about a write before.
@@ -67,9 +59,26 @@ pub(super) enum Made {
         minted_at: Instant,
         /// How the backend failed.
         why: Error,
-        /// What of its key is not noted beside it any more.
-        surplus: Vec<Version>,
+        /// From which version on nothing older of its key is noted beside it any more.
+        surplus: Option<Version>,
     },
+}
+
+/// Who waits for a write without a task of his own.
+pub trait Caller: Send + Sync {
+    /// Gets the answer, at most once.
+    fn tell(&self, reply: WriteReply);
+
+    /// Whether he has got one, or stopped waiting.
+    fn is_gone(&self) -> bool;
+}
+
+/// Where the answer to a write goes. One that is lost by a defect is told so.
+pub(super) struct Answer(Option<To>);
+
+enum To {
+    Task(oneshot::Sender<WriteReply>),
+    Caller(Arc<dyn Caller>),
 }
 
 /// Why a write is answered before it is queued.
@@ -91,19 +100,20 @@ pub(super) struct Rules {
 impl Intake {
     /// `lanes`: those of the shard.
     pub(super) fn new(rules: Arc<Rules>, lanes: Vec<Arc<str>>) -> Self {
+        // What goes together fits one message.
         let limits = Limits {
             waiting_max: WAITING_MAX,
-            most: TOGETHER_MAX,
-            bytes_max: TOGETHER_BYTES_MAX,
+            most: WRITES_MAX,
+            bytes_max: BYTES_MAX,
             at_once: AT_ONCE,
             slow: SLOW,
         };
-        let lanes: Arc<[Arc<str>]> = lanes.into();
-        let go = move |entering| {
-            let (rules, lanes) = (rules.clone(), lanes.clone());
-            async move { rules.enqueue(&lanes, entering).await }.boxed()
+        let count = lanes.len();
+        let go = move |lane: usize, entering| {
+            let (rules, lane) = (rules.clone(), lanes[lane].clone());
+            async move { rules.enqueue(&lane, entering).await }.boxed()
         };
-        Self { batches: Batches::new(limits, Box::new(go)) }
+        Self { batches: Batches::new(limits, count, Box::new(go)) }
     }
 
     /// Lets a write of this shard enter; it is answered on its way. Comes back where too many wait.
@@ -113,12 +123,10 @@ impl Intake {
 }
 
 /// Writes of one message, and who waits for each.
-#[derive(Default)]
 struct Letter {
     writes: Vec<Queued>,
     waiting: Vec<Box<Entering>>,
-    bytes: usize,
-    /// What is not noted beside them any more.
+    /// From which versions on nothing older of their keys is noted beside them any more.
     surplus: Vec<(RowKey, Version)>,
 }
 
@@ -130,58 +138,32 @@ struct Aheads {
 }
 
 impl Rules {
-    /// Puts writes of a shard into the queue, and lets all workers see them.
-    async fn enqueue(&self, lanes: &[Arc<str>], entering: Vec<Box<Entering>>) {
+    /// Puts writes of a lane into the queue, and lets all workers see them.
+    async fn enqueue(&self, lane: &str, entering: Vec<Box<Entering>>) {
         let begun = Instant::now();
         let aheads = self.ahead(&entering).await;
-        let letters = self.letters(lanes.len(), entering, aheads, begun);
-        let put = |(lane, letter): (usize, Letter)| async move {
-            let until = begun + QUEUED_WITHIN;
-            (self.queue.put(&lanes[lane], &letter.writes, until).await, letter)
-        };
-        let mut puts: FuturesUnordered<_> = letters.into_iter().map(put).collect();
-        let mut shows = FuturesUnordered::new();
-        while !puts.is_empty() {
-            let first = tokio::select! {
-                Some(first) = puts.next() => first,
-                Some(()) = shows.next(), if !shows.is_empty() => continue,
-            };
-            // What is confirmed by now is shown together.
-            let mut confirmed = Letter::default();
-            let more = std::iter::from_fn(|| puts.next().now_or_never().flatten());
-            for (put, letter) in std::iter::once(first).chain(more) {
-                match put {
-                    Ok(()) => {
-                        confirmed.writes.extend(letter.writes);
-                        confirmed.waiting.extend(letter.waiting);
-                        confirmed.surplus.extend(letter.surplus);
-                    }
-                    Err(unqueued) => letter.waiting.into_iter().for_each(|entering| {
-                        let told = entering.unqueued(&unqueued);
-                        entering.tell(told);
-                    }),
-                }
-            }
-            if !confirmed.writes.is_empty() {
-                shows.push(self.show(confirmed, begun));
-                // What is confirmed meanwhile is shown together, unless this one takes long.
-                let _ = timeout(SHOWN_ALONE, shows.next()).await;
-            }
+        let letter = self.letter(entering, aheads, begun);
+        if letter.writes.is_empty() {
+            return;
         }
-        while shows.next().await.is_some() {}
+        match self.queue.put(lane, &letter.writes, begun + QUEUED_WITHIN).await {
+            Ok(()) => self.show(letter, begun).await,
+            Err(unqueued) => letter.waiting.into_iter().for_each(|entering| {
+                let told = entering.unqueued(&unqueued);
+                entering.tell(told);
+            }),
+        }
     }
 
-    /// What goes to each lane, each write with its version; those that go nowhere are answered.
-    fn letters(
-        &self,
-        lanes: usize,
-        entering: Vec<Box<Entering>>,
-        aheads: Aheads,
-        asked_at: Instant,
-    ) -> Vec<(usize, Letter)> {
-        let mut letters: Vec<(usize, Letter)> = Vec::with_capacity(lanes);
+    /// What goes into the lane, each write with its version; those that do not go are answered.
+    fn letter(&self, entering: Vec<Box<Entering>>, aheads: Aheads, asked_at: Instant) -> Letter {
         let Aheads { of_keys, places } = aheads;
-        let mut surplus_of: Vec<Vec<Version>> = of_keys.iter().map(surplus_of).collect();
+        let mut surplus_of: Vec<Option<Version>> = of_keys.iter().map(surplus_of).collect();
+        let mut letter = Letter {
+            writes: Vec::with_capacity(entering.len()),
+            waiting: Vec::with_capacity(entering.len()),
+            surplus: Vec::new(),
+        };
         for (mut entering, place) in entering.into_iter().zip(places) {
             let decided = match place.and_then(|place| of_keys.get(place)) {
                 None => self.queued(&entering),
@@ -196,36 +178,23 @@ impl Rules {
                     continue;
                 }
             };
-            let (lane, bytes) = (usize::from(write.entry.at.slot) % lanes, entering.bytes());
-            let fits = |(of, letter): &(usize, Letter)| {
-                *of == lane && letter.writes.len() < WRITES_MAX && letter.bytes + bytes <= BYTES_MAX
+            let surplus = match (&entering.made, place) {
+                (Made::Tried { surplus, .. }, _) => *surplus,
+                // By the first of its key alone.
+                (Made::Nothing, place) => {
+                    place.and_then(|place| surplus_of.get_mut(place)).and_then(Option::take)
+                }
             };
-            let place_of = letters.iter().position(fits).unwrap_or_else(|| {
-                letters.push((lane, Letter::default()));
-                letters.len() - 1
-            });
-            let letter = &mut letters[place_of].1;
-            let at = write.entry.at.clone();
-            let before = match &mut entering.made {
-                Made::Tried { surplus, .. } => std::mem::take(surplus),
-                Made::Nothing => Vec::new(),
-            };
+            letter.surplus.extend(surplus.map(|version| (write.entry.at.clone(), version)));
             letter.writes.push(write);
             letter.waiting.push(entering);
-            letter.bytes += bytes;
-            // By the first of its key alone.
-            let surplus = match (place, before) {
-                (Some(place), _) => surplus_of.get_mut(place).map(std::mem::take).unwrap_or_default(),
-                (None, before) => before,
-            };
-            letter.surplus.extend(surplus.into_iter().map(|version| (at.clone(), version)));
         }
-        letters
+        letter
     }
 
     /// Lets all workers see what is queued, and tells who waits for it.
     async fn show(&self, confirmed: Letter, begun: Instant) {
-        let Letter { writes, waiting, surplus, .. } = confirmed;
+        let Letter { writes, waiting, surplus } = confirmed;
         let seen = self.queue.show(&writes, &surplus).await;
         self.outdated(&waiting, &writes).await;
         for (entering, write) in waiting.into_iter().zip(writes) {
@@ -328,9 +297,60 @@ impl Rules {
     }
 }
 
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn task(sender: oneshot::Sender<WriteReply>) -> Self {
+        Self(Some(To::Task(sender)))
+    }
+
+    pub(super) fn caller(caller: Arc<dyn Caller>) -> Self {
+        Self(Some(To::Caller(caller)))
+    }
+
+    fn tell(mut self, reply: WriteReply) {
+        match self.0.take() {
+            // Whoever stopped waiting has been told that nobody knows.
+            Some(To::Task(sender)) => drop(sender.send(reply)),
+            Some(To::Caller(caller)) => caller.tell(reply),
+            None => {}
+        }
+    }
+
+    /// Nobody is told anything.
+    pub(super) fn cancel(mut self) {
+        self.0 = None;
+    }
+
+    fn is_gone(&self) -> bool {
+        match &self.0 {
+            Some(To::Task(sender)) => sender.is_closed(),
+            Some(To::Caller(caller)) => caller.is_gone(),
+            None => true,
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(To::Caller(caller)) = self.0.take() {
+            caller.tell(defect());
+        }
+    }
+}
+
+/// The answer to a write whose batch broke.
+pub(super) fn defect() -> WriteReply {
+    Error::indeterminate("a defect in the worker; its log says more").into()
+}
+
 // === impl Entering ===
 
 impl Item for Box<Entering> {
+    fn lane(&self) -> usize {
+        usize::from(self.write.at.slot)
+    }
+
     fn bytes(&self) -> usize {
         let body = match &self.write.action {
             backend::Action::Put { body, .. } => body.len(),
@@ -340,14 +360,13 @@ impl Item for Box<Entering> {
     }
 
     fn is_gone(&self) -> bool {
-        self.answer.is_closed()
+        self.answer.is_gone()
     }
 }
 
 impl Entering {
     fn tell(self, told: WriteReply) {
-        // Whoever stopped waiting has been told that nobody knows.
-        drop(self.answer.send(told));
+        self.answer.tell(told);
     }
 
     /// Since when its version may be known to others.
@@ -381,10 +400,9 @@ impl Entering {
     }
 }
 
-/// What is not noted any more beside a new write of a key.
-pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Vec<Version> {
-    let waits = ahead.as_ref().ok().and_then(|ahead| ahead.pending.as_ref());
-    waits.map(|waits| waits.surplus().collect()).unwrap_or_default()
+/// From which version on nothing older is noted any more beside a new write of a key.
+pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Option<Version> {
+    ahead.as_ref().ok()?.pending.as_ref()?.surplus()
 }
 
 fn told(reply: impl Into<WriteReply>) -> Told {

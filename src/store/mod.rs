@@ -24,6 +24,7 @@ mod tests;
 mod update;
 mod warm;
 pub use batch::Batched;
+pub use intake::Caller;
 pub use read::Got;
 pub use switch::{SETTINGS, Switched};
 pub use update::check_size;

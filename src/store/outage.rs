@@ -10,6 +10,7 @@
 //! above what stands there), so that a queued write which it could not see yet is applied after it, not lost to it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -19,13 +20,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::backend::{self, Offered, Written};
 use crate::model::clock::{hlc_at, wall_ms};
 use crate::model::key::shorten;
+use crate::model::op::Write;
 use crate::model::reply::WriteReply;
-use crate::model::{Code, Error, Key, Outcome, Result, Scope};
+use crate::model::{Code, Error, Key, Namespace, Outcome, Result, Scope};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard};
 
 use super::batch::failed;
 use super::copies::ended;
-use super::intake::{Entering, Intake, Made, known, not_queued, surplus_of};
+use super::intake::{Answer, Caller, Entering, Intake, Made, defect, known, not_queued, surplus_of};
+use super::policy::Durability;
 use super::write::Asked;
 use super::{Call, Store, Waiting};
 
@@ -122,6 +125,36 @@ impl Store {
     /// Whether a write goes into the queue without a look at its backend, and nothing has to be asked about its namespace.
     pub(super) fn queues_at_once(&self, call: &Call, waiting: &Waiting, write: &backend::Write) -> bool {
         self.is_queued_alone(call, waiting, write) && self.agreed.goes(&call.namespace, Instant::now())
+    }
+
+    /// Whether writes of a namespace may be such that [`Self::enter_at_once`] takes. Costs next to nothing.
+    pub fn may_enter_at_once(&self, namespace: &Namespace) -> bool {
+        let Some(waiting) = &self.queue else { return false };
+        let Ok(policy) = self.policy(namespace) else { return false };
+        let backend = waiting.backends.get(&policy.settings.backend);
+        policy.settings.durability == Durability::OutageQueue
+            && backend.is_some_and(|backend| backend.refuses_writes())
+    }
+
+    /// Lets a write enter the queue where that is all that happens: its backend is known to be down, and nothing has to be asked about
+    /// its namespace. `caller` is told what came of it, at the latest some seconds later. `false`: not so, and nothing happened.
+    pub fn enter_at_once(&self, call: &Call, write: Write, caller: Arc<dyn Caller>) -> bool {
+        let Some(waiting) = self.queue_of(call) else { return false };
+        let Ok((_, write)) = self.prepare(call, write) else { return false };
+        let intake = waiting.intake(&call.policy.settings.backend, write.at.slot);
+        let Some(intake) = intake.filter(|_| self.queues_at_once(call, waiting, &write)) else {
+            return false;
+        };
+        let (policy, answer) = (call.policy.clone(), Answer::caller(caller));
+        let made = Made::Nothing;
+        let entering = Box::new(Entering { write, policy, made, deadline: call.deadline, answer });
+        match intake.enter(entering) {
+            Ok(()) => true,
+            Err(entering) => {
+                entering.answer.cancel();
+                false
+            }
+        }
     }
 
     /// Whether a write goes into the queue without a look at its backend, which is known to be down.
@@ -270,7 +303,7 @@ impl Store {
             return Error::internal("a shard without lanes").into();
         };
         let (answer, answered) = oneshot::channel();
-        let policy = call.policy.clone();
+        let (policy, answer) = (call.policy.clone(), Answer::task(answer));
         let entering = Box::new(Entering { write, policy, made, deadline: call.deadline, answer });
         if let Err(entering) = intake.enter(entering) {
             return entering.refused(|why| {
@@ -279,7 +312,7 @@ impl Store {
         }
         match timeout_at(call.deadline, answered).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(_)) => Error::indeterminate("a defect in the worker; its log says more").into(),
+            Ok(Err(_)) => defect(),
             Err(_) => Error::indeterminate("the deadline passed on the way into the queue").into(),
         }
     }

@@ -11,6 +11,7 @@ mod together;
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::{Value as Json, json};
 
 use crate::cli::datastore;
@@ -272,6 +273,24 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
     let caller = Caller::of(&worker).await;
     assert_eq!(caller.call("put", json!({"key": "k", "value": 1})).await["outcome"], "applied");
     blocking(|| server.kill9());
+    caller
+        .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
+        .await;
+    // Of a broker that has fallen silent, nobody hears longer than he waits.
+    blocking(|| rabbit.freeze());
+    let hurried = (0..20).map(async |n| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Ds-Timeout-Ms", "400");
+        let (subject, begun) = (format!("{}.v1.n.put", caller.prefix), Instant::now());
+        let body = json!({"key": format!("h{n}"), "value": 1}).to_string();
+        let reply = caller.nats.request_with_headers(subject, headers, body.into()).await.unwrap();
+        let reply: Json = serde_json::from_slice(&reply.payload).unwrap();
+        assert_eq!(reply["outcome"], "indeterminate", "{reply}");
+        let waited = begun.elapsed().as_millis();
+        assert!((400..1200).contains(&waited), "{waited} ms: {reply}");
+    });
+    join_all(hurried).await;
+    blocking(|| rabbit.thaw());
     caller
         .until("it is queued", "put", json!({"key": "k", "value": 2}), |reply| reply["outcome"] == "queued")
         .await;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::mark::OPEN;
 use super::{
     Ahead, Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
-    away, pending_of, version_of,
+    away, note, pending_of, version_of,
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
@@ -22,8 +22,8 @@ const HELD_BYTES_MAX: usize = 256 * 1024;
 
 /// What the name of a document has behind that of its receipt.
 const DOCUMENT: &str = "b";
-/// What the receipt of a write says that waits and is not noted beside newer ones any more.
-const PENDING: &str = "pending";
+/// What the name of the versions of a key that wait and are not noted any more has in place of a version.
+const UNSEEN: &str = "o";
 
 /// The library of functions. Its name carries the protocol's number.
 const LIBRARY: &str = include_str!("overlay.lua");
@@ -49,9 +49,7 @@ impl Calls {
             return Ok(Vec::new());
         }
         let mut steps = redis::pipe();
-        for (namespace, key) in keys {
-            steps.cmd("HGETALL").arg(self.name("v", namespace, key));
-        }
+        let calls = self.ask_waits(&mut steps, keys.iter().map(|(namespace, key)| (namespace, key)));
         for (namespace, key) in keys {
             // The version in the head of the shared tier's copy.
             steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
@@ -62,11 +60,13 @@ impl Calls {
         for namespace in &namespaces {
             steps.cmd("GET").arg(self.mark(namespace));
         }
-        let answers = self.send(&steps, LOOK_TIMEOUT).await?;
-        let Some((found, rest)) = answers.split_at_checked(keys.len()) else {
-            return Err(Away("half an answer".to_owned()));
-        };
+        let mut answers = self.send(&steps, LOOK_TIMEOUT).await?;
+        let rest = answers.split_off(calls.min(answers.len()));
+        let found: Vec<Value> = answers.into_iter().flat_map(some_of).collect();
         let (copies, marks) = rest.split_at(keys.len().min(rest.len()));
+        if found.len() != keys.len() || copies.len() != keys.len() {
+            return Err(Away("half an answer".to_owned()));
+        }
         let open = |namespace: &Namespace| match marks.get(namespaces.binary_search(&namespace).ok()?)? {
             Value::BulkString(mark) => Some(mark == OPEN.as_bytes()),
             _ => None,
@@ -103,15 +103,13 @@ impl Calls {
         for together in writes.chunk_by(fits) {
             self.hold_some(&mut steps, together);
         }
-        let surplus: Vec<Gone> = surplus
-            .iter()
-            .map(|(at, version)| Gone {
-                at: at.clone(),
-                version: *version,
-                fate: Fate::Unknown,
-                older: false,
-            })
-            .collect();
+        let surplus = surplus.iter().map(|(at, version)| Gone {
+            at: at.clone(),
+            version: *version,
+            fate: Fate::Unknown,
+            older: true,
+        });
+        let surplus: Vec<Gone> = surplus.collect();
         for together in surplus.chunks(TOLD_TOGETHER) {
             self.forget(&mut steps, "ds6q_forget", together);
         }
@@ -125,10 +123,7 @@ impl Calls {
         if receipts.len() != writes.len() {
             return Err(Away("half an answer".to_owned()));
         }
-        let is_settled = |receipt: &Value| match receipt {
-            Value::BulkString(noted) => noted != PENDING.as_bytes(),
-            _ => false,
-        };
+        let is_settled = |receipt: &Value| matches!(receipt, Value::BulkString(_));
         let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
         Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
     }
@@ -142,16 +137,13 @@ impl Calls {
         let mut has_documents = false;
         for queued in writes {
             let (at, row) = (&queued.entry.at, &queued.entry.row);
-            let version = row.version.to_string();
             let receipt = self.receipt(&at.namespace, &at.key, row.version);
             receipts.arg(&receipt);
-            let kind = if row.body.is_some() { 'r' } else { 'd' };
             if let Some(body) = &row.body {
                 documents.arg(receipt + DOCUMENT).arg(&body[..]);
                 has_documents = true;
             }
-            let noted = format!("{kind}{:016x}{:016x}", queued.op().unwrap_or(0), row.expires_at_ms);
-            steps.cmd("HSET").arg(self.name("v", &at.namespace, &at.key)).arg(version).arg(noted);
+            steps.cmd("APPEND").arg(self.name("v", &at.namespace, &at.key)).arg(note(queued));
             let of = indexed.iter().position(|(namespace, _)| **namespace == at.namespace);
             let of = of.unwrap_or_else(|| {
                 let mut index = redis::cmd("ZADD");
@@ -189,6 +181,11 @@ impl Calls {
         format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
     }
 
+    /// The versions of a key that wait and are not noted any more.
+    pub(super) fn unseen(&self, namespace: &Namespace, key: &Key) -> String {
+        format!("{}:r:{}:{}:{UNSEEN}", self.prefix, namespace.as_str(), key.as_str())
+    }
+
     /// The stored document of a queued write.
     pub(super) fn document(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
         self.receipt(namespace, key, version) + DOCUMENT
@@ -201,10 +198,32 @@ impl Calls {
         within: Duration,
     ) -> Result<Vec<Value>, Away> {
         let mut steps = redis::pipe();
+        self.ask_waits(&mut steps, keys);
+        Ok(self.send(&steps, within).await?.into_iter().flat_map(some_of).collect())
+    }
+
+    /// Asks what waits of each key; in how many calls, each of which is answered by an array.
+    fn ask_waits<'k>(
+        &self,
+        steps: &mut Pipeline,
+        keys: impl Iterator<Item = (&'k Namespace, &'k Key)>,
+    ) -> usize {
+        let (mut calls, mut asked) = (0, TOLD_TOGETHER);
+        let mut ask = redis::cmd("MGET");
         for (namespace, key) in keys {
-            steps.cmd("HGETALL").arg(self.name("v", namespace, key));
+            if asked == TOLD_TOGETHER && calls > 0 {
+                steps.add_command(std::mem::replace(&mut ask, redis::cmd("MGET")));
+            }
+            if asked == TOLD_TOGETHER {
+                (calls, asked) = (calls + 1, 0);
+            }
+            ask.arg(self.name("v", namespace, key));
+            asked += 1;
         }
-        self.send(&steps, within).await
+        if calls > 0 {
+            steps.add_command(ask);
+        }
+        calls
     }
 
     /// What is under each name.

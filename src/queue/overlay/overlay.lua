@@ -2,58 +2,72 @@
 
 -- How the pending overlay forgets: what is settled, and what a store has overtaken. It is told what is pending by plain commands.
 --
--- KEYS, three for each write: what is pending on its key (a hash by version), its receipt, the namespace's index of keys that have
--- something pending. Versions are compared as text.
--- ARGV: how long receipts are kept (seconds), and those of what waits; for each write its version, what became of it ('' = nothing to note), and whether all
--- that is older goes as well ('1').
+-- KEYS, three for each write: what is pending on its key (notes behind one another, each beginning with its version), its receipt, the
+-- namespace's index of keys that have something pending. Versions are compared as text.
+-- ARGV: how long receipts are kept (seconds), and for how long it is known of what waits and is noted no more; for each write its version,
+-- what became of it ('' = nothing to note), and whether all that is older goes as well ('1').
 
-local VERSION = 32
+local VERSION, NOTE = 32, 65
 
--- Values of one DEL: what fits the stack.
+-- Values of one call: what fits the stack.
 local TOGETHER = 1000
 
--- The receipt of a version beside that of another of the same key; the name of its document has a letter more.
-local function receipt_of(receipt, version)
-  return string.sub(receipt, 1, -VERSION - 1) .. version
-end
-
 -- `notes`: all get receipts; else those alone that have one, or whose pending write makes room for it. What is taken away before its
--- fate is known has a receipt that says that it waits.
+-- fate is known goes to the others of its key that wait unseen.
 local function settle(KEYS, ARGV, notes)
-  local seconds, waiting_seconds, receipts = ARGV[1], ARGV[2], {}
-  for at = 2, #KEYS, 3 do
-    receipts[#receipts + 1] = KEYS[at]
+  local seconds, waiting_seconds, receipts, settled = ARGV[1], ARGV[2], {}, {}
+  for at = 1, #KEYS / 3 do
+    receipts[at] = KEYS[3 * at - 1]
+    settled[receipts[at]] = ARGV[3 * at + 1] ~= ''
   end
   local was = redis.call('MGET', unpack(receipts))
   local documents, unlisted = {}, {}
   for at = 1, #receipts do
     local waits, receipt, index = KEYS[3 * at - 2], receipts[at], KEYS[3 * at]
     local version, fate, older = ARGV[3 * at], ARGV[3 * at + 1], ARGV[3 * at + 2]
+    -- Names of the same key: its receipts but for their versions, those that wait unseen; a document has a letter more than its receipt.
+    local of_key = string.sub(receipt, 1, -VERSION - 1)
+    local unseen_name, unseen = of_key .. 'o', {}
     documents[#documents + 1] = receipt .. 'b'
-    local gone = redis.call('HDEL', waits, version)
-    if fate == '' then
-      if gone > 0 then
-        redis.call('SET', receipt, 'pending', 'NX', 'EX', waiting_seconds)
-      end
-    -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
-    elseif (notes or was[at] or gone > 0) and was[at] ~= 'applied' and was[at] ~= 'superseded' then
-      redis.call('SET', receipt, fate, 'EX', seconds)
-    end
-    if older == '1' then
-      for _, other in ipairs(redis.call('HKEYS', waits)) do
-        if other < version then
-          redis.call('HDEL', waits, other)
-          local its = receipt_of(receipt, other)
-          redis.call('SET', its, 'pending', 'NX', 'EX', waiting_seconds)
-          documents[#documents + 1] = its .. 'b'
+    local there, kept, gone = redis.call('GET', waits) or '', {}, false
+    for from = 1, #there, NOTE do
+      local noted = string.sub(there, from, from + VERSION - 1)
+      if noted == version then
+        gone = true
+      elseif older == '1' and noted < version then
+        if not settled[of_key .. noted] then
+          unseen[#unseen + 1] = noted
         end
+        documents[#documents + 1] = of_key .. noted .. 'b'
+      else
+        kept[#kept + 1] = string.sub(there, from, from + NOTE - 1)
       end
     end
-    -- The name of what is pending begins with that of the index, but for a letter.
-    if redis.call('EXISTS', waits) == 0 then
+    if #kept == 0 then
+      -- The name of what is pending begins with that of the index, but for a letter.
       local keys = unlisted[index] or {}
       unlisted[index] = keys
       keys[#keys + 1] = string.sub(waits, #index + 2)
+      redis.call('DEL', waits)
+    elseif #kept * NOTE < #there then
+      redis.call('SET', waits, table.concat(kept))
+    end
+    if fate == '' then
+      if gone and not was[at] then
+        unseen[#unseen + 1] = version
+      end
+    else
+      redis.call('SREM', unseen_name, version)
+      -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
+      if (notes or was[at] or gone) and was[at] ~= 'applied' and was[at] ~= 'superseded' then
+        redis.call('SET', receipt, fate, 'EX', seconds)
+      end
+    end
+    for from = 1, #unseen, TOGETHER do
+      redis.call('SADD', unseen_name, unpack(unseen, from, math.min(from + TOGETHER - 1, #unseen)))
+    end
+    if #unseen > 0 then
+      redis.call('EXPIRE', unseen_name, waiting_seconds)
     end
   end
   for index, keys in pairs(unlisted) do

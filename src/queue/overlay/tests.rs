@@ -78,47 +78,57 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
 }
 
 #[tokio::test]
-async fn the_newest_four_are_noted_and_what_they_push_out_waits_by_its_receipt() {
+async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
     let overlay = Overlay::open(&Server::shared().url(), "o2").unwrap();
     while overlay.health().is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let ahead = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0);
-    for op in 1..=6 {
+    let full = NOTED_MAX as u64;
+    for op in 1..=full + 2 {
         let write = queued("k", op, Some(b"x"), op);
         let at = write.entry.at.clone();
-        let surplus =
-            ahead().await.pending.map(|waits| waits.surplus().collect::<Vec<_>>()).unwrap_or_default();
+        let surplus = ahead().await.pending.and_then(|waits| waits.surplus());
         let surplus: Vec<_> = surplus.into_iter().map(|version| (at.clone(), version)).collect();
+        assert_eq!(surplus.len(), usize::from(op == full + 1), "{op}");
         overlay.hold(&[write], &surplus).await.unwrap();
     }
+    // Once more, as after an answer that was lost.
+    overlay.hold(&[queued("k", full, Some(b"x"), full)], &[]).await.unwrap();
     let there = ahead().await;
     let pending = there.pending.unwrap();
     let noted: Vec<_> =
         pending.all.iter().map(|(version, op)| (version.hlc, op.unwrap() & !(1 << 63))).collect();
-    assert_eq!((noted, there.copy), (vec![(6, 6), (5, 5), (4, 4), (3, 3)], None));
+    let expected: Vec<_> = (0..=KEPT_MAX as u64).map(|back| (full + 2 - back, full + 2 - back)).collect();
+    assert_eq!((noted, there.copy), (expected, None));
     let version = |hlc| Version { hlc, origin: 5 };
-    for hlc in 1..=6 {
+    for hlc in 1..=full + 2 {
         assert_eq!(overlay.fate(&namespace, &key, version(hlc)).await, Ok(Fate::Pending), "{hlc}");
     }
-    assert_eq!(overlay.fate(&namespace, &key, version(7)).await, Ok(Fate::Unknown));
+    assert_eq!(overlay.fate(&namespace, &key, version(full + 3)).await, Ok(Fate::Unknown));
+    assert_eq!(documents(&overlay, "o2").await.len(), KEPT_MAX + 1);
     // What was pushed out may be held again: then it is noted again.
     overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[]).await.unwrap();
     let settlements: Vec<_> =
-        (1..=6).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
+        (1..=full + 2).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
     overlay.settle(&settlements).await.unwrap();
     assert_eq!((ahead().await.pending, overlay.count(&namespace).await), (None, Ok(0)));
-    for hlc in 1..=6 {
+    for hlc in 1..=full + 2 {
         assert_eq!(overlay.fate(&namespace, &key, version(hlc)).await, Ok(Fate::Applied), "{hlc}");
     }
     assert_eq!(documents(&overlay, "o2").await, Vec::new());
+    assert_eq!(names(&overlay, "o2:r:*:o").await, Vec::new(), "none waits unseen");
 }
 
 /// The documents that are there; no receipt ends like them.
 async fn documents(overlay: &Overlay, prefix: &str) -> Vec<Value> {
+    names(overlay, &format!("{prefix}:r:*b")).await
+}
+
+async fn names(overlay: &Overlay, like: &str) -> Vec<Value> {
     let deadline = Instant::now() + HOLD_TIMEOUT;
-    match overlay.calls.redis.call(redis::cmd("KEYS").arg(format!("{prefix}:r:*b")), deadline).await {
+    match overlay.calls.redis.call(redis::cmd("KEYS").arg(like), deadline).await {
         Ok(Value::Array(names)) => names,
         other => panic!("{other:?}"),
     }
