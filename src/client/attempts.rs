@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
 use super::inbox::Unanswered;
@@ -12,10 +12,11 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::{TIMEOUT_MS_MAX, TIMEOUT_MS_MIN};
 use crate::model::reply::{BatchResult, Reply};
 use crate::model::request::Request;
-use crate::model::{Code, Error, Namespace, Outcome, Result, Retry};
+use crate::model::{Code, Error, Namespace, Outcome, Result, Retry, hex};
 
-/// Hex digits of `Ds-Clock`.
-const CLOCK_DIGITS: usize = 16;
+const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("Ds-Timeout-Ms");
+const SENT_AT_HEADER: HeaderName = HeaderName::from_static("Ds-Sent-At-Ms");
+const CLOCK_HEADER: HeaderName = HeaderName::from_static("Ds-Clock");
 /// This share of the time that is left is kept for the way back of an answer.
 const WAY_BACK_SHARE: u32 = 10;
 
@@ -112,9 +113,8 @@ impl Client {
             Ok(reply) => reply,
             Err(unanswered) => return Attempt::Failed(unanswered),
         };
-        if let Some(clock) = reply.headers.as_ref().and_then(|headers| headers.get("Ds-Clock"))
-            && clock.as_str().len() == CLOCK_DIGITS
-            && let Ok(clock) = u64::from_str_radix(clock.as_str(), 16)
+        if let Some(clock) = reply.headers.as_ref().and_then(|headers| headers.get(CLOCK_HEADER))
+            && let Some(clock) = hex::read(clock.as_str().as_bytes())
         {
             self.note_clock(clock);
         }
@@ -128,10 +128,12 @@ impl Client {
     fn headers(&self, timeout: Duration) -> HeaderMap {
         let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(TIMEOUT_MS_MAX);
         let mut headers = HeaderMap::new();
-        headers.insert("Ds-Timeout-Ms", timeout_ms.clamp(TIMEOUT_MS_MIN, TIMEOUT_MS_MAX).to_string());
-        headers.insert("Ds-Sent-At-Ms", wall_ms().to_string());
+        headers.insert(TIMEOUT_HEADER, timeout_ms.clamp(TIMEOUT_MS_MIN, TIMEOUT_MS_MAX).to_string());
+        headers.insert(SENT_AT_HEADER, wall_ms().to_string());
         if let Some(clock) = self.clock_seen() {
-            headers.insert("Ds-Clock", format!("{clock:016x}"));
+            let mut reading = String::with_capacity(hex::DIGITS);
+            hex::push(&mut reading, clock);
+            headers.insert(CLOCK_HEADER, reading);
         }
         headers
     }

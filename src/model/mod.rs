@@ -5,6 +5,7 @@
 pub mod budget;
 pub mod clock;
 pub mod error;
+pub mod hex;
 pub mod key;
 pub mod op;
 pub mod record;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Error, Result};
+use super::{Error, Result, hex};
 
 /// A record's version: `(hlc, origin)`, totally ordered and unique for each write.
 ///
@@ -25,12 +25,24 @@ pub struct Version {
 pub const RAISED: u64 = 1 << 62;
 
 /// How many hex digits a version has.
-const DIGITS: usize = 32;
+const DIGITS: usize = 2 * hex::DIGITS;
 
 impl Version {
     /// A 63-bit fingerprint, kept in the op ring to recognise the version that an operation got.
     pub fn fingerprint(self) -> u64 {
         self.hlc ^ self.origin
+    }
+
+    /// Puts its digits behind a text.
+    pub fn push_to(self, text: &mut String) {
+        hex::push(text, self.hlc);
+        hex::push(text, self.origin);
+    }
+
+    /// Reads its digits, and nothing else.
+    pub fn read(digits: &[u8]) -> Option<Self> {
+        let (hlc, origin) = digits.split_at_checked(hex::DIGITS)?;
+        Some(Self { hlc: hex::read(hlc)?, origin: hex::read(origin)? })
     }
 
     /// Draws a worker's origin.
@@ -41,7 +53,9 @@ impl Version {
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.hlc, self.origin)
+        let mut text = String::with_capacity(DIGITS);
+        self.push_to(&mut text);
+        f.write_str(&text)
     }
 }
 
@@ -50,15 +64,10 @@ impl FromStr for Version {
 
     /// Reads 32 lower-case hex digits; anything else is `invalid_argument`.
     fn from_str(text: &str) -> Result<Self> {
-        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() != DIGITS || !text.bytes().all(digit) {
+        Self::read(text.as_bytes()).ok_or_else(|| {
             let shown = super::key::shorten(text);
-            return Err(Error::invalid(format!(
-                "bad version {shown:?}: a version is {DIGITS} lower-case hex digits"
-            )));
-        }
-        let half = |part: &str| u64::from_str_radix(part, 16).expect("16 hex digits fit 64 bits");
-        Ok(Self { hlc: half(&text[..DIGITS / 2]), origin: half(&text[DIGITS / 2..]) })
+            Error::invalid(format!("bad version {shown:?}: a version is {DIGITS} lower-case hex digits"))
+        })
     }
 }
 

@@ -42,7 +42,7 @@ use crate::link::redis::{Fault, Redis};
 use crate::link::together::{Together, Unanswered};
 use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::{Error, Key, Namespace, Result, Version};
+use crate::model::{Error, Key, Namespace, Result, Version, hex};
 use calls::Calls;
 pub use mark::{Mark, Marked};
 
@@ -68,11 +68,10 @@ const PENDING_SECONDS: &str = "7776000";
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// Digits of a version, and of an operation or an end of life.
-const VERSION_DIGITS: usize = 32;
-const DIGITS: usize = 16;
+/// Digits of a version.
+const VERSION_DIGITS: usize = 2 * hex::DIGITS;
 /// One noted write.
-const NOTE_BYTES: usize = VERSION_DIGITS + 1 + 2 * DIGITS;
+const NOTE_BYTES: usize = VERSION_DIGITS + 1 + 2 * hex::DIGITS;
 
 /// See the module.
 pub struct Overlay {
@@ -478,25 +477,27 @@ fn pending_of(answer: &Value) -> Option<Read> {
 /// A write as it is noted.
 fn note(queued: &Queued) -> String {
     let row = &queued.entry.row;
-    let kind = if row.body.is_some() { 'r' } else { 'd' };
-    format!("{}{kind}{:016x}{:016x}", row.version, queued.op().unwrap_or(0), row.expires_at_ms)
+    let mut note = String::with_capacity(NOTE_BYTES);
+    row.version.push_to(&mut note);
+    note.push(if row.body.is_some() { 'r' } else { 'd' });
+    hex::push(&mut note, queued.op().unwrap_or(0));
+    hex::push(&mut note, row.expires_at_ms.cast_unsigned());
+    note
 }
 
 fn note_of(note: &[u8]) -> Option<(Version, bool, u64, i64)> {
-    let (version, rest) = std::str::from_utf8(note).ok()?.split_at_checked(VERSION_DIGITS)?;
-    let (kind, rest) = rest.split_at_checked(1)?;
-    let (op, life) = rest.split_at_checked(DIGITS)?;
+    let (version, rest) = note.split_at_checked(VERSION_DIGITS)?;
+    let (kind, rest) = rest.split_first()?;
+    let (op, life) = rest.split_at_checked(hex::DIGITS)?;
     let is_delete = match kind {
-        "r" => false,
-        "d" => true,
+        b'r' => false,
+        b'd' => true,
         _ => return None,
     };
-    let (op, life) = (u64::from_str_radix(op, 16).ok()?, u64::from_str_radix(life, 16).ok()?);
-    Some((version.parse().ok()?, is_delete, op, life.cast_signed()))
+    Some((Version::read(version)?, is_delete, hex::read(op)?, hex::read(life)?.cast_signed()))
 }
 
 fn version_of(answer: &Value) -> Option<Version> {
     let Value::BulkString(bytes) = answer else { return None };
-    let version: Version = std::str::from_utf8(bytes).ok()?.parse().ok()?;
-    Some(version).filter(|version| version.hlc != 0)
+    Version::read(bytes).filter(|version| version.hlc != 0)
 }

@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, HeaderName, Message};
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -13,7 +13,7 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::reply::{BatchReply, GetReply, Reply, ScanReply, WriteReply};
 use crate::model::request::Request;
-use crate::model::{Error, Namespace, Result};
+use crate::model::{Error, Namespace, Result, hex};
 use crate::store::{Batched, Call, Got};
 
 use super::headers::Headers;
@@ -27,6 +27,9 @@ const LARGE_BYTES: usize = 64 * 1024;
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a caller is told to wait when the worker is full.
 const OVERLOADED_RETRY_MS: i64 = 50;
+
+/// The largest clock reading that the worker saw, in [`hex`].
+const CLOCK_HEADER: HeaderName = HeaderName::from_static("Ds-Clock");
 
 /// Operations of the contract.
 pub(super) const OPS: [&str; 8] = ["get", "put", "delete", "update", "touch", "batch", "scan", "query"];
@@ -295,7 +298,9 @@ fn empty(op: &str, error: Error) -> Reply {
 /// The header that every reply has.
 pub(super) fn clock_header(shared: &Shared) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert("Ds-Clock", format!("{:016x}", shared.store.clock().now(wall_ms())));
+    let mut reading = String::with_capacity(hex::DIGITS);
+    hex::push(&mut reading, shared.store.clock().now(wall_ms()));
+    headers.insert(CLOCK_HEADER, reading);
     headers
 }
 

@@ -30,8 +30,8 @@ use super::minter::Minter;
 use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
 use super::policy::Policy;
 
-/// Batches of a shard on their way: while the broker has one, Redis may have another, and what comes meanwhile goes together.
-const AT_ONCE: usize = 3;
+/// Batches of a shard on their way: while the broker has some, Redis may have others, and what comes meanwhile goes together.
+const AT_ONCE: usize = 4;
 /// A batch is slow that has been on its way for so long: others do not wait for it.
 const SLOW: Duration = Duration::from_millis(50);
 /// Writes of a shard that wait to go; beyond it the queue counts as full.

@@ -137,10 +137,11 @@ impl Calls {
         let mut has_documents = false;
         for queued in writes {
             let (at, row) = (&queued.entry.at, &queued.entry.row);
-            let receipt = self.receipt(&at.namespace, &at.key, row.version);
-            receipts.arg(&receipt);
+            let mut name = self.receipt(&at.namespace, &at.key, row.version);
+            receipts.arg(&name);
             if let Some(body) = &row.body {
-                documents.arg(receipt + DOCUMENT).arg(&body[..]);
+                name.push_str(DOCUMENT);
+                documents.arg(name).arg(&body[..]);
                 has_documents = true;
             }
             steps.cmd("APPEND").arg(self.name("v", &at.namespace, &at.key)).arg(note(queued));
@@ -164,7 +165,12 @@ impl Calls {
     }
 
     pub(super) fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
-        format!("{}:{part}:{}:{}", self.prefix, namespace.as_str(), key.as_str())
+        let parts = [&*self.prefix, ":", part, ":", namespace.as_str(), ":", key.as_str()];
+        // Room for what makes it the name of a document.
+        let mut name =
+            String::with_capacity(self.prefix.len() + namespace.as_str().len() + key.as_str().len() + 48);
+        parts.iter().for_each(|part| name.push_str(part));
+        name
     }
 
     /// The index of a namespace's keys that have a pending write.
@@ -178,12 +184,15 @@ impl Calls {
     }
 
     pub(super) fn receipt(&self, namespace: &Namespace, key: &Key, version: Version) -> String {
-        format!("{}:r:{}:{}:{version}", self.prefix, namespace.as_str(), key.as_str())
+        let mut name = self.name("r", namespace, key);
+        name.push(':');
+        version.push_to(&mut name);
+        name
     }
 
     /// The versions of a key that wait and are not noted any more.
     pub(super) fn unseen(&self, namespace: &Namespace, key: &Key) -> String {
-        format!("{}:r:{}:{}:{UNSEEN}", self.prefix, namespace.as_str(), key.as_str())
+        self.name("r", namespace, key) + ":" + UNSEEN
     }
 
     /// The stored document of a queued write.

@@ -29,28 +29,33 @@ local function settle(KEYS, ARGV, notes)
     local of_key = string.sub(receipt, 1, -VERSION - 1)
     local unseen_name, unseen = of_key .. 'o', {}
     documents[#documents + 1] = receipt .. 'b'
-    local there, kept, gone = redis.call('GET', waits) or '', {}, false
-    for from = 1, #there, NOTE do
-      local noted = string.sub(there, from, from + VERSION - 1)
-      if noted == version then
-        gone = true
-      elseif older == '1' and noted < version then
-        if not settled[of_key .. noted] then
-          unseen[#unseen + 1] = noted
+    local there = redis.call('GET', waits) or ''
+    local gone, left = string.find(there, version, 1, true) ~= nil, there
+    if gone or (older == '1' and there ~= '') then
+      local kept = {}
+      for from = 1, #there, NOTE do
+        local noted = string.sub(there, from, from + VERSION - 1)
+        if older == '1' and noted < version then
+          if not settled[of_key .. noted] then
+            unseen[#unseen + 1] = noted
+          end
+          documents[#documents + 1] = of_key .. noted .. 'b'
+        elseif noted ~= version then
+          kept[#kept + 1] = string.sub(there, from, from + NOTE - 1)
         end
-        documents[#documents + 1] = of_key .. noted .. 'b'
-      else
-        kept[#kept + 1] = string.sub(there, from, from + NOTE - 1)
+      end
+      left = table.concat(kept)
+      if left == '' then
+        redis.call('DEL', waits)
+      elseif #left < #there then
+        redis.call('SET', waits, left)
       end
     end
-    if #kept == 0 then
+    if left == '' then
       -- The name of what is pending begins with that of the index, but for a letter.
       local keys = unlisted[index] or {}
       unlisted[index] = keys
       keys[#keys + 1] = string.sub(waits, #index + 2)
-      redis.call('DEL', waits)
-    elseif #kept * NOTE < #there then
-      redis.call('SET', waits, table.concat(kept))
     end
     if fate == '' then
       if gone and not was[at] then
