@@ -42,6 +42,8 @@ const STANDBY_AFTER: Duration = Duration::from_secs(3);
 const RANK_EVERY: Duration = Duration::from_millis(500);
 /// Between two words about a lane.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Between two exchanges of what requests usually take.
+const USUAL_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks for lanes of shards that are no more.
 const LEFT_EVERY: Duration = Duration::from_secs(20);
 /// Such lanes that one look takes up; the rest are left to the next.
@@ -110,10 +112,16 @@ impl Consumers {
         let rungs = (0..RUNGS.len()).map(|rung| (self.queue.topology.rung(rung), Work::Rung));
         let mut all: Vec<(String, Work)> = lanes.chain(rungs).collect();
         let mut looked_for_left = None::<Instant>;
+        let mut usual_told = None::<Instant>;
         while !stop.is_cancelled() && !link.is_lost() {
             if looked_for_left.is_none_or(|looked| looked.elapsed() >= LEFT_EVERY) {
                 self.take_up_left(&mut all).await;
                 looked_for_left = Some(Instant::now());
+            }
+            // First before anything is drained.
+            if usual_told.is_none_or(|told| told.elapsed() >= USUAL_EVERY) {
+                let known = self.exchange_usual().await;
+                usual_told = known.then(Instant::now);
             }
             running.retain(|_, (_, task)| !task.is_finished());
             let members = (self.members)();
@@ -151,6 +159,26 @@ impl Consumers {
         for (_, task) in running.into_values() {
             drop(task.await);
         }
+    }
+
+    /// Tells other workers what requests take while nothing is drained, and hears it where that has not been learnt here; whether
+    /// something is known of all shards.
+    async fn exchange_usual(&self) -> bool {
+        let shards = self.queue.shards.iter().zip(&self.paces);
+        let (learnt, others): (Vec<_>, Vec<_>) =
+            shards.map(|(shard, pace)| (shard, pace, pace.usual())).partition(|(.., usual)| usual.is_some());
+        let learnt: Vec<_> =
+            learnt.into_iter().filter_map(|(shard, _, usual)| Some((shard, usual?))).collect();
+        self.queue.lanes.tell_usual(&learnt).await;
+        let asked: Vec<&LaneShard> = others.iter().map(|(shard, ..)| *shard).collect();
+        if asked.is_empty() {
+            return true;
+        }
+        let told = self.queue.lanes.usual(&asked).await;
+        for ((_, pace, _), usual) in others.iter().zip(&told) {
+            usual.iter().for_each(|usual| pace.told(*usual));
+        }
+        told.iter().all(Option::is_some)
     }
 
     /// Takes up lanes of shards that are no more: what waits there is acknowledged, and goes where its namespace lies today. Their names

@@ -13,6 +13,8 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
+use super::LaneShard;
+use super::pace::Usual;
 use super::walk::Holds;
 use crate::link::redis::Redis;
 use crate::model::{Error, Result};
@@ -81,6 +83,8 @@ pub(super) struct Word {
 pub(super) struct Lanes {
     redis: Arc<Redis>,
     hash: String,
+    /// Hash of what requests to each shard take while nothing is drained: see [`super::pace`].
+    usual: String,
     /// Who tells.
     by: u64,
 }
@@ -88,7 +92,12 @@ pub(super) struct Lanes {
 impl Lanes {
     pub(super) fn open(url: &str, prefix: &str) -> Result<Self> {
         let redis = Redis::open(url).map_err(|fault| Error::internal(format!("cache.redis_url: {fault}")))?;
-        Ok(Self { redis, hash: format!("{prefix}:q:lanes"), by: fastrand::u64(..) })
+        Ok(Self {
+            redis,
+            hash: format!("{prefix}:q:lanes"),
+            usual: format!("{prefix}:q:usual"),
+            by: fastrand::u64(..),
+        })
     }
 
     /// Tells of a lane. Nothing hangs on whether it arrives.
@@ -108,6 +117,41 @@ impl Lanes {
             ),
         );
         drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
+    }
+
+    /// Tells what is usual at some shards. Nothing hangs on whether it arrives.
+    pub(super) async fn tell_usual(&self, learnt: &[(&LaneShard, Usual)]) {
+        if learnt.is_empty() {
+            return;
+        }
+        let mut set = redis::cmd("HSET");
+        set.arg(&self.usual);
+        for (shard, usual) in learnt {
+            let us: Vec<String> = usual.iter().map(|time| time.as_micros().to_string()).collect();
+            set.arg(field(shard)).arg(us.join(" "));
+        }
+        drop(self.redis.call(&set, Instant::now() + CALL_TIMEOUT).await);
+    }
+
+    /// What was told to be usual at some shards, where anything was.
+    pub(super) async fn usual(&self, shards: &[&LaneShard]) -> Vec<Option<Usual>> {
+        let mut get = redis::cmd("HMGET");
+        get.arg(&self.usual);
+        shards.iter().for_each(|shard| {
+            get.arg(field(shard));
+        });
+        let told = match self.redis.call(&get, Instant::now() + CALL_TIMEOUT).await {
+            Ok(Value::Array(told)) if !shards.is_empty() => told,
+            _ => return vec![None; shards.len()],
+        };
+        let read = |told: &Value| {
+            let Value::BulkString(text) = told else { return None };
+            let text = std::str::from_utf8(text).ok()?;
+            let times: Option<Vec<Duration>> =
+                text.split(' ').map(|us| us.parse().ok().map(Duration::from_micros)).collect();
+            times?.try_into().ok()
+        };
+        told.iter().map(read).collect()
     }
 
     /// The names of all lanes that anybody ever told of.
@@ -146,6 +190,11 @@ impl Lanes {
         let words = pairs.iter().filter_map(|[lane, word]| Some((text(lane), Word::read(&text(word))?)));
         words.filter(|(_, word)| (now_ms - word.said_ms).abs() <= FRESH_MS).collect()
     }
+}
+
+/// The field of a shard.
+fn field(shard: &LaneShard) -> String {
+    format!("{}.{}", shard.backend, shard.shard)
 }
 
 impl Word {

@@ -7,6 +7,9 @@
 //! multiplicative decrease). Batches are small then, so that nobody waits behind a large one. Where nobody writes, nobody is
 //! disturbed: then the rate has no bound, and only the batches under way at once are counted.
 //!
+//! A worker that was started in an outage has learnt nothing: it goes by what the others have, or it had itself before, which all
+//! tell each other by Redis.
+//!
 //! A server that has just come back is slow by itself: its memory is cold, and everybody connects at once. Requests have it for
 //! themselves for [`WARM_UP`], and what they take meanwhile is taken for nothing.
 
@@ -39,10 +42,10 @@ const BATCH_ROWS_MIN: usize = 16;
 /// hundred, and it is noticed late: what they wait for before they are seen here is not counted. Of a few hundred requests too few
 /// are among the slowest of a hundred to tell little by little how busy the machine gets; those of the slowest of ten do, and
 /// hardly ever by chance.
-const WATCHED: [(f64, f64); 2] = [(0.9, 1.2), (0.99, 1.3)];
+const WATCHED: [(f64, f64); 2] = [(0.9, 1.15), (0.99, 1.25)];
 /// What takes less is never called slow.
 const QUICK: Duration = Duration::from_millis(2);
-/// What is taken for usual while it has not been learnt.
+/// What is taken for usual while nobody has learnt it.
 const USUAL_FIRST: Duration = Duration::from_millis(8);
 /// Requests by which the usual time is learnt, at least, and how many are remembered.
 const LEARNT_FROM: f64 = 200.0;
@@ -65,6 +68,9 @@ const BACK_TOGETHER: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(1);
 /// Without a batch for so long nothing is drained.
 const REST: Duration = Duration::from_secs(2);
+
+/// Within which times the parts of [`WATCHED`] are answered while nothing is drained.
+pub(super) type Usual = [Duration; WATCHED.len()];
 
 /// See the module.
 #[derive(Default)]
@@ -90,6 +96,8 @@ struct State {
     counted: Times,
     /// What requests take while nothing is drained.
     usual: Times,
+    /// What another worker has learnt, or this one before it was started anew.
+    told: Option<Usual>,
     /// What they took since the rate was judged, and when that was.
     beside: Times,
     judged: Instant,
@@ -110,6 +118,7 @@ impl Default for State {
             back: None,
             counted: Times::default(),
             usual: Times::default(),
+            told: None,
             beside: Times::default(),
             judged: Instant::now(),
         }
@@ -186,6 +195,16 @@ impl Pace {
         state.look(counted, Instant::now());
     }
 
+    /// What has been learnt here.
+    pub(super) fn usual(&self) -> Option<Usual> {
+        self.state().learnt()
+    }
+
+    /// Goes by what others have learnt, as long as nothing is learnt here.
+    pub(super) fn told(&self, usual: Usual) {
+        self.state().told = Some(usual);
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,16 +253,18 @@ impl State {
         }
     }
 
+    fn learnt(&self) -> Option<Usual> {
+        let learnt = self.usual.total() >= LEARNT_FROM;
+        learnt.then(|| WATCHED.map(|(part, _)| self.usual.within(part)))
+    }
+
     fn judge(&mut self) {
-        let is_slow = |(part, slower): (f64, f64)| {
-            let usual = match self.usual.total() >= LEARNT_FROM {
-                true => self.usual.within(part),
-                false => USUAL_FIRST,
-            };
+        let usual = self.learnt().or(self.told).unwrap_or([USUAL_FIRST; WATCHED.len()]);
+        let is_slow = |((part, slower), usual): ((f64, f64), Duration)| {
             let slow = self.beside.longer_than(usual.mul_f64(slower).max(QUICK));
             slow > 1.0 - part && slow * self.beside.total() >= SLOW_MIN
         };
-        if WATCHED.into_iter().any(is_slow) {
+        if WATCHED.into_iter().zip(usual).any(is_slow) {
             self.rate = (self.rate * RATE_CUT).max(RATE_MIN);
         } else {
             self.rate += RATE_STEP;
@@ -305,6 +326,33 @@ mod tests {
             batches.push(pace.begin(128).await);
         }
         assert!(tokio::time::timeout(MS(10), pace.begin(128)).await.is_err(), "eight");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_worker_goes_by_what_others_have_learnt_until_it_has_learnt_itself() {
+        let (old, mut so_far) = (Pace::default(), Times::default());
+        assert_eq!(old.usual(), None);
+        for _ in 0..10 {
+            old.look(after(&mut so_far, &[(900, MS(1)), (100, MS(3))]));
+        }
+        let usual = old.usual().unwrap();
+        assert!(usual[1] >= MS(3) && usual[1] < MS(4), "{usual:?}");
+        // Six milliseconds are quick for one who knows nothing, and slow for one who was told.
+        for (told, faster) in [(None, true), (Some(usual), false)] {
+            let (pace, mut so_far) = (Pace::default(), Times::default());
+            if let Some(usual) = told {
+                pace.told(usual);
+            }
+            // Drained from the beginning, so that nothing is learnt.
+            let batch = pace.begin(1).await;
+            pace.look(after(&mut so_far, &[(10, MS(1))]));
+            let before = pace.state().rate;
+            for _ in 0..20 {
+                pace.look(after(&mut so_far, &[(380, MS(1)), (20, MS(6))]));
+            }
+            assert_eq!((pace.usual(), pace.state().rate > before), (None, faster), "{told:?}");
+            drop(batch);
+        }
     }
 
     #[tokio::test(start_paused = true)]

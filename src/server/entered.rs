@@ -23,6 +23,8 @@ use super::{Shared, reply, validate};
 
 /// Replies handed to the connection before the time is looked at.
 const REPLIES_TOGETHER: usize = 128;
+/// Payloads up to this size are worked on where they are taken; what more there is to check, copy and compress has a task of its own.
+const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 /// Between two looks for those whose caller has waited long enough.
 const OVERDUE_EVERY: Duration = Duration::from_millis(20);
 
@@ -100,7 +102,7 @@ pub(super) fn enter(
     permit: Permit,
 ) -> Option<Permit> {
     let (namespace, op) = handle::address(shared, message);
-    if !matches!(op, "put" | "delete") {
+    if !matches!(op, "put" | "delete") || message.payload.len() > PAYLOAD_BYTES_MAX {
         return Some(permit);
     }
     let parsed = crate::model::Namespace::parse(namespace).ok();
