@@ -13,7 +13,7 @@
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
-//! {prefix}:v:{namespace}:{key}               what waits, [`NOTE_BYTES`] each, in the order in which they were noted, some twice:
+//! {prefix}:u:{namespace}:{key}               what waits, [`NOTE_BYTES`] each, in the order in which they were noted, some twice:
 //!                                            version (32 hex digits), kind ('r' record, 'd' delete), operation (16 hex digits,
 //!                                            0 = none), end of the record's life (16, Unix milliseconds, 0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
@@ -271,9 +271,9 @@ impl Overlay {
             older: one.fate == Fate::Applied,
         };
         let gone: Vec<Gone> = settlements.iter().map(gone).collect();
-        match self.settle_by("ds6q_settle", &gone).await {
+        match self.settle_by("ds7q_settle", &gone).await {
             // Its memory is full.
-            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds6q_forget", &gone).await,
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds7q_forget", &gone).await,
             settled => settled,
         }
     }
@@ -293,7 +293,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let gone = Gone { at: at.clone(), version, fate: Fate::Unknown, older: true };
         let mut steps = redis::pipe();
-        self.calls.forget(&mut steps, "ds6q_forget", &[gone]);
+        self.calls.forget(&mut steps, "ds7q_forget", &[gone]);
         // If it stays, the next one to meet it takes it away.
         drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
     }
@@ -340,7 +340,7 @@ impl Overlay {
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
         // What waits first: should it be settled meanwhile, its receipt is there already.
-        steps.cmd("GET").arg(self.calls.name("v", namespace, key));
+        steps.cmd("GET").arg(self.calls.name("u", namespace, key));
         steps.cmd("SISMEMBER").arg(self.calls.unseen(namespace, key)).arg(version.to_string());
         steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
         let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;

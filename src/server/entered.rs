@@ -1,6 +1,7 @@
 //! Writes that go straight into the queue, because their backend is known to be down: no task of their own waits for any of them. They
 //! enter where they are taken, and the batch that they go with tells each; what they are told leaves in batches too.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::codec::Encoding;
-use crate::model::Error;
 use crate::model::clock::wall_ms;
 use crate::model::reply::{Reply, WriteReply};
 use crate::model::request::Request;
+use crate::model::{Error, Namespace};
 use crate::store::Caller;
 
 use super::admit::Permit;
@@ -105,10 +106,23 @@ pub(super) fn enter(
     if !matches!(op, "put" | "delete") || message.payload.len() > PAYLOAD_BYTES_MAX {
         return Some(permit);
     }
-    let parsed = crate::model::Namespace::parse(namespace).ok();
+    let parsed = Namespace::parse(namespace).ok();
     let Some(namespace) = parsed.filter(|namespace| shared.store.may_enter_at_once(namespace)) else {
         return Some(permit);
     };
+    // A defect costs its request alone, which the other road tells: nobody else takes messages.
+    let work = AssertUnwindSafe(|| work(shared, message, namespace, op, received, permit));
+    catch_unwind(work).unwrap_or_else(|_| shared.admission.admit(message.payload.len()))
+}
+
+fn work(
+    shared: &Arc<Shared>,
+    message: &Message,
+    namespace: Namespace,
+    op: &str,
+    received: Instant,
+    permit: Permit,
+) -> Option<Permit> {
     let Ok(headers) = Headers::parse(message.headers.as_ref()) else { return Some(permit) };
     let now_ms = wall_ms();
     if headers.clock.is_some_and(|seen| !shared.store.clock().merge(seen, now_ms)) {

@@ -197,7 +197,11 @@ async fn take(shared: &Arc<Shared>, message: Message, is_inline: bool) {
     let Some(permit) = shared.admission.admit(message.payload.len()) else {
         return handle::overloaded(shared, message).await;
     };
-    let Some(permit) = entered::enter(shared, &message, received, permit) else { return };
+    let permit = match is_inline {
+        true => entered::enter(shared, &message, received, permit),
+        false => Some(permit),
+    };
+    let Some(permit) = permit else { return };
     let is_short =
         is_inline && message.payload.len() <= SHORT_BYTES_MAX && message.subject.as_str().ends_with(".get");
     let handler = shared.clone();

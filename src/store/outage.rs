@@ -140,6 +140,12 @@ impl Store {
     /// its namespace. `caller` is told what came of it, at the latest some seconds later. `false`: not so, and nothing happened.
     pub fn enter_at_once(&self, call: &Call, write: Write, caller: Arc<dyn Caller>) -> bool {
         let Some(waiting) = self.queue_of(call) else { return false };
+        // Before its document is packed: of several shards this one may be well.
+        let slot = call.row_key(&write.key).slot;
+        let backend = waiting.backends.get(&call.policy.settings.backend);
+        if write.precondition.is_some() || backend.is_none_or(|backend| backend.admits_writes(slot)) {
+            return false;
+        }
         let Ok((_, write)) = self.prepare(call, write) else { return false };
         let intake = waiting.intake(&call.policy.settings.backend, write.at.slot);
         let Some(intake) = intake.filter(|_| self.queues_at_once(call, waiting, &write)) else {

@@ -111,7 +111,7 @@ impl Calls {
         });
         let surplus: Vec<Gone> = surplus.collect();
         for together in surplus.chunks(TOLD_TOGETHER) {
-            self.forget(&mut steps, "ds6q_forget", together);
+            self.forget(&mut steps, "ds7q_forget", together);
         }
         let answers = self.send(&steps, HOLD_TIMEOUT).await?;
         let told = answers.into_iter().filter_map(|answer| match answer {
@@ -144,7 +144,7 @@ impl Calls {
                 documents.arg(name).arg(&body[..]);
                 has_documents = true;
             }
-            steps.cmd("APPEND").arg(self.name("v", &at.namespace, &at.key)).arg(note(queued));
+            steps.cmd("APPEND").arg(self.name("u", &at.namespace, &at.key)).arg(note(queued));
             let of = indexed.iter().position(|(namespace, _)| **namespace == at.namespace);
             let of = of.unwrap_or_else(|| {
                 let mut index = redis::cmd("ZADD");
@@ -226,7 +226,7 @@ impl Calls {
             if asked == TOLD_TOGETHER {
                 (calls, asked) = (calls + 1, 0);
             }
-            ask.arg(self.name("v", namespace, key));
+            ask.arg(self.name("u", namespace, key));
             asked += 1;
         }
         if calls > 0 {
@@ -252,7 +252,7 @@ impl Calls {
     pub(super) fn forget(&self, steps: &mut Pipeline, function: &str, gone: &[Gone]) {
         let call = steps.cmd("FCALL").arg(function).arg(3 * gone.len());
         for Gone { at: RowKey { namespace, key, .. }, version, .. } in gone {
-            call.arg(self.name("v", namespace, key))
+            call.arg(self.name("u", namespace, key))
                 .arg(self.receipt(namespace, key, *version))
                 .arg(self.index(namespace));
         }

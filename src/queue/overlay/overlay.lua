@@ -1,4 +1,4 @@
-#!lua name=ds6q
+#!lua name=ds7q
 
 -- How the pending overlay forgets: what is settled, and what a store has overtaken. It is told what is pending by plain commands.
 --
@@ -58,13 +58,15 @@ local function settle(KEYS, ARGV, notes)
       keys[#keys + 1] = string.sub(waits, #index + 2)
     end
     if fate == '' then
-      if gone and not was[at] then
+      if was[at] then
+        redis.call('SREM', unseen_name, version)
+      elseif gone then
         unseen[#unseen + 1] = version
       end
     else
-      redis.call('SREM', unseen_name, version)
+      local waited = redis.call('SREM', unseen_name, version) == 1
       -- What is settled stays so: a message that is delivered again finds its own write, or a newer one. The dead may rise.
-      if (notes or was[at] or gone) and was[at] ~= 'applied' and was[at] ~= 'superseded' then
+      if (notes or was[at] or gone or waited) and was[at] ~= 'applied' and was[at] ~= 'superseded' then
         redis.call('SET', receipt, fate, 'EX', seconds)
       end
     end
@@ -84,10 +86,10 @@ local function settle(KEYS, ARGV, notes)
   return #receipts
 end
 
-redis.register_function('ds6q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
+redis.register_function('ds7q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
 -- Where memory is full: it gives back more than it takes, and nothing else ever would.
 redis.register_function{
-  function_name = 'ds6q_forget',
+  function_name = 'ds7q_forget',
   callback = function(KEYS, ARGV) return settle(KEYS, ARGV, false) end,
   flags = { 'allow-oom' },
 }
