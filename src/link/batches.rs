@@ -271,6 +271,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_waits_still_goes_when_nobody_can_enter_any_more() {
+        let (batches, gone) = batches(1);
+        (0..20).for_each(|each| batches.enter(number(each, 1)).map_err(drop).unwrap());
+        drop(batches);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(numbers(&gone).concat(), (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn beyond_its_bound_none_is_taken() {
         let (batches, gone) = batches(1);
         let refused = (0..400).filter(|each| batches.enter(number(*each, 1)).is_err()).count();

@@ -246,3 +246,29 @@ impl LaneStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_usual_at_a_shard_is_heard_by_others() {
+        let url = crate::link::private_redis::Redis::shared().url();
+        let (one, other) = (Lanes::open(&url, "usual").unwrap(), Lanes::open(&url, "usual").unwrap());
+        while one.redis.health().is_err() || other.redis.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let shard = |shard: &str| LaneShard { backend: "main".to_owned(), shard: shard.to_owned() };
+        let (a, b) = (shard("a"), shard("b"));
+        let usual = [Duration::from_micros(900), Duration::from_micros(4321)];
+        assert_eq!(other.usual(&[&a]).await, [None]);
+        one.tell_usual(&[(&b, usual)]).await;
+        one.tell_usual(&[]).await;
+        assert_eq!(other.usual(&[&a, &b]).await, [None, Some(usual)]);
+        // What another version tells is not guessed at.
+        let mut set = redis::cmd("HSET");
+        set.arg(&one.usual).arg("main.a").arg("1 2 3").arg("main.b").arg("soon");
+        one.redis.call(&set, Instant::now() + CALL_TIMEOUT).await.unwrap();
+        assert_eq!(other.usual(&[&a, &b]).await, [None, None]);
+    }
+}

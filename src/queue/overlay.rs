@@ -3,7 +3,7 @@
 //!
 //! A pending write is noted after its message was confirmed, and taken away when it is settled: applied, superseded, or dead. With one
 //! that is applied go those that are older. It has no lifetime: while it is there, it waits. Of a key some of the newest are noted, at
-//! least [`KEPT_MAX`]: the write that finds [`NOTED_MAX`] of them pushes the older ones out, of which no more than their versions are known. A receipt
+//! least [`note::KEPT_MAX`]: the write that finds [`note::NOTED_MAX`] of them pushes the older ones out, of which no more than their versions are known. A receipt
 //! says for a day what became of a write.
 //!
 //! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
@@ -13,7 +13,7 @@
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
-//! {prefix}:u:{namespace}:{key}               what waits, [`NOTE_BYTES`] each, in the order in which they were noted, some twice:
+//! {prefix}:u:{namespace}:{key}               what waits, [`note::NOTE_BYTES`] each, in the order in which they were noted, some twice:
 //!                                            version (32 hex digits), kind ('r' record, 'd' delete), operation (16 hex digits,
 //!                                            0 = none), end of the record's life (16, Unix milliseconds, 0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
@@ -25,6 +25,7 @@
 
 mod calls;
 mod mark;
+mod note;
 #[cfg(test)]
 mod tests;
 
@@ -42,9 +43,11 @@ use crate::link::redis::{Fault, Redis};
 use crate::link::together::{Together, Unanswered};
 use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
-use crate::model::{Error, Key, Namespace, Result, Version, hex};
+use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::Calls;
 pub use mark::{Mark, Marked};
+pub use note::Waits;
+use note::pending_of;
 
 /// Bound on what a request waits for before it asks the store.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -52,10 +55,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 const HOLD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bound on what nobody waits for.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Writes of a key that stay noted when older ones are pushed out, the new one among them.
-const KEPT_MAX: usize = 4;
-/// Noted writes of a key from which on the next one pushes older ones out: to take one away costs more than to note some.
-const NOTED_MAX: usize = 16;
 /// Writes of one call: Redis does nothing else meanwhile, a tenth of a millisecond or so.
 const TOLD_TOGETHER: usize = 32;
 /// Looks at a pending write whose document is taken away meanwhile, before it counts as lost.
@@ -67,11 +66,6 @@ const PENDING_SECONDS: &str = "7776000";
 
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
-
-/// Digits of a version.
-const VERSION_DIGITS: usize = 2 * hex::DIGITS;
-/// One noted write.
-const NOTE_BYTES: usize = VERSION_DIGITS + 1 + 2 * hex::DIGITS;
 
 /// See the module.
 pub struct Overlay {
@@ -95,15 +89,6 @@ pub struct Pending {
     pub body: Option<Bytes>,
     /// End of the record's life, Unix milliseconds; 0 = never.
     pub expires_at_ms: i64,
-}
-
-/// What is known of the pending writes of a key without their documents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waits {
-    /// The newest.
-    pub version: Version,
-    /// All that are noted, newest first, each with its operation.
-    pub all: Vec<(Version, Option<u64>)>,
 }
 
 /// What became of a queued write.
@@ -406,44 +391,6 @@ impl Pending {
     }
 }
 
-// === impl Waits ===
-
-impl Waits {
-    /// The version that a pending operation got.
-    pub fn find(&self, op: u64) -> Option<Version> {
-        self.all.iter().find(|(_, known)| *known == Some(op)).map(|(version, _)| *version)
-    }
-
-    /// The version from which on, itself included, older ones are not kept beside a new one.
-    pub fn surplus(&self) -> Option<Version> {
-        let full = self.all.len() >= NOTED_MAX;
-        self.all.get(KEPT_MAX - 1).filter(|_| full).map(|(version, _)| *version)
-    }
-
-    fn has(&self, version: Version) -> bool {
-        self.all.iter().any(|(noted, _)| *noted == version)
-    }
-}
-
-/// A pending write as it is read.
-struct Read {
-    waits: Waits,
-    is_delete: bool,
-    expires_at_ms: i64,
-}
-
-impl Read {
-    /// The whole of it. `None` where its document is missing, which must not be taken for a delete.
-    fn with(self, document: &Value) -> Option<Pending> {
-        let body = match document {
-            _ if self.is_delete => None,
-            Value::BulkString(body) => Some(Bytes::copy_from_slice(body)),
-            _ => return None,
-        };
-        Some(Pending { version: self.waits.version, body, expires_at_ms: self.expires_at_ms })
-    }
-}
-
 fn unanswered<I, T>(why: Unanswered<I>) -> Result<T, Away> {
     Err(Away(format!("Redis: {why}")))
 }
@@ -453,48 +400,6 @@ fn away(fault: &Fault) -> Away {
         Fault::Away(why) | Fault::Silent(why) => why.clone(),
         Fault::Refused { code, message } => format!("{code} {message}"),
     })
-}
-
-/// Reads what waits of a key; `None` for nothing. What this version does not know is passed over.
-fn pending_of(answer: &Value) -> Option<Read> {
-    let Value::BulkString(notes) = answer else { return None };
-    let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(notes.len() / NOTE_BYTES);
-    let mut newest: Option<(Version, bool, i64)> = None;
-    for note in notes.chunks_exact(NOTE_BYTES) {
-        let Some((version, is_delete, op, life)) = note_of(note) else { continue };
-        all.push((version, Some(op).filter(|op| *op != 0)));
-        if newest.is_none_or(|(newest, ..)| newest < version) {
-            newest = Some((version, is_delete, life));
-        }
-    }
-    let (version, is_delete, expires_at_ms) = newest?;
-    all.sort_unstable_by(|one, other| other.cmp(one));
-    // One whose first note was not confirmed is noted once more.
-    all.dedup();
-    Some(Read { waits: Waits { version, all }, is_delete, expires_at_ms })
-}
-
-/// A write as it is noted.
-fn note(queued: &Queued) -> String {
-    let row = &queued.entry.row;
-    let mut note = String::with_capacity(NOTE_BYTES);
-    row.version.push_to(&mut note);
-    note.push(if row.body.is_some() { 'r' } else { 'd' });
-    hex::push(&mut note, queued.op().unwrap_or(0));
-    hex::push(&mut note, row.expires_at_ms.cast_unsigned());
-    note
-}
-
-fn note_of(note: &[u8]) -> Option<(Version, bool, u64, i64)> {
-    let (version, rest) = note.split_at_checked(VERSION_DIGITS)?;
-    let (kind, rest) = rest.split_first()?;
-    let (op, life) = rest.split_at_checked(hex::DIGITS)?;
-    let is_delete = match kind {
-        b'r' => false,
-        b'd' => true,
-        _ => return None,
-    };
-    Some((Version::read(version)?, is_delete, hex::read(op)?, hex::read(life)?.cast_signed()))
 }
 
 fn version_of(answer: &Value) -> Option<Version> {

@@ -439,3 +439,36 @@ pub(super) fn known(version: Version, pending: &Waits) -> WriteReply {
     let version = Some(version).filter(|version| *version == pending.version);
     WriteReply { version, duplicate: true, ..queued(pending.version, true) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<Outcome>>);
+
+    impl Caller for Told {
+        fn tell(&self, reply: WriteReply) {
+            self.0.lock().unwrap().push(reply.outcome);
+        }
+
+        fn is_gone(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_caller_is_told_once_also_when_his_batch_broke_and_never_of_what_did_not_enter() {
+        let outcomes = |use_it: fn(Answer)| {
+            let told = Arc::new(Told::default());
+            use_it(Answer::caller(told.clone()));
+            std::mem::take(&mut *told.0.lock().unwrap())
+        };
+        let answered = outcomes(|answer| answer.tell(queued(Version { hlc: 1, origin: 2 }, true)));
+        assert_eq!(answered, [Outcome::Queued]);
+        assert_eq!(outcomes(drop), [Outcome::Indeterminate]);
+        assert_eq!(outcomes(Answer::cancel), []);
+    }
+}

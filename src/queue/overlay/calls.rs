@@ -8,9 +8,10 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::mark::OPEN;
+use super::note::{note, pending_of};
 use super::{
     Ahead, Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
-    away, note, pending_of, version_of,
+    away, version_of,
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};

@@ -1,5 +1,6 @@
 //! The overlay on a real Redis.
 
+use super::note::{KEPT_MAX, NOTED_MAX};
 use super::*;
 use crate::backend::{Entry, OpRing, Row};
 use crate::link::private_redis::Redis as Server;
@@ -142,7 +143,11 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
-    let mut held = Vec::new();
+    // One that waits unseen when memory is full.
+    let (older, newer) = (queued("p", 1, Some(b"older"), 1), queued("p", 2, Some(b"newer"), 2));
+    overlay.hold(&[older.clone(), newer.clone()], &[]).await.unwrap();
+    overlay.overtaken(&older.entry.at, older.entry.row.version).await;
+    let mut held = vec![newer];
     let refused = loop {
         let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
         let told = overlay.hold(std::slice::from_ref(&write), &[]).await;
@@ -155,11 +160,36 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     assert!(refused.0.contains("OOM") && held.len() > 100, "{refused:?} after {}", held.len());
     let namespace = Namespace::parse("n").unwrap();
     let there = overlay.count(&namespace).await.unwrap();
-    let settlements: Vec<_> = held.iter().map(|write| settlement(write, Fate::Applied)).collect();
+    let mut settlements = vec![settlement(&older, Fate::Superseded)];
+    settlements.extend(held.iter().map(|write| settlement(write, Fate::Applied)));
     overlay.settle(&settlements).await.unwrap();
     assert_eq!((there, overlay.count(&namespace).await), (held.len() as u64 - 1, Ok(0)));
     assert_eq!(documents(&overlay, "o5").await, Vec::new());
     let (key, version) = (&held[7].entry.at.key, held[7].entry.row.version);
     assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
+    let fate = overlay.fate(&namespace, &older.entry.at.key, older.entry.row.version).await;
+    assert_eq!(fate, Ok(Fate::Superseded), "it has its receipt");
     overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_more() {
+    let overlay = Overlay::open(&Server::shared().url(), "o6").unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (early, late) = (queued("k", 1, Some(b"early"), 1), queued("k", 2, Some(b"late"), 2));
+    overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&early), &[]).await.unwrap();
+    // The one after it pushes it out, and itself.
+    overlay.hold(std::slice::from_ref(&late), &[]).await.unwrap();
+    let surplus = [(late.entry.at.clone(), late.entry.row.version)];
+    overlay.hold(&[queued("k", 3, Some(b"last"), 3)], &surplus).await.unwrap();
+    overlay.settle(&settled).await.unwrap();
+    let fate = async |write: &Queued| {
+        overlay.fate(&late.entry.at.namespace, &late.entry.at.key, write.entry.row.version).await.unwrap()
+    };
+    assert_eq!((fate(&early).await, fate(&late).await), (Fate::Superseded, Fate::Pending));
+    overlay.settle(&[settlement(&late, Fate::Superseded)]).await.unwrap();
+    assert_eq!(names(&overlay, "o6:r:*:o").await, Vec::new());
 }
