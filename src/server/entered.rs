@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Subject};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::codec::Encoding;
@@ -22,8 +22,6 @@ use super::handle::{self, SEND_TIMEOUT};
 use super::headers::Headers;
 use super::{Shared, reply, validate};
 
-/// Replies handed to the connection before the time is looked at.
-const REPLIES_TOGETHER: usize = 128;
 /// Payloads up to this size are worked on where they are taken; what more there is to check, copy and compress has a task of its own.
 const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 /// Between two looks for those whose caller has waited long enough.
@@ -69,6 +67,8 @@ pub(super) struct Leaving {
     to: Subject,
     headers: HeaderMap,
     body: Vec<u8>,
+    /// When it is given up.
+    until: Instant,
     _place: Place,
 }
 
@@ -171,20 +171,15 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Sends what they are told. Ends when the worker is gone.
+/// Sends what they are told, each within [`SEND_TIMEOUT`] of that: those behind one that does not leave wait no longer for it. Ends when
+/// the worker is gone.
 pub(super) async fn send(client: async_nats::Client, mut leaving: mpsc::Receiver<Leaving>) {
-    let mut together = Vec::with_capacity(REPLIES_TOGETHER);
-    while leaving.recv_many(&mut together, REPLIES_TOGETHER).await > 0 {
-        let sending = async {
-            for Leaving { to, headers, body, _place } in together.drain(..) {
-                if let Err(error) = client.publish_with_headers(to, headers, body.into()).await {
-                    tracing::warn!(%error, "a reply could not be sent");
-                }
-            }
-        };
-        if timeout(SEND_TIMEOUT, sending).await.is_err() {
-            tracing::warn!("replies could not be sent in {SEND_TIMEOUT:?}");
-            together.clear();
+    while let Some(Leaving { to, headers, body, until, _place }) = leaving.recv().await {
+        let sending = client.publish_with_headers(to, headers, body.into());
+        match timeout_at(until, sending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a reply could not be sent"),
+            Err(_) => tracing::warn!("a reply could not be sent in {SEND_TIMEOUT:?}"),
         }
     }
 }
@@ -208,7 +203,8 @@ impl Caller for Waiting {
         let Some(to) = self.reply_to.clone() else { return };
         let mut headers = handle::clock_header(shared);
         let body = reply::encode(&reply, self.encoding, shared.reply_bytes_max(), &mut headers);
-        if shared.entered.leaving.try_send(Leaving { to, headers, body, _place: place }).is_err() {
+        let until = Instant::now() + SEND_TIMEOUT;
+        if shared.entered.leaving.try_send(Leaving { to, headers, body, until, _place: place }).is_err() {
             tracing::warn!("a reply could not be sent: the worker has stopped");
         }
     }

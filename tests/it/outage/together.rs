@@ -13,7 +13,7 @@ const NOTE_BYTES: usize = 65;
 async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winner() {
     let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
     let setup = setup(&server.database(), rabbit, redis, "");
-    let (one, two) = blocking(|| (Worker::start(setup.clone()), Worker::start(setup)));
+    let (mut one, two) = blocking(|| (Worker::start(setup.clone()), Worker::start(setup)));
     blocking(|| [&one, &two].into_iter().for_each(wait_whole));
     let caller = Caller::of(&one).await;
     assert_eq!(caller.call("put", json!({"key": "hot", "value": "first"})).await["outcome"], "applied");
@@ -73,6 +73,17 @@ async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winne
         join_all(written.iter().map(fate)).await
     };
     assert!(fates().await.iter().all(|fate| fate == "pending"));
+
+    // A worker that is told to stop answers what it has taken, also where no task waits for it.
+    let stopped = (0..400).map(async |n| {
+        let reply = caller.call("put", json!({"key": format!("stop-{n}"), "value": n})).await;
+        assert!(queued(&reply), "{reply}");
+    });
+    let signalled = async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        one.signal("TERM");
+    };
+    tokio::join!(join_all(stopped), signalled);
 
     blocking(|| server.restart());
     caller.drained().await;
