@@ -8,7 +8,7 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::mark::OPEN;
-use super::note::{note, pending_of};
+use super::note::{CROWDED, NOTE_BYTES, note, pending_of};
 use super::{
     Ahead, Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
     away, version_of,
@@ -115,18 +115,41 @@ impl Calls {
             self.forget(&mut steps, "ds7q_forget", together);
         }
         let answers = self.send(&steps, HOLD_TIMEOUT).await?;
-        let told = answers.into_iter().filter_map(|answer| match answer {
-            // That of a transaction ends with the receipts.
-            Value::Array(mut told) => told.pop(),
-            _ => None,
-        });
-        let receipts: Vec<Value> = told.flat_map(some_of).collect();
-        if receipts.len() != writes.len() {
+        // Each of a transaction begins with how much is noted of each key, and ends with the receipts.
+        let (mut receipts, mut lengths) =
+            (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
+        for mut told in answers.into_iter().map(some_of) {
+            let its = told.pop().map(some_of).unwrap_or_default();
+            lengths.extend(told.into_iter().take(its.len()));
+            receipts.extend(its);
+        }
+        if receipts.len() != writes.len() || lengths.len() != writes.len() {
             return Err(Away("half an answer".to_owned()));
         }
+        self.clear(writes, &lengths).await;
         let is_settled = |receipt: &Value| matches!(receipt, Value::BulkString(_));
         let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
         Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
+    }
+
+    /// Pushes out what is older than a write whose key has far too much noted, because nobody could look at it for a while.
+    async fn clear(&self, writes: &[Queued], lengths: &[Value]) {
+        let crowded = |length: &Value| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (CROWDED * NOTE_BYTES) as u64);
+        let crowded = writes.iter().zip(lengths).filter(|(_, length)| crowded(length));
+        let older = crowded.map(|(Queued { entry, .. }, _)| Gone {
+            at: entry.at.clone(),
+            // All that is older than the write, and not the write.
+            version: Version { hlc: entry.row.version.hlc.saturating_sub(1), origin: u64::MAX },
+            fate: Fate::Unknown,
+            older: true,
+        });
+        let older: Vec<Gone> = older.collect();
+        let mut steps = redis::pipe();
+        for together in older.chunks(TOLD_TOGETHER) {
+            self.forget(&mut steps, "ds7q_forget", together);
+        }
+        // If they stay, the next write takes them away.
+        drop(self.send(&steps, LOOK_TIMEOUT).await);
     }
 
     /// One transaction: what waits, where it is listed, and what the receipts of the same writes say.

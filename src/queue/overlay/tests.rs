@@ -1,6 +1,6 @@
 //! The overlay on a real Redis.
 
-use super::note::{KEPT_MAX, NOTED_MAX};
+use super::note::{CROWDED, KEPT_MAX, NOTED_MAX};
 use super::*;
 use crate::backend::{Entry, OpRing, Row};
 use crate::link::private_redis::Redis as Server;
@@ -192,4 +192,22 @@ async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_mor
     assert_eq!((fate(&early).await, fate(&late).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&late, Fate::Superseded)]).await.unwrap();
     assert_eq!(names(&overlay, "o6:r:*:o").await, Vec::new());
+}
+
+#[tokio::test]
+async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
+    let overlay = Overlay::open(&Server::shared().url(), "o7").unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let most = CROWDED as u64;
+    for hlc in 1..=most + 1 {
+        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[]).await.unwrap();
+    }
+    let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+    let waits = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
+    assert_eq!(waits.all.iter().map(|(version, _)| version.hlc).collect::<Vec<_>>(), [most + 1]);
+    assert_eq!(documents(&overlay, "o7").await.len(), 1);
+    let fate = overlay.fate(&namespace, &key, Version { hlc: 1, origin: 5 }).await;
+    assert_eq!(fate, Ok(Fate::Pending), "it waits all the same");
 }
