@@ -444,12 +444,16 @@ impl Shared {
 
     async fn read(&self, key: RowKey, deadline: Instant) -> Result<Option<Found>> {
         let mut pause = Pause::new(deadline);
+        // What an earlier try met says more than that the last one was cut off.
+        let mut met = None;
         loop {
             let server = self.server(key.slot)?;
             let late = || Error::deadline("PostgreSQL did not answer the read in time");
             let fault = match server.reads.ask(key.clone(), deadline, deadline).await {
-                Answer::Unsent | Answer::Unknown => return Err(late()),
-                Answer::Done(Err(fault)) if fault.error.code == Code::DeadlineExceeded => return Err(late()),
+                Answer::Unsent | Answer::Unknown => return Err(met.unwrap_or_else(late)),
+                Answer::Done(Err(fault)) if fault.error.code == Code::DeadlineExceeded => {
+                    return Err(met.unwrap_or_else(late));
+                }
                 Answer::Done(Ok(Some(found))) => {
                     server.shard.budget.succeeded();
                     return Ok(found);
@@ -460,6 +464,7 @@ impl Shared {
             if !pause.repeats(&fault, &server.shard.budget).await {
                 return Err(fault.error);
             }
+            met = Some(fault.error);
         }
     }
 }

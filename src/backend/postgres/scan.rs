@@ -34,6 +34,8 @@ impl Shared {
     /// A page over all shards: each gives its own, and the smallest keys of all make the page.
     pub(super) async fn scan(&self, range: &Range, deadline: Instant) -> Result<Page> {
         let mut pause = Pause::new(deadline);
+        // What an earlier try met says more than that the last one was cut off.
+        let mut met = None;
         let mut aged = !range.staleness.is_zero();
         loop {
             if let Some(slot) = (0..SLOTS).find(|slot| self.owner_index(*slot) == NOBODY) {
@@ -56,11 +58,13 @@ impl Shared {
             // What a replica shows of a move may be long over.
             aged = false;
             if Instant::now() >= deadline {
-                return Err(Error::deadline("PostgreSQL did not answer the scan in time"));
+                let late = || Error::deadline("PostgreSQL did not answer the scan in time");
+                return Err(met.unwrap_or_else(late));
             }
             if !pause.repeats(&fault, budget).await {
                 return Err(fault.error);
             }
+            met = Some(fault.error);
         }
     }
 

@@ -171,16 +171,17 @@ async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
     let store = open(&[("main", url.as_str(), 1)]).await;
     Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
     let slot = at("k").slot;
-    let soon = || Instant::now() + Duration::from_millis(100);
+    let soon = || Instant::now() + Duration::from_millis(500);
     server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
     let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
     assert!(refused.message.contains("being moved"), "{refused:?}");
     // A page without its keys would be one with a hole.
     let mut range = namespace();
     let refused = Backend::scan(&store, range.clone(), soon()).await.unwrap_err();
-    assert!(matches!(refused.code, Code::Unavailable | Code::DeadlineExceeded), "{refused:?}");
+    assert!(refused.message.contains("being moved"), "{refused:?}");
     range.reverse = true;
-    assert!(Backend::scan(&store, range, soon()).await.is_err());
+    let refused = Backend::scan(&store, range, soon()).await.unwrap_err();
+    assert!(refused.message.contains("being moved"), "{refused:?}");
     server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
     assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
     // Several that take and give at once leave in one row what stands in the other table.
