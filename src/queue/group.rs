@@ -29,6 +29,22 @@ pub const WRITES_MAX: usize = 64;
 /// Bytes of one message, beyond which no other write joins.
 pub const BYTES_MAX: usize = 64 * 1024;
 
+/// Writes by the messages that they fit.
+pub(super) fn split(writes: &[Queued]) -> impl Iterator<Item = &[Queued]> {
+    let mut left = writes;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |(at, write): &(usize, &Queued)| {
+            bytes += LENGTH_BYTES + write.encoded_len();
+            *at == 0 || (*at < WRITES_MAX && bytes <= BYTES_MAX)
+        };
+        let count = left.iter().enumerate().take_while(fits).count();
+        let (message, behind) = left.split_at(count);
+        left = behind;
+        (!message.is_empty()).then_some(message)
+    })
+}
+
 /// The body of a message of writes, of one or of a group.
 pub(super) fn encode(writes: &[Queued]) -> Vec<u8> {
     if let [write] = writes {
@@ -128,6 +144,27 @@ mod tests {
         let writes = vec![queued("a", 1), queued("b", 2), queued("c", 4)];
         let bytes = encode(&writes);
         (writes, bytes)
+    }
+
+    #[test]
+    fn writes_are_split_in_their_order_into_messages_within_their_bounds() {
+        let sizes = |writes: &[Queued]| split(writes).map(<[Queued]>::len).collect::<Vec<_>>();
+        let of = |count: u64, bytes: usize| -> Vec<Queued> {
+            let of = |hlc| {
+                let mut write = queued("k", hlc);
+                write.entry.row.body = Some(vec![7; bytes].into());
+                write
+            };
+            (0..count).map(of).collect()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&of(2 * WRITES_MAX as u64 + 1, 1)), [WRITES_MAX, WRITES_MAX, 1]);
+        let around = queued("k", 1).encoded_len() + LENGTH_BYTES;
+        assert_eq!(sizes(&of(5, BYTES_MAX / 2 - around)), [2, 2, 1]);
+        assert_eq!(sizes(&of(2, BYTES_MAX / 2 - around + 1)), [1, 1]);
+        assert_eq!(sizes(&of(2, 2 * BYTES_MAX)), [1, 1], "one alone may have more");
+        let writes = of(150, 1);
+        assert_eq!(split(&writes).flatten().cloned().collect::<Vec<_>>(), writes);
     }
 
     #[test]

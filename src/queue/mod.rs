@@ -41,6 +41,7 @@ use crate::link::process;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,7 +55,7 @@ pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use group::{BYTES_MAX, WRITES_MAX};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
-pub use overlay::{Ahead, Away, Fate, Mark, Marked, Overlay, Pending, Waits};
+pub use overlay::{Ahead, Away, Fate, Known, Mark, Marked, Overlay, Pending, Waits};
 pub use publish::Unqueued;
 pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};
@@ -193,9 +194,9 @@ impl Queue {
     }
 
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
-    /// `surplus`: see [`Waits::surplus`].
-    pub async fn show(&self, writes: &[Queued], surplus: &[(RowKey, Version)]) -> bool {
-        match self.overlay.hold(writes, surplus).await {
+    /// `known`: of each; `surplus`: see [`Waits::surplus`].
+    pub async fn show(&self, writes: &[Queued], known: &[Known], surplus: &[(RowKey, Version)]) -> bool {
+        match self.overlay.hold(writes, known, surplus).await {
             Ok(settled) => {
                 if !settled.is_empty() {
                     self.owed.settle(settled);
@@ -234,10 +235,20 @@ impl Queue {
             .collect()
     }
 
-    /// Takes writes, at most [`WRITES_MAX`], all of one lane: they are in it, on disk, when this gives back.
-    pub async fn put(&self, lane: &str, writes: &[Queued], deadline: Instant) -> Result<(), Unqueued> {
-        let (body, properties) = (group::encode(writes), group::properties(writes));
-        self.publisher.publish(Letter { queue: lane.to_owned(), body, properties }, deadline).await
+    /// Takes writes of one lane, in as few messages as they fit. Gives back how many writes each of these holds, in the order of the
+    /// writes, and what came of it: `Ok` when they are in the lane, on disk.
+    pub async fn put(
+        &self,
+        lane: &str,
+        writes: &[Queued],
+        deadline: Instant,
+    ) -> Vec<(usize, Result<(), Unqueued>)> {
+        let messages = group::split(writes).map(|writes| async move {
+            let (body, properties) = (group::encode(writes), group::properties(writes));
+            let letter = Letter { queue: lane.to_owned(), body, properties };
+            (writes.len(), self.publisher.publish(letter, deadline).await)
+        });
+        join_all(messages).await
     }
 
     /// Whether writes to a backend may wait in the queue of this name, as [`Self::status`] tells it.

@@ -6,6 +6,10 @@
 //! least [`note::KEPT_MAX`]: the write that finds [`note::NOTED_MAX`] of them pushes the older ones out, of which no more than their versions are known. A receipt
 //! says for a day what became of a write.
 //!
+//! In a long outage a worker writes the same keys again and again. A document has a name of its own only where it may not be the
+//! newest that its worker notes of the key; else it takes the place of the one before, and where it is taken away those that are older and
+//! had theirs there are not noted any more either.
+//!
 //! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
 //! it is taken away again.
 //!
@@ -13,17 +17,21 @@
 //! there is one is refused. Nothing is lost by it.
 //!
 //! ```text
-//! {prefix}:u:{namespace}:{key}               what waits, [`note::NOTE_BYTES`] each, in the order in which they were noted, some twice:
-//!                                            version (32 hex digits), kind ('r' record, 'd' delete), operation (16 hex digits,
-//!                                            0 = none), end of the record's life (16, Unix milliseconds, 0 = never)
+//! {prefix}:v:{namespace}:{key}               what waits, [`note::NOTE_BYTES`] each, in the order in which they were noted, some twice:
+//!                                            version (32 hex digits), kind ('r' record, 's' record in its worker's place, 'd' delete),
+//!                                            operation (16 hex digits, 0 = none), end of the record's life (16, Unix milliseconds,
+//!                                            0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
 //! {prefix}:r:{namespace}:{key}:{version}b    stored document of what waits
+//! {prefix}:r:{namespace}:{key}:{origin}s     a worker's place: version (32 hex digits) and stored document of the newest 's' that is
+//!                                            noted of it
 //! {prefix}:r:{namespace}:{key}:o             set: versions that wait and are not noted any more
 //! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
 //! ```
 
 mod calls;
+mod hold;
 mod mark;
 mod note;
 #[cfg(test)]
@@ -45,9 +53,10 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::Calls;
+pub use hold::Known;
 pub use mark::{Mark, Marked};
 pub use note::Waits;
-use note::pending_of;
+use note::{Kind, pending_of};
 
 /// Bound on what a request waits for before it asks the store.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -198,12 +207,19 @@ impl Overlay {
             let (mut records, mut documents) = (Vec::new(), Vec::new());
             for (at, waits) in asked.iter().zip(waits) {
                 match pending_of(&waits) {
-                    Some(read) if read.is_delete => found[*at] = read.with(&Value::Nil),
+                    None => {}
                     Some(read) => {
-                        documents.push(self.calls.document(namespace, keys[*at], read.waits.version));
+                        let version = read.waits.version;
+                        documents.push(match read.kind {
+                            Kind::Delete => {
+                                found[*at] = read.with(&Value::Nil);
+                                continue;
+                            }
+                            Kind::Record => self.calls.document(namespace, keys[*at], version),
+                            Kind::Placed => self.calls.place(namespace, keys[*at], version.origin),
+                        });
                         records.push((*at, read));
                     }
-                    None => {}
                 }
             }
             asked.clear();
@@ -234,14 +250,15 @@ impl Overlay {
         }
     }
 
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `surplus`: see [`Waits::surplus`].
-    /// What had been settled before is to be taken away again.
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `known`: of each, and nothing of those
+    /// beyond. `surplus`: see [`Waits::surplus`]. What had been settled before is to be taken away again.
     pub(super) async fn hold(
         &self,
         writes: &[Queued],
+        known: &[Known],
         surplus: &[(RowKey, Version)],
     ) -> Result<Vec<Settlement>, Away> {
-        let settled = self.calls.hold(writes, surplus).await?;
+        let settled = self.calls.hold(writes, known, surplus).await?;
         let again = |(at, version)| Settlement { at, version, fate: Fate::Unknown };
         Ok(settled.into_iter().map(again).collect())
     }
@@ -256,9 +273,9 @@ impl Overlay {
             older: one.fate == Fate::Applied,
         };
         let gone: Vec<Gone> = settlements.iter().map(gone).collect();
-        match self.settle_by("ds7q_settle", &gone).await {
+        match self.settle_by("ds8q_settle", &gone).await {
             // Its memory is full.
-            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds7q_forget", &gone).await,
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds8q_forget", &gone).await,
             settled => settled,
         }
     }
@@ -278,7 +295,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let gone = Gone { at: at.clone(), version, fate: Fate::Unknown, older: true };
         let mut steps = redis::pipe();
-        self.calls.forget(&mut steps, "ds7q_forget", &[gone]);
+        self.calls.forget(&mut steps, "ds8q_forget", &[gone]);
         // If it stays, the next one to meet it takes it away.
         drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
     }
@@ -325,7 +342,7 @@ impl Overlay {
     pub async fn fate(&self, namespace: &Namespace, key: &Key, version: Version) -> Result<Fate, Away> {
         let mut steps = redis::pipe();
         // What waits first: should it be settled meanwhile, its receipt is there already.
-        steps.cmd("GET").arg(self.calls.name("u", namespace, key));
+        steps.cmd("GET").arg(self.calls.name("v", namespace, key));
         steps.cmd("SISMEMBER").arg(self.calls.unseen(namespace, key)).arg(version.to_string());
         steps.cmd("GET").arg(self.calls.receipt(namespace, key, version));
         let answers = self.calls.send(&steps, HOLD_TIMEOUT).await?;

@@ -112,7 +112,7 @@ impl Owed {
             let waits = ahead.into_iter().next().and_then(|ahead| ahead.pending);
             let surplus: Vec<_> =
                 waits.iter().flat_map(|waits| waits.surplus()).map(|version| (at.clone(), version)).collect();
-            match overlay.hold(std::slice::from_ref(&write), &surplus).await {
+            match overlay.hold(std::slice::from_ref(&write), &[], &surplus).await {
                 Err(_) => return false,
                 // Settled before: it is taken away again.
                 Ok(settled) if overlay.settle(&settled).await.is_err() => self.settle(settled),
@@ -167,7 +167,7 @@ mod tests {
         };
         until(true).await;
         let (settled, seen, both) = (queued("settled", 1), queued("seen", 2), queued("both", 3));
-        overlay.hold(std::slice::from_ref(&settled), &[]).await.unwrap();
+        overlay.hold(std::slice::from_ref(&settled), &[], &[]).await.unwrap();
         tokio::task::block_in_place(|| server.kill9());
         until(false).await;
 

@@ -144,7 +144,7 @@ fn lane_of(queue: &Queue, shard: &LaneShard, write: &Queued) -> Arc<str> {
 
 /// Takes one write, alone in its message.
 async fn put_one(queue: &Queue, shard: &LaneShard, write: &Queued, until: Instant) -> Result<(), Unqueued> {
-    queue.put(&lane_of(queue, shard, write), std::slice::from_ref(write), until).await
+    queue.put(&lane_of(queue, shard, write), std::slice::from_ref(write), until).await.remove(0).1
 }
 
 fn settings(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Settings {
@@ -197,7 +197,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     let put = futures_util::future::join_all(puts).await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
     let pending = queue.overlay().look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
@@ -235,7 +235,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
         let key = if n % 20 == 7 { format!("poison{n}") } else { format!("good{n}") };
         let write = put(&key, &format!("v{n}"), n);
         put_one(&queue, &only(), &write, soon()).await.unwrap();
-        queue.overlay().hold(std::slice::from_ref(&write), &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(&write), &[], &[]).await.unwrap();
     }
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;

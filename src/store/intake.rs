@@ -1,8 +1,9 @@
-//! Writes on their way into the queue. Those of a lane that come together share all of it: one look at what there is of their keys, one
-//! message, one call that lets them be seen, one announcement. What is around each of these costs more than what is in it.
+//! Writes on their way into the queue. Those of a lane that come together share all of it: one look at what there is of their keys, as
+//! few messages as they fit, one call that lets them be seen, one announcement. What is around each of these costs more than what is in
+//! it.
 //!
 //! ```text
-//! look at what is pending -> versions -> a message, confirmed -> seen by reads -> answers
+//! look at what is pending -> versions -> messages, confirmed -> seen by reads -> answers
 //! ```
 //!
 //! Each is decided, and answered, by itself; no lane waits for one that is slow.
@@ -22,16 +23,20 @@ use crate::link::batches::{Batches, Item, Limits};
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Outcome, Version};
 use crate::queue::{
-    Ahead, Away, BYTES_MAX, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX, Waits,
+    Ahead, Away, BYTES_MAX, FULL_RETRY_MS, Known, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX,
+    Waits,
 };
 
 use super::agreed::Agreed;
 use super::minter::Minter;
+use super::newest::{Newest, Say};
 use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
 use super::policy::Policy;
 
 /// Batches of a shard on their way: while the broker has some, Redis may have others, and what comes meanwhile goes together.
 const AT_ONCE: usize = 4;
+/// Full messages of one batch.
+const MESSAGES: usize = 4;
 /// A batch is slow that has been on its way for so long: others do not wait for it.
 const SLOW: Duration = Duration::from_millis(50);
 /// Writes of a shard that wait to go; beyond it the queue counts as full.
@@ -100,18 +105,19 @@ pub(super) struct Rules {
 impl Intake {
     /// `lanes`: those of the shard.
     pub(super) fn new(rules: Arc<Rules>, lanes: Vec<Arc<str>>) -> Self {
-        // What goes together fits one message.
         let limits = Limits {
             waiting_max: WAITING_MAX,
-            most: WRITES_MAX,
-            bytes_max: BYTES_MAX,
+            most: MESSAGES * WRITES_MAX,
+            bytes_max: MESSAGES * BYTES_MAX,
             at_once: AT_ONCE,
             slow: SLOW,
         };
+        let lanes: Vec<(Arc<str>, Arc<Newest>)> =
+            lanes.into_iter().map(|name| (name, Arc::default())).collect();
         let count = lanes.len();
         let go = move |lane: usize, entering| {
-            let (rules, lane) = (rules.clone(), lanes[lane].clone());
-            async move { rules.enqueue(&lane, entering).await }.boxed()
+            let (rules, (lane, newest)) = (rules.clone(), lanes[lane].clone());
+            async move { rules.enqueue(&lane, &newest, entering).await }.boxed()
         };
         Self { batches: Batches::new(limits, count, Box::new(go)) }
     }
@@ -122,9 +128,12 @@ impl Intake {
     }
 }
 
-/// Writes of one message, and who waits for each.
+/// Writes of one batch, and who waits for each.
+#[derive(Default)]
 struct Letter {
     writes: Vec<Queued>,
+    /// What is known of each.
+    known: Vec<Known>,
     waiting: Vec<Box<Entering>>,
     /// From which versions on nothing older of their keys is noted beside them any more.
     surplus: Vec<(RowKey, Version)>,
@@ -139,33 +148,33 @@ struct Aheads {
 
 impl Rules {
     /// Puts writes of a lane into the queue, and lets all workers see them.
-    async fn enqueue(&self, lane: &str, entering: Vec<Box<Entering>>) {
+    async fn enqueue(&self, lane: &str, newest: &Arc<Newest>, entering: Vec<Box<Entering>>) {
         let begun = Instant::now();
+        // Before the look, so that it shows what the batch before noted.
+        let mut say = newest.say();
         let aheads = self.ahead(&entering).await;
-        let letter = self.letter(entering, aheads, begun);
-        if letter.writes.is_empty() {
-            return;
-        }
-        match self.queue.put(lane, &letter.writes, begun + QUEUED_WITHIN).await {
-            Ok(()) => self.show(letter, begun).await,
-            Err(unqueued) => letter.waiting.into_iter().for_each(|entering| {
-                let told = entering.unqueued(&unqueued);
-                entering.tell(told);
-            }),
+        let letter = self.letter(entering, aheads, begun, say.is_some());
+        let put = self.queue.put(lane, &letter.writes, begun + QUEUED_WITHIN).await;
+        let confirmed = letter.confirmed(put);
+        if !confirmed.writes.is_empty() {
+            self.show(confirmed, begun, say.as_mut()).await;
         }
     }
 
-    /// What goes into the lane, each write with its version; those that do not go are answered.
-    fn letter(&self, entering: Vec<Box<Entering>>, aheads: Aheads, asked_at: Instant) -> Letter {
+    /// What goes into the lane, each write with its version; those that do not go are answered. `say`: whether it may be said of
+    /// writes that they are the newest of their keys.
+    fn letter(&self, entering: Vec<Box<Entering>>, aheads: Aheads, asked_at: Instant, say: bool) -> Letter {
         let Aheads { of_keys, places } = aheads;
         let mut surplus_of: Vec<Option<Version>> = of_keys.iter().map(surplus_of).collect();
         let mut letter = Letter {
             writes: Vec::with_capacity(entering.len()),
+            known: Vec::with_capacity(entering.len()),
             waiting: Vec::with_capacity(entering.len()),
             surplus: Vec::new(),
         };
         for (mut entering, place) in entering.into_iter().zip(places) {
-            let decided = match place.and_then(|place| of_keys.get(place)) {
+            let ahead = place.and_then(|place| of_keys.get(place));
+            let decided = match ahead {
                 None => self.queued(&entering),
                 Some(ahead) => {
                     self.decide(&mut entering, ahead.as_ref(), asked_at).and_then(|()| self.queued(&entering))
@@ -186,6 +195,12 @@ impl Rules {
                 }
             };
             letter.surplus.extend(surplus.map(|version| (write.entry.at.clone(), version)));
+            // One that got its version just now, above all that is there.
+            let looked = ahead.and_then(|ahead| ahead.as_ref().ok());
+            letter.known.push(Known {
+                is_newest: say && looked.is_some(),
+                is_listed: looked.is_some_and(|ahead| ahead.pending.is_some()),
+            });
             letter.writes.push(write);
             letter.waiting.push(entering);
         }
@@ -193,9 +208,15 @@ impl Rules {
     }
 
     /// Lets all workers see what is queued, and tells who waits for it.
-    async fn show(&self, confirmed: Letter, begun: Instant) {
-        let Letter { writes, waiting, surplus } = confirmed;
-        let seen = self.queue.show(&writes, &surplus).await;
+    async fn show(&self, confirmed: Letter, begun: Instant, mut say: Option<&mut Say>) {
+        let Letter { writes, known, waiting, surplus } = confirmed;
+        if let Some(say) = &mut say {
+            say.begins();
+        }
+        let seen = self.queue.show(&writes, &known, &surplus).await;
+        if let Some(say) = say.filter(|_| seen) {
+            say.ended();
+        }
         self.outdated(&waiting, &writes).await;
         for (entering, write) in waiting.into_iter().zip(writes) {
             let told = match entering.begun(begun).elapsed() > QUEUED_WITHIN {
@@ -294,6 +315,35 @@ impl Rules {
             self.cache.outdated(&ids, &first.policy.terms).await;
             rest = others;
         }
+    }
+}
+
+// === impl Letter ===
+
+impl Letter {
+    /// What is in the queue, by how many writes each message held and what came of it; those of the others are answered.
+    fn confirmed(self, put: Vec<(usize, Result<(), Unqueued>)>) -> Self {
+        if put.iter().all(|(_, put)| put.is_ok()) {
+            return self;
+        }
+        let mut confirmed = Self { surplus: self.surplus, ..Self::default() };
+        let mut all = self.writes.into_iter().zip(self.known).zip(self.waiting);
+        for (count, put) in put {
+            for ((write, known), entering) in all.by_ref().take(count) {
+                match &put {
+                    Ok(()) => {
+                        confirmed.writes.push(write);
+                        confirmed.known.push(known);
+                        confirmed.waiting.push(entering);
+                    }
+                    Err(unqueued) => {
+                        let told = entering.unqueued(unqueued);
+                        entering.tell(told);
+                    }
+                }
+            }
+        }
+        confirmed
     }
 }
 

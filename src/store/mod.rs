@@ -8,6 +8,7 @@ mod batch;
 mod copies;
 mod intake;
 mod minter;
+mod newest;
 mod outage;
 mod pending;
 mod target;

@@ -319,9 +319,34 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
             reply["outcome"] == "queued"
         })
         .await;
+    // Many at once fill their lanes in the middle of a batch, of which each is told what came of his own. What a worker has in hand
+    // does not count, some messages of each lane.
+    let value = |n: u64| {
+        let next = |last: &u64| Some(last.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e));
+        let words: Vec<String> =
+            std::iter::successors(Some(n + 1), next).take(20).map(|word| format!("{word:016x}")).collect();
+        words.concat()
+    };
+    let mut burst = Vec::new();
+    let count =
+        |burst: &[(u64, String)], outcome: &str| burst.iter().filter(|(_, told)| told == outcome).count();
+    while count(&burst, "refused") < 50 && burst.len() < 30_000 {
+        let puts = (burst.len() as u64..).take(64).map(async |n| {
+            let put = caller.call("put", json!({"key": format!("b{n}"), "value": value(n)})).await;
+            (n, put["outcome"].as_str().unwrap_or_default().to_owned())
+        });
+        burst.extend(join_all(puts).await);
+    }
+    let counts = ["queued", "refused"].map(|outcome| count(&burst, outcome));
+    assert!(counts[0] >= 50 && counts[1] >= 50 && counts[0] + counts[1] == burst.len(), "{counts:?}");
     blocking(|| server.restart());
     caller.drained().await;
     assert_eq!(caller.call("get", json!({"key": "again"})).await["record"]["value"], 1);
+    for (n, told) in burst {
+        let found = caller.call("get", json!({"key": format!("b{n}")})).await;
+        let expected = if told == "queued" { json!(value(n)) } else { Json::Null };
+        assert_eq!(found["record"]["value"], expected, "{told}: {found}");
+    }
 }
 
 /// Stores inside the worker take the mode as well: their writes go on being applied, and none waits.

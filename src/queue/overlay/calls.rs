@@ -8,21 +8,19 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::mark::OPEN;
-use super::note::{CROWDED, NOTE_BYTES, note, pending_of};
+use super::note::pending_of;
 use super::{
-    Ahead, Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
-    away, version_of,
+    Ahead, Away, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER, away,
+    version_of,
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
-use crate::model::{Key, Namespace, Version};
-use crate::queue::message::Queued;
-
-/// Bytes of documents of one call, one more not counted.
-const HELD_BYTES_MAX: usize = 256 * 1024;
+use crate::model::{Key, Namespace, Version, hex};
 
 /// What the name of a document has behind that of its receipt.
-const DOCUMENT: &str = "b";
+pub(super) const DOCUMENT: &str = "b";
+/// What the name of a worker's document of a key ends with.
+const PLACE: &str = "s";
 /// What the name of the versions of a key that wait and are not noted any more has in place of a version.
 const UNSEEN: &str = "o";
 
@@ -34,7 +32,7 @@ pub(super) struct Calls {
     pub(super) redis: Arc<Redis>,
     prefix: String,
     /// The connection over which the functions were loaded.
-    loaded: AtomicU64,
+    pub(super) loaded: AtomicU64,
     /// Whether it has been told that Redis forgets pending writes when it is full.
     warned: AtomicBool,
 }
@@ -80,114 +78,6 @@ impl Calls {
         Ok(found.iter().zip(copies).zip(keys).map(of).collect())
     }
 
-    /// See [`super::Overlay::hold`]. Those that had been settled before.
-    pub(super) async fn hold(
-        &self,
-        writes: &[Queued],
-        surplus: &[(RowKey, Version)],
-    ) -> Result<Vec<(RowKey, Version)>, Away> {
-        // What takes it away again must be there before: nothing can be loaded any more where memory is full.
-        let connection = self.redis.count();
-        if self.loaded.load(Ordering::Relaxed) != connection {
-            self.load().await?;
-            self.loaded.store(connection, Ordering::Relaxed);
-        }
-        let mut steps = redis::pipe();
-        let (mut count, mut bytes) = (1, 0);
-        let fits = |_: &Queued, next: &Queued| {
-            count += 1;
-            bytes += next.entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
-            let fits = count <= TOLD_TOGETHER && bytes <= HELD_BYTES_MAX;
-            (count, bytes) = if fits { (count, bytes) } else { (1, 0) };
-            fits
-        };
-        for together in writes.chunk_by(fits) {
-            self.hold_some(&mut steps, together);
-        }
-        let surplus = surplus.iter().map(|(at, version)| Gone {
-            at: at.clone(),
-            version: *version,
-            fate: Fate::Unknown,
-            older: true,
-        });
-        let surplus: Vec<Gone> = surplus.collect();
-        for together in surplus.chunks(TOLD_TOGETHER) {
-            self.forget(&mut steps, "ds7q_forget", together);
-        }
-        let answers = self.send(&steps, HOLD_TIMEOUT).await?;
-        // Each of a transaction begins with how much is noted of each key, and ends with the receipts.
-        let (mut receipts, mut lengths) =
-            (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
-        for mut told in answers.into_iter().map(some_of) {
-            let its = told.pop().map(some_of).unwrap_or_default();
-            lengths.extend(told.into_iter().take(its.len()));
-            receipts.extend(its);
-        }
-        if receipts.len() != writes.len() || lengths.len() != writes.len() {
-            return Err(Away("half an answer".to_owned()));
-        }
-        self.clear(writes, &lengths).await;
-        let is_settled = |receipt: &Value| matches!(receipt, Value::BulkString(_));
-        let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
-        Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
-    }
-
-    /// Pushes out what is older than a write whose key has far too much noted, because nobody could look at it for a while.
-    async fn clear(&self, writes: &[Queued], lengths: &[Value]) {
-        let crowded = |length: &Value| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (CROWDED * NOTE_BYTES) as u64);
-        let crowded = writes.iter().zip(lengths).filter(|(_, length)| crowded(length));
-        let older = crowded.map(|(Queued { entry, .. }, _)| Gone {
-            at: entry.at.clone(),
-            // All that is older than the write, and not the write.
-            version: Version { hlc: entry.row.version.hlc.saturating_sub(1), origin: u64::MAX },
-            fate: Fate::Unknown,
-            older: true,
-        });
-        let older: Vec<Gone> = older.collect();
-        let mut steps = redis::pipe();
-        for together in older.chunks(TOLD_TOGETHER) {
-            self.forget(&mut steps, "ds7q_forget", together);
-        }
-        // If they stay, the next write takes them away.
-        drop(self.send(&steps, LOOK_TIMEOUT).await);
-    }
-
-    /// One transaction: what waits, where it is listed, and what the receipts of the same writes say.
-    fn hold_some(&self, steps: &mut Pipeline, writes: &[Queued]) {
-        steps.cmd("MULTI");
-        let mut receipts = redis::cmd("MGET");
-        let mut documents = redis::cmd("MSET");
-        let mut indexed: Vec<(&Namespace, Cmd)> = Vec::new();
-        let mut has_documents = false;
-        for queued in writes {
-            let (at, row) = (&queued.entry.at, &queued.entry.row);
-            let mut name = self.receipt(&at.namespace, &at.key, row.version);
-            receipts.arg(&name);
-            if let Some(body) = &row.body {
-                name.push_str(DOCUMENT);
-                documents.arg(name).arg(&body[..]);
-                has_documents = true;
-            }
-            steps.cmd("APPEND").arg(self.name("u", &at.namespace, &at.key)).arg(note(queued));
-            let of = indexed.iter().position(|(namespace, _)| **namespace == at.namespace);
-            let of = of.unwrap_or_else(|| {
-                let mut index = redis::cmd("ZADD");
-                index.arg(self.index(&at.namespace));
-                indexed.push((&at.namespace, index));
-                indexed.len() - 1
-            });
-            indexed[of].1.arg(0).arg(at.key.as_str());
-        }
-        if has_documents {
-            steps.add_command(documents);
-        }
-        for (_, index) in indexed {
-            steps.add_command(index);
-        }
-        steps.add_command(receipts);
-        steps.cmd("EXEC");
-    }
-
     pub(super) fn name(&self, part: &str, namespace: &Namespace, key: &Key) -> String {
         let parts = [&*self.prefix, ":", part, ":", namespace.as_str(), ":", key.as_str()];
         // Room for what makes it the name of a document.
@@ -217,6 +107,14 @@ impl Calls {
     /// The versions of a key that wait and are not noted any more.
     pub(super) fn unseen(&self, namespace: &Namespace, key: &Key) -> String {
         self.name("r", namespace, key) + ":" + UNSEEN
+    }
+
+    /// The newest document of a key that a worker queued, where it is kept in place of those before it.
+    pub(super) fn place(&self, namespace: &Namespace, key: &Key, origin: u64) -> String {
+        let mut name = self.name("r", namespace, key);
+        name.push(':');
+        hex::push(&mut name, origin);
+        name + PLACE
     }
 
     /// The stored document of a queued write.
@@ -250,7 +148,7 @@ impl Calls {
             if asked == TOLD_TOGETHER {
                 (calls, asked) = (calls + 1, 0);
             }
-            ask.arg(self.name("u", namespace, key));
+            ask.arg(self.name("v", namespace, key));
             asked += 1;
         }
         if calls > 0 {
@@ -276,7 +174,7 @@ impl Calls {
     pub(super) fn forget(&self, steps: &mut Pipeline, function: &str, gone: &[Gone]) {
         let call = steps.cmd("FCALL").arg(function).arg(3 * gone.len());
         for Gone { at: RowKey { namespace, key, .. }, version, .. } in gone {
-            call.arg(self.name("u", namespace, key))
+            call.arg(self.name("v", namespace, key))
                 .arg(self.receipt(namespace, key, *version))
                 .arg(self.index(namespace));
         }
@@ -304,7 +202,7 @@ impl Calls {
         Err(Away("Redis does not keep its functions".to_owned()))
     }
 
-    async fn load(&self) -> Result<(), Away> {
+    pub(super) async fn load(&self) -> Result<(), Away> {
         let mut load = Cmd::new();
         load.arg("FUNCTION").arg("LOAD").arg("REPLACE").arg(LIBRARY);
         let deadline = Instant::now() + HOLD_TIMEOUT;
@@ -328,7 +226,7 @@ impl Calls {
 }
 
 /// The parts of an answer that has some.
-fn some_of(answer: Value) -> Vec<Value> {
+pub(super) fn some_of(answer: Value) -> Vec<Value> {
     match answer {
         Value::Array(some) => some,
         _ => Vec::new(),

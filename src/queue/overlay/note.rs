@@ -46,19 +46,35 @@ impl Waits {
     }
 }
 
+/// What a write is to its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Delete,
+    /// A record with a document of its own.
+    Record,
+    /// A record whose document is in place of those that its worker queued before.
+    Placed,
+}
+
 /// A pending write as it is read.
 pub(super) struct Read {
     pub(super) waits: Waits,
-    pub(super) is_delete: bool,
+    pub(super) kind: Kind,
     expires_at_ms: i64,
 }
 
 impl Read {
     /// The whole of it. `None` where its document is missing, which must not be taken for a delete.
     pub(super) fn with(self, document: &Value) -> Option<Pending> {
-        let body = match document {
-            _ if self.is_delete => None,
-            Value::BulkString(body) => Some(Bytes::copy_from_slice(body)),
+        let body = match (self.kind, document) {
+            (Kind::Delete, _) => None,
+            (Kind::Record, Value::BulkString(body)) => Some(Bytes::copy_from_slice(body)),
+            (Kind::Placed, Value::BulkString(placed)) => {
+                let (version, body) = placed.split_at_checked(VERSION_DIGITS)?;
+                // That of another write, which is noted since or not any more.
+                (Version::read(version)? == self.waits.version).then_some(())?;
+                Some(Bytes::copy_from_slice(body))
+            }
             _ => return None,
         };
         Some(Pending { version: self.waits.version, body, expires_at_ms: self.expires_at_ms })
@@ -69,40 +85,54 @@ impl Read {
 pub(super) fn pending_of(answer: &Value) -> Option<Read> {
     let Value::BulkString(notes) = answer else { return None };
     let mut all: Vec<(Version, Option<u64>)> = Vec::with_capacity(notes.len() / NOTE_BYTES);
-    let mut newest: Option<(Version, bool, i64)> = None;
+    let mut newest: Option<(Version, Kind, i64)> = None;
     for note in notes.chunks_exact(NOTE_BYTES) {
-        let Some((version, is_delete, op, life)) = note_of(note) else { continue };
+        let Some((version, kind, op, life)) = note_of(note) else { continue };
         all.push((version, Some(op).filter(|op| *op != 0)));
         if newest.is_none_or(|(newest, ..)| newest < version) {
-            newest = Some((version, is_delete, life));
+            newest = Some((version, kind, life));
         }
     }
-    let (version, is_delete, expires_at_ms) = newest?;
+    let (version, kind, expires_at_ms) = newest?;
     all.sort_unstable_by(|one, other| other.cmp(one));
     // One whose first note was not confirmed is noted once more.
     all.dedup();
-    Some(Read { waits: Waits { version, all }, is_delete, expires_at_ms })
+    Some(Read { waits: Waits { version, all }, kind, expires_at_ms })
 }
 
-/// A write as it is noted.
-pub(super) fn note(queued: &Queued) -> String {
+/// A document as it is in place of others.
+pub(super) fn placed(version: Version, body: &[u8]) -> Vec<u8> {
+    let mut name = String::with_capacity(VERSION_DIGITS + body.len());
+    version.push_to(&mut name);
+    let mut placed = name.into_bytes();
+    placed.extend_from_slice(body);
+    placed
+}
+
+/// A write as it is noted. `in_place`: so is its document, if it has one.
+pub(super) fn note(queued: &Queued, in_place: bool) -> String {
     let row = &queued.entry.row;
     let mut note = String::with_capacity(NOTE_BYTES);
     row.version.push_to(&mut note);
-    note.push(if row.body.is_some() { 'r' } else { 'd' });
+    note.push(match row.body {
+        None => 'd',
+        Some(_) if in_place => 's',
+        Some(_) => 'r',
+    });
     hex::push(&mut note, queued.op().unwrap_or(0));
     hex::push(&mut note, row.expires_at_ms.cast_unsigned());
     note
 }
 
-fn note_of(note: &[u8]) -> Option<(Version, bool, u64, i64)> {
+fn note_of(note: &[u8]) -> Option<(Version, Kind, u64, i64)> {
     let (version, rest) = note.split_at_checked(VERSION_DIGITS)?;
     let (kind, rest) = rest.split_first()?;
     let (op, life) = rest.split_at_checked(hex::DIGITS)?;
-    let is_delete = match kind {
-        b'r' => false,
-        b'd' => true,
+    let kind = match kind {
+        b'r' => Kind::Record,
+        b's' => Kind::Placed,
+        b'd' => Kind::Delete,
         _ => return None,
     };
-    Some((Version::read(version)?, is_delete, hex::read(op)?, hex::read(life)?.cast_signed()))
+    Some((Version::read(version)?, kind, hex::read(op)?, hex::read(life)?.cast_signed()))
 }

@@ -1,4 +1,4 @@
-#!lua name=ds7q
+#!lua name=ds8q
 
 -- How the pending overlay forgets: what is settled, and what a store has overtaken. It is told what is pending by plain commands.
 --
@@ -7,7 +7,10 @@
 -- ARGV: how long receipts are kept (seconds), and for how long it is known of what waits and is noted no more; for each write its version,
 -- what became of it ('' = nothing to note), and whether all that is older goes as well ('1').
 
-local VERSION, NOTE = 32, 65
+local VERSION, ORIGIN, NOTE = 32, 16, 65
+
+-- The kind of a note whose document is in its worker's place, 's'.
+local PLACED = 115
 
 -- Values of one call: what fits the stack.
 local TOGETHER = 1000
@@ -32,15 +35,39 @@ local function settle(KEYS, ARGV, notes)
     local there = redis.call('GET', waits) or ''
     local gone, left = string.find(there, version, 1, true) ~= nil, there
     if gone or (older == '1' and there ~= '') then
+      local goes = function(noted) return noted == version or (older == '1' and noted < version) end
+      -- Of each worker's place the newest that had its document there: with it go the others.
+      local newest = {}
+      for from = 1, #there, NOTE do
+        if string.byte(there, from + VERSION) == PLACED then
+          local noted = string.sub(there, from, from + VERSION - 1)
+          local origin = string.sub(noted, -ORIGIN)
+          if not newest[origin] or newest[origin] < noted then
+            newest[origin] = noted
+          end
+        end
+      end
+      for origin, noted in pairs(newest) do
+        if goes(noted) then
+          documents[#documents + 1] = of_key .. origin .. 's'
+        else
+          newest[origin] = nil
+        end
+      end
       local kept = {}
       for from = 1, #there, NOTE do
         local noted = string.sub(there, from, from + VERSION - 1)
-        if older == '1' and noted < version then
+        local placed = string.byte(there, from + VERSION) == PLACED
+        if noted == version then
+          -- Told of below.
+        elseif goes(noted) or (placed and newest[string.sub(noted, -ORIGIN)]) then
           if not settled[of_key .. noted] then
             unseen[#unseen + 1] = noted
           end
-          documents[#documents + 1] = of_key .. noted .. 'b'
-        elseif noted ~= version then
+          if not placed then
+            documents[#documents + 1] = of_key .. noted .. 'b'
+          end
+        else
           kept[#kept + 1] = string.sub(there, from, from + NOTE - 1)
         end
       end
@@ -86,10 +113,21 @@ local function settle(KEYS, ARGV, notes)
   return #receipts
 end
 
-redis.register_function('ds7q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
+-- Lists keys that have something pending. KEYS, two for each: what is pending on it, and the index. ARGV: the keys.
+local function list(KEYS, ARGV)
+  for at = 1, #ARGV do
+    if redis.call('EXISTS', KEYS[2 * at - 1]) == 1 then
+      redis.call('ZADD', KEYS[2 * at], 0, ARGV[at])
+    end
+  end
+  return #ARGV
+end
+
+redis.register_function('ds8q_list', list)
+redis.register_function('ds8q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
 -- Where memory is full: it gives back more than it takes, and nothing else ever would.
 redis.register_function{
-  function_name = 'ds7q_forget',
+  function_name = 'ds8q_forget',
   callback = function(KEYS, ARGV) return settle(KEYS, ARGV, false) end,
   flags = { 'allow-oom' },
 }

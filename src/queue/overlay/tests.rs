@@ -14,6 +14,13 @@ fn queued(key: &str, hlc: u64, body: Option<&'static [u8]>, op: u64) -> Queued {
     Queued { entry: Entry { at, row }, taken_at_ms: 9 }
 }
 
+impl Queued {
+    /// Another write of the same key and worker.
+    fn clone_as(&self, hlc: u64, body: Option<&'static [u8]>) -> Self {
+        queued(self.entry.at.key.as_str(), hlc, body, hlc)
+    }
+}
+
 fn settlement(write: &Queued, fate: Fate) -> Settlement {
     Settlement { at: write.entry.at.clone(), version: write.entry.row.version, fate }
 }
@@ -31,15 +38,15 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!(overlay.look(&namespace, &[]).await, Ok(Vec::new()));
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-    overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
-    overlay.hold(std::slice::from_ref(&five), &[]).await.unwrap();
+    overlay.hold(std::slice::from_ref(&nine), &[], &[]).await.unwrap();
+    overlay.hold(std::slice::from_ref(&five), &[], &[]).await.unwrap();
     let pending = look().await.unwrap();
     assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
     let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
     assert_eq!(ahead.version, pending.version);
     let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
     assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], &[]).await.unwrap();
+    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], &[], &[]).await.unwrap();
     let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
     assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
     assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -49,16 +56,16 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
     assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-    let settled = overlay.hold(std::slice::from_ref(&nine), &[]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&nine), &[], &[]).await.unwrap();
     assert_eq!(settled.len(), 1);
     overlay.settle(&settled).await.unwrap();
     assert_eq!(look().await, None, "one that was settled before it was held does not come back");
     assert_eq!(overlay.count(&namespace).await, Ok(1));
-    let settled = overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[]).await.unwrap();
+    let settled = overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[], &[]).await.unwrap();
     overlay.settle(&settled).await.unwrap();
     assert_eq!(fate(5).await, Fate::Superseded);
     assert_eq!(look().await.unwrap().version.hlc, 7, "five was settled, too");
-    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], &[]).await.unwrap();
+    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], &[], &[]).await.unwrap();
     let dead = Fate::Dead("no".to_owned());
     overlay.settle(&[settlement(&queued("a", 8, None, 3), dead)]).await.unwrap();
     let pending = look().await.unwrap();
@@ -67,7 +74,7 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
         (7, Some(&b"seven"[..])),
         "behind what is dead waits what is older"
     );
-    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], &[]).await.unwrap();
+    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], &[], &[]).await.unwrap();
     overlay.settle(&[settlement(&queued("a", 11, None, 6), Fate::Applied)]).await.unwrap();
     assert_eq!(
         (look().await, fate(7).await),
@@ -93,10 +100,10 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
         let surplus = ahead().await.pending.and_then(|waits| waits.surplus());
         let surplus: Vec<_> = surplus.into_iter().map(|version| (at.clone(), version)).collect();
         assert_eq!(surplus.len(), usize::from(op == full + 1), "{op}");
-        overlay.hold(&[write], &surplus).await.unwrap();
+        overlay.hold(&[write], &[], &surplus).await.unwrap();
     }
     // Once more, as after an answer that was lost.
-    overlay.hold(&[queued("k", full, Some(b"x"), full)], &[]).await.unwrap();
+    overlay.hold(&[queued("k", full, Some(b"x"), full)], &[], &[]).await.unwrap();
     let there = ahead().await;
     let pending = there.pending.unwrap();
     let noted: Vec<_> =
@@ -110,7 +117,7 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
     assert_eq!(overlay.fate(&namespace, &key, version(full + 3)).await, Ok(Fate::Unknown));
     assert_eq!(documents(&overlay, "o2").await.len(), KEPT_MAX + 1);
     // What was pushed out may be held again: then it is noted again.
-    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[]).await.unwrap();
+    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[], &[]).await.unwrap();
     let settlements: Vec<_> =
         (1..=full + 2).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
     overlay.settle(&settlements).await.unwrap();
@@ -145,12 +152,12 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
     // One that waits unseen when memory is full.
     let (older, newer) = (queued("p", 1, Some(b"older"), 1), queued("p", 2, Some(b"newer"), 2));
-    overlay.hold(&[older.clone(), newer.clone()], &[]).await.unwrap();
+    overlay.hold(&[older.clone(), newer.clone()], &[], &[]).await.unwrap();
     overlay.overtaken(&older.entry.at, older.entry.row.version).await;
     let mut held = vec![newer];
     let refused = loop {
         let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
-        let told = overlay.hold(std::slice::from_ref(&write), &[]).await;
+        let told = overlay.hold(std::slice::from_ref(&write), &[], &[]).await;
         held.push(write);
         if let Err(away) = told {
             break away;
@@ -169,7 +176,7 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
     let fate = overlay.fate(&namespace, &older.entry.at.key, older.entry.row.version).await;
     assert_eq!(fate, Ok(Fate::Superseded), "it has its receipt");
-    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], &[]).await.unwrap();
+    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], &[], &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -180,11 +187,11 @@ async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_mor
     }
     let (early, late) = (queued("k", 1, Some(b"early"), 1), queued("k", 2, Some(b"late"), 2));
     overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
-    let settled = overlay.hold(std::slice::from_ref(&early), &[]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&early), &[], &[]).await.unwrap();
     // The one after it pushes it out, and itself.
-    overlay.hold(std::slice::from_ref(&late), &[]).await.unwrap();
+    overlay.hold(std::slice::from_ref(&late), &[], &[]).await.unwrap();
     let surplus = [(late.entry.at.clone(), late.entry.row.version)];
-    overlay.hold(&[queued("k", 3, Some(b"last"), 3)], &surplus).await.unwrap();
+    overlay.hold(&[queued("k", 3, Some(b"last"), 3)], &[], &surplus).await.unwrap();
     overlay.settle(&settled).await.unwrap();
     let fate = async |write: &Queued| {
         overlay.fate(&late.entry.at.namespace, &late.entry.at.key, write.entry.row.version).await.unwrap()
@@ -202,7 +209,7 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     }
     let most = CROWDED as u64;
     for hlc in 1..=most + 1 {
-        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[]).await.unwrap();
+        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[], &[]).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let waits = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
@@ -210,4 +217,109 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     assert_eq!(documents(&overlay, "o7").await.len(), 1);
     let fate = overlay.fate(&namespace, &key, Version { hlc: 1, origin: 5 }).await;
     assert_eq!(fate, Ok(Fate::Pending), "it waits all the same");
+}
+
+/// What a look that preceded it would tell of a write.
+const NEWEST: Known = Known { is_newest: true, is_listed: false };
+
+#[tokio::test]
+async fn documents_of_one_worker_take_each_others_place() {
+    let overlay = Overlay::open(&Server::shared().url(), "o8").unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+    let look = async || {
+        let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0)?;
+        Some((pending.version.hlc, pending.body.map(|body| String::from_utf8(body.to_vec()).unwrap())))
+    };
+    let seen = |hlc: u64, body: &str| Some((hlc, Some(body.to_owned())));
+    let fate = async |hlc, origin| overlay.fate(&namespace, &key, Version { hlc, origin }).await.unwrap();
+    let places = async || names(&overlay, "o8:r:*s").await.len();
+    let held = async |write: &Queued, known: Known| {
+        assert!(overlay.hold(std::slice::from_ref(write), &[known], &[]).await.unwrap().is_empty());
+    };
+    // Two of one call, and one after them.
+    let (one, two, three) =
+        (queued("k", 1, Some(b"one"), 1), queued("k", 2, Some(b"two"), 2), queued("k", 3, Some(b"three"), 3));
+    overlay.hold(&[one.clone(), two.clone()], &[NEWEST, NEWEST], &[]).await.unwrap();
+    assert_eq!((look().await, places().await), (seen(2, "two"), 1));
+    held(&three, NEWEST).await;
+    assert_eq!(
+        (look().await, places().await, documents(&overlay, "o8").await.len()),
+        (seen(3, "three"), 1, 0)
+    );
+    // Of another worker, and one of the first that was tried before and has its version from then.
+    let mut other = queued("k", 4, Some(b"other"), 4);
+    other.entry.row.version.origin = 6;
+    held(&other, NEWEST).await;
+    let tried = queued("k", 2, Some(b"tried"), 2);
+    let tried = Queued {
+        entry: Entry {
+            row: Row { version: Version { hlc: 1, origin: 9 }, ..tried.entry.row },
+            ..tried.entry
+        },
+        ..tried
+    };
+    held(&tried, Known::default()).await;
+    assert_eq!(
+        (look().await, places().await, documents(&overlay, "o8").await.len()),
+        (seen(4, "other"), 2, 1)
+    );
+    // What is settled and not the newest of its place leaves the others.
+    overlay.settle(&[settlement(&two, Fate::Superseded)]).await.unwrap();
+    assert_eq!((look().await, fate(2, 5).await), (seen(4, "other"), Fate::Superseded));
+    overlay.settle(&[settlement(&other, Fate::Dead("no".to_owned()))]).await.unwrap();
+    assert_eq!(
+        (look().await, places().await),
+        (seen(3, "three"), 1),
+        "that of another worker is still there"
+    );
+    // With the newest of a place go those whose documents it took: they wait unseen.
+    overlay.settle(&[settlement(&three, Fate::Dead("no".to_owned()))]).await.unwrap();
+    assert_eq!((look().await, places().await), (seen(1, "tried"), 0));
+    assert_eq!((fate(1, 5).await, fate(1, 9).await), (Fate::Pending, Fate::Pending));
+    overlay.settle(&[settlement(&one, Fate::Applied), settlement(&tried, Fate::Superseded)]).await.unwrap();
+    assert_eq!((look().await, fate(1, 5).await, fate(1, 9).await), (None, Fate::Applied, Fate::Superseded));
+    assert_eq!(overlay.count(&namespace).await, Ok(0));
+    // A delete needs no document, and the record before it keeps its place until it goes.
+    held(&three.clone_as(5, Some(b"five")), NEWEST).await;
+    held(&three.clone_as(6, None), NEWEST).await;
+    assert_eq!((look().await, places().await), (Some((6, None)), 1));
+    overlay.settle(&[settlement(&three.clone_as(6, None), Fate::Superseded)]).await.unwrap();
+    assert_eq!(look().await, seen(5, "five"));
+    overlay.overtaken(&three.entry.at, Version { hlc: 9, origin: 1 }).await;
+    assert_eq!((look().await, places().await, fate(5, 5).await), (None, 0, Fate::Pending));
+    // A document in the place of which nothing is noted is not taken for one that is.
+    held(&three.clone_as(7, Some(b"seven")), NEWEST).await;
+    let place = overlay.calls.place(&namespace, &key, 5);
+    let mut set = redis::cmd("SET");
+    set.arg(place).arg(note::placed(Version { hlc: 6, origin: 5 }, b"late"));
+    overlay.calls.redis.call(&set, Instant::now() + HOLD_TIMEOUT).await.unwrap();
+    assert!(overlay.look(&namespace, &[&key]).await.unwrap_err().0.contains("missing"));
+    held(&three.clone_as(8, Some(b"eight")), NEWEST).await;
+    assert_eq!(look().await, seen(8, "eight"));
+}
+
+#[tokio::test]
+async fn a_key_is_listed_whatever_was_known_of_it() {
+    let overlay = Overlay::open(&Server::shared().url(), "o9").unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let namespace = Namespace::parse("n").unwrap();
+    let listed = async || overlay.keys(&namespace, "", None, false, 10).await.unwrap().len();
+    let known = Known { is_newest: true, is_listed: true };
+    let one = queued("k", 1, Some(b"one"), 1);
+    overlay.hold(std::slice::from_ref(&one), &[NEWEST], &[]).await.unwrap();
+    overlay.hold(&[queued("k", 2, Some(b"two"), 2)], &[known], &[]).await.unwrap();
+    assert_eq!(listed().await, 1);
+    // What the look told of is applied meanwhile.
+    overlay.settle(&[settlement(&queued("k", 2, None, 2), Fate::Applied)]).await.unwrap();
+    assert_eq!(listed().await, 0);
+    let both = [queued("k", 3, Some(b"three"), 3), queued("k", 4, Some(b"four"), 4)];
+    overlay.hold(&both, &[known, known], &[]).await.unwrap();
+    assert_eq!(listed().await, 1);
+    overlay.settle(&[settlement(&both[1], Fate::Applied)]).await.unwrap();
+    assert_eq!((listed().await, names(&overlay, "o9:r:*s").await.len()), (0, 0));
 }

@@ -12,11 +12,9 @@ async fn writes_that_come_together_share_messages_and_each_has_its_own_fate() {
     let key = |n: u64| if n % 100 == 7 { format!("poison{n}k") } else { format!("{n}k") };
     let writes: Vec<Queued> = (0..300).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
     let lane = lane_of(&queue, &only(), &writes[0]);
-    let together = writes.chunks(WRITES_MAX).map(|together| queue.put(&lane, together, soon()));
-    let puts = futures_util::future::join_all(together);
-    assert!(puts.await.iter().all(Result::is_ok));
+    assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
     }
     let ready = async || {
         let (lanes, _) = queue.status().await.unwrap();
@@ -62,11 +60,9 @@ async fn a_message_is_acknowledged_when_the_last_of_its_writes_is_settled() {
     let key = |n: u64| if n == 30 { "locked-k".to_owned() } else { format!("{n}k") };
     let writes: Vec<Queued> = (0..60).map(|n| put(&key(n), &format!("v{n}"), n)).collect();
     let lane = lane_of(&queue, &only(), &writes[0]);
-    let together = writes.chunks(WRITES_MAX).map(|together| queue.put(&lane, together, soon()));
-    let puts = futures_util::future::join_all(together);
-    assert!(puts.await.iter().all(Result::is_ok));
+    assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
     }
     let depth = async |queue: &Queue| {
         let (lanes, _) = queue.status().await.unwrap();
@@ -107,11 +103,9 @@ async fn what_the_store_has_overtaken_is_settled_by_a_look() {
     // One lane: all keys end with the same letter.
     let writes: Vec<Queued> = (0..500).map(|n| put(&format!("{n}k"), &format!("v{n}"), n)).collect();
     let lane = lane_of(&queue, &only(), &writes[0]);
-    let together = writes.chunks(WRITES_MAX).map(|together| queue.put(&lane, together, soon()));
-    let puts = futures_util::future::join_all(together);
-    assert!(puts.await.iter().all(Result::is_ok));
+    assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
     }
     for key in 0..500 {
         let mut newer = put(&format!("{key}k"), "newer", 9_000);

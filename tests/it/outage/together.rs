@@ -61,7 +61,7 @@ async fn hundreds_of_writes_of_one_key_at_once_have_versions_fates_and_one_winne
     // One that comes alone finds too many, and pushes out all but the newest three.
     let last = caller.call("put", json!({"key": "hot", "value": "last", "op_id": "last"})).await;
     written.push((text(&last["version"]), Some("last".to_owned())));
-    let noted = format!("{}:u:n:hot", caller.prefix);
+    let noted = format!("{}:v:n:hot", caller.prefix);
     assert_eq!(blocking(|| redis.cli(&["strlen", &noted])).trim(), (4 * NOTE_BYTES).to_string());
     let versions: HashSet<&String> = written.iter().map(|(version, _)| version).collect();
     assert_eq!(versions.len(), written.len(), "each has a version of its own");
@@ -128,7 +128,7 @@ async fn what_waits_for_one_locked_row_is_bounded_and_spoils_no_page_before_it()
                 }
                 let seen = caller.call("get", json!({"key": "z"})).await;
                 assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(7), &json!(true)), "{seen}");
-                let noted = format!("{}:u:n:z", caller.prefix);
+                let noted = format!("{}:v:n:z", caller.prefix);
                 let count: usize = blocking(|| redis.cli(&["strlen", &noted])).trim().parse().unwrap();
                 let count = count / NOTE_BYTES;
                 assert!((4..=16).contains(&count), "{count} of 21 are noted");
