@@ -157,14 +157,19 @@ def rows(folder):
         found = ours / theirs
         return row, case, f"{ours:.0f}/s", f"{theirs:.0f}/s", f"{found:.2f}", text, met(found)
 
-    reports = outages("8-outage")
-    if reports:
+    for name, at_a_time in [("8-outage", 1024), ("8-narrow", 256)]:
+        reports = outages(name)
+        if not reports:
+            continue
         queued, all_of_them = (sum(report["result"]["kinds"].get(kind, 0) for report in reports for kind in kinds)
                                for kinds in (["queued"], ["queued", "applied"]))
         ours = statistics.median(report["result"]["throughput"] for report in reports)
         theirs = statistics.median(report["peer"]["throughput"] for report in reports)
-        case = f"put while PostgreSQL is down, 256 at a time ({100 * queued / all_of_them:.1f} % queued) / confirmed publish"
-        yield beside(case, "8", ours, theirs, 0.8)
+        case = (f"put while PostgreSQL is down, {at_a_time} at a time ({100 * queued / all_of_them:.1f} % queued)"
+                " / confirmed publish")
+        row = beside(case, "8" if at_a_time == 1024 else "8-256", ours, theirs, 0.8)
+        # The aim is about the broker's limit.
+        yield row if at_a_time == 1024 else (*row[:5], "-", "-")
     drains = outages("9-drain")
     if drains:
         ours = statistics.median(drain_rate(seen) for seen in drains)
@@ -235,7 +240,7 @@ def main():
         print("| row | case | ours | beside it | ratio | aim | met |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for *cells, met in rows(path):
-            print("| " + " | ".join(cells) + f" | {'yes' if met else 'no'} |")
+            print("| " + " | ".join(cells) + f" | {met if isinstance(met, str) else 'yes' if met else 'no'} |")
 
 
 main()

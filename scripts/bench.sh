@@ -251,8 +251,11 @@ if wants 8 9; then
     "$programs/psql" -XAtq -d "$postgres" -c "VACUUM" -c "CHECKPOINT"
     for outage in $(seq "$outages"); do
         end_postgres
-        # The warm-up is of the time in which the breaker opens.
-        bench "8-outage-$outage" 256 outage --duration "${BENCH_OUTAGE_DURATION:-4s}" --rounds 1 --warm-up 2s --workload outage \
+        # So many at a time that the peer reaches the limit of its broker, and once more as many as elsewhere. The warm-up is of the time
+        # in which the breaker opens.
+        bench "8-outage-$outage" 1024 outage --duration "${BENCH_OUTAGE_DURATION:-4s}" --rounds 1 --warm-up 2s --workload outage \
+            --peer-rabbitmq "$rabbit"
+        bench "8-narrow-$outage" 256 outage --duration 2s --rounds 1 --warm-up 500ms --workload outage --no-load \
             --peer-rabbitmq "$rabbit"
         start_postgres "$postgres_port"
         python3 scripts/bench.py drain "$out/9-drain-$outage.json" "$binary"

@@ -26,8 +26,10 @@ pub struct Limits {
     pub bytes_max: usize,
     /// Batches on their way.
     pub at_once: usize,
-    /// One that is on its way for so long is not counted among them.
+    /// One that is on its way for so long is not counted among them,
     pub slow: Duration,
+    /// but among these.
+    pub under_way_max: usize,
 }
 
 /// What can go with others.
@@ -129,6 +131,7 @@ impl<I: Item> Dispatch<I> {
         let counts = |begun: &&Instant| now.duration_since(**begun) < self.limits.slow;
         let mut under_way = self.begun.values().filter(counts).count();
         while under_way < self.limits.at_once
+            && self.begun.len() < self.limits.under_way_max
             && let Some(lane) = self.turns.pop_front()
         {
             let items = self.together(lane);
@@ -202,8 +205,14 @@ mod tests {
     fn batches(at_once: usize) -> (Batches<Number>, Gone) {
         let gone = Gone::default();
         let (noted, begun) = (gone.clone(), Instant::now());
-        let limits =
-            Limits { waiting_max: 100, most: 8, bytes_max: 100, at_once, slow: Duration::from_millis(50) };
+        let limits = Limits {
+            waiting_max: 100,
+            most: 8,
+            bytes_max: 100,
+            at_once,
+            slow: Duration::from_millis(50),
+            under_way_max: 3,
+        };
         let go: Go<Number> = Box::new(move |lane, items| {
             assert!(items.iter().all(|item| item.lane == lane));
             let numbers: Vec<u32> = items.iter().map(|item| item.number).collect();
@@ -268,6 +277,18 @@ mod tests {
         assert_eq!(gone[0].0, [SLOW]);
         assert!(gone[1].0 == [666, 1] && (45..=110).contains(&gone[1].1), "{gone:?}");
         assert_eq!(gone[2].0, [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_ones_are_bounded_too() {
+        let (batches, gone) = batches(1);
+        for each in [SLOW; 5] {
+            batches.enter(number(each, 1)).map_err(drop).unwrap();
+            tokio::time::sleep(Duration::from_millis(110)).await;
+        }
+        assert_eq!(numbers(&gone).len(), 3, "three are under way");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(numbers(&gone), [vec![SLOW], vec![SLOW], vec![SLOW], vec![SLOW, SLOW]]);
     }
 
     #[tokio::test(start_paused = true)]

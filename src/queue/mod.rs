@@ -55,7 +55,7 @@ pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use group::{BYTES_MAX, WRITES_MAX};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
-pub use overlay::{Ahead, Away, Fate, Known, Mark, Marked, Overlay, Pending, Waits};
+pub use overlay::{Ahead, Away, Document, Fate, Mark, Marked, Overlay, Pending, Waits};
 pub use publish::Unqueued;
 pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};
@@ -194,9 +194,14 @@ impl Queue {
     }
 
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
-    /// `known`: of each; `surplus`: see [`Waits::surplus`].
-    pub async fn show(&self, writes: &[Queued], known: &[Known], surplus: &[(RowKey, Version)]) -> bool {
-        match self.overlay.hold(writes, known, surplus).await {
+    /// `documents`: where that of each is kept; `surplus`: see [`Waits::surplus`].
+    pub async fn show(
+        &self,
+        writes: &[Queued],
+        documents: &[Document],
+        surplus: &[(RowKey, Version)],
+    ) -> bool {
+        match self.overlay.hold(writes, documents, surplus).await {
             Ok(settled) => {
                 if !settled.is_empty() {
                     self.owed.settle(settled);
@@ -235,7 +240,7 @@ impl Queue {
             .collect()
     }
 
-    /// Takes writes of one lane, in as few messages as they fit. Gives back how many writes each of these holds, in the order of the
+    /// Takes writes of one lane, in their order, in messages that each are as full as fits. Gives back how many writes each of these holds, in the order of the
     /// writes, and what came of it: `Ok` when they are in the lane, on disk.
     pub async fn put(
         &self,

@@ -7,8 +7,8 @@
 //! says for a day what became of a write.
 //!
 //! In a long outage a worker writes the same keys again and again. A document has a name of its own only where it may not be the
-//! newest that its worker notes of the key; else it takes the place of the one before, and where it is taken away those that are older and
-//! had theirs there are not noted any more either.
+//! newest that its worker notes of the key; else it takes the place of the one before. Should it be dead then, those before it still
+//! wait, and are known to, but cannot be read until they are applied.
 //!
 //! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
 //! it is taken away again.
@@ -18,13 +18,13 @@
 //!
 //! ```text
 //! {prefix}:v:{namespace}:{key}               what waits, [`note::NOTE_BYTES`] each, in the order in which they were noted, some twice:
-//!                                            version (32 hex digits), kind ('r' record, 's' record in its worker's place, 'd' delete),
-//!                                            operation (16 hex digits, 0 = none), end of the record's life (16, Unix milliseconds,
-//!                                            0 = never)
+//!                                            version (32 hex digits), kind ('r' record, 's' record in its worker's place, 'g' record
+//!                                            whose document is gone, 'd' delete), operation (16 hex digits, 0 = none), end of the
+//!                                            record's life (16, Unix milliseconds, 0 = never)
 //! {prefix}:r:{namespace}:{key}:{version}     receipt
 //! {prefix}:r:{namespace}:{key}:{version}b    stored document of what waits
-//! {prefix}:r:{namespace}:{key}:{origin}s     a worker's place: version (32 hex digits) and stored document of the newest 's' that is
-//!                                            noted of it
+//! {prefix}:r:{namespace}:{key}:{origin}s     a worker's place: version (32 hex digits), end of the record's life (16) and stored
+//!                                            document of the newest 's' that is noted of it
 //! {prefix}:r:{namespace}:{key}:o             set: versions that wait and are not noted any more
 //! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
@@ -53,7 +53,7 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::Calls;
-pub use hold::Known;
+pub use hold::Document;
 pub use mark::{Mark, Marked};
 pub use note::Waits;
 use note::{Kind, pending_of};
@@ -196,9 +196,17 @@ impl Overlay {
         }
     }
 
-    /// What is pending on each key.
-    pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Result<Vec<Option<Pending>>, Away> {
-        let (mut found, until) = (vec![None; keys.len()], Instant::now() + LOOK_TIMEOUT);
+    /// What is pending on each key; an error where that is not known.
+    pub async fn look(&self, namespace: &Namespace, keys: &[&Key]) -> Vec<Result<Option<Pending>, Away>> {
+        self.look_at(namespace, keys).await.unwrap_or_else(|away| vec![Err(away); keys.len()])
+    }
+
+    async fn look_at(
+        &self,
+        namespace: &Namespace,
+        keys: &[&Key],
+    ) -> Result<Vec<Result<Option<Pending>, Away>>, Away> {
+        let (mut found, until) = (vec![Ok(None); keys.len()], Instant::now() + LOOK_TIMEOUT);
         let left = || until.saturating_duration_since(Instant::now());
         let mut asked: Vec<usize> = (0..keys.len()).collect();
         for _ in 0..LOOKS_MAX {
@@ -207,12 +215,17 @@ impl Overlay {
             let (mut records, mut documents) = (Vec::new(), Vec::new());
             for (at, waits) in asked.iter().zip(waits) {
                 match pending_of(&waits) {
-                    None => {}
+                    None => found[*at] = Ok(None),
                     Some(read) => {
                         let version = read.waits.version;
                         documents.push(match read.kind {
                             Kind::Delete => {
-                                found[*at] = read.with(&Value::Nil);
+                                found[*at] = Ok(read.with(&Value::Nil));
+                                continue;
+                            }
+                            Kind::Lost => {
+                                let why = "the document of a pending write made place for a newer one, which is dead";
+                                found[*at] = Err(Away(why.to_owned()));
                                 continue;
                             }
                             Kind::Record => self.calls.document(namespace, keys[*at], version),
@@ -226,17 +239,19 @@ impl Overlay {
             for ((at, read), document) in
                 records.into_iter().zip(self.calls.get_all(&documents, left()).await?)
             {
-                found[at] = read.with(&document);
-                // Settled since, or a newer one has taken its place.
-                if found[at].is_none() {
+                let pending = read.with(&document);
+                // Settled since, or pushed out.
+                if pending.is_none() {
                     asked.push(at);
                 }
+                let missing = || Away("the document of a pending write is missing".to_owned());
+                found[at] = pending.map(Some).ok_or_else(missing);
             }
             if asked.is_empty() {
-                return Ok(found);
+                break;
             }
         }
-        Err(Away("documents of pending writes are missing".to_owned()))
+        Ok(found)
     }
 
     /// What there is of each key before it is written.
@@ -250,15 +265,15 @@ impl Overlay {
         }
     }
 
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `known`: of each, and nothing of those
-    /// beyond. `surplus`: see [`Waits::surplus`]. What had been settled before is to be taken away again.
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `documents`: where that of each is kept,
+    /// of those beyond as its own. `surplus`: see [`Waits::surplus`]. What had been settled before is to be taken away again.
     pub(super) async fn hold(
         &self,
         writes: &[Queued],
-        known: &[Known],
+        documents: &[Document],
         surplus: &[(RowKey, Version)],
     ) -> Result<Vec<Settlement>, Away> {
-        let settled = self.calls.hold(writes, known, surplus).await?;
+        let settled = self.calls.hold(writes, documents, surplus).await?;
         let again = |(at, version)| Settlement { at, version, fate: Fate::Unknown };
         Ok(settled.into_iter().map(again).collect())
     }

@@ -192,7 +192,7 @@ mod tests {
         let begun = std::time::Instant::now();
         loop {
             let pending = overlay.look(&namespace, &keys.iter().collect::<Vec<_>>()).await;
-            let there: Vec<bool> = pending.unwrap().iter().map(Option::is_some).collect();
+            let there: Vec<bool> = pending.into_iter().map(|pending| pending.unwrap().is_some()).collect();
             if there == [false, true, false] && owed.state().holds.is_empty() {
                 break;
             }

@@ -200,7 +200,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
         queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
-    let pending = queue.overlay().look(&namespace, &[&key]).await.unwrap().remove(0).unwrap();
+    let pending = queue.overlay().look(&namespace, &[&key]).await.remove(0).unwrap().unwrap();
     assert_eq!(pending.body.unwrap(), "v942");
     until("all wait", async || {
         let (lanes, dead) = queue.status().await.unwrap();

@@ -23,7 +23,7 @@ use crate::link::batches::{Batches, Item, Limits};
 use crate::model::reply::{Durability, WriteReply};
 use crate::model::{Code, Error, Outcome, Version};
 use crate::queue::{
-    Ahead, Away, BYTES_MAX, FULL_RETRY_MS, Known, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX,
+    Ahead, Away, BYTES_MAX, Document, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX,
     Waits,
 };
 
@@ -37,6 +37,10 @@ use super::policy::Policy;
 const AT_ONCE: usize = 4;
 /// Full messages of one batch.
 const MESSAGES: usize = 4;
+/// Batches of a shard on their way, slow ones counted: what a broker or a Redis that hangs keeps in memory.
+const UNDER_WAY_MAX: usize = 64;
+/// Of [`QUEUED_WITHIN`], the part in which the broker has to confirm; the rest is for letting others see it.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(1500);
 /// A batch is slow that has been on its way for so long: others do not wait for it.
 const SLOW: Duration = Duration::from_millis(50);
 /// Writes of a shard that wait to go; beyond it the queue counts as full.
@@ -103,17 +107,16 @@ pub(super) struct Rules {
 }
 
 impl Intake {
-    /// `lanes`: those of the shard.
-    pub(super) fn new(rules: Arc<Rules>, lanes: Vec<Arc<str>>) -> Self {
+    /// `lanes`: those of the shard, each with what all shards of its backend say of it.
+    pub(super) fn new(rules: Arc<Rules>, lanes: Vec<(Arc<str>, Arc<Newest>)>) -> Self {
         let limits = Limits {
             waiting_max: WAITING_MAX,
             most: MESSAGES * WRITES_MAX,
             bytes_max: MESSAGES * BYTES_MAX,
             at_once: AT_ONCE,
+            under_way_max: UNDER_WAY_MAX,
             slow: SLOW,
         };
-        let lanes: Vec<(Arc<str>, Arc<Newest>)> =
-            lanes.into_iter().map(|name| (name, Arc::default())).collect();
         let count = lanes.len();
         let go = move |lane: usize, entering| {
             let (rules, (lane, newest)) = (rules.clone(), lanes[lane].clone());
@@ -132,8 +135,8 @@ impl Intake {
 #[derive(Default)]
 struct Letter {
     writes: Vec<Queued>,
-    /// What is known of each.
-    known: Vec<Known>,
+    /// Where the document of each is kept.
+    documents: Vec<Document>,
     waiting: Vec<Box<Entering>>,
     /// From which versions on nothing older of their keys is noted beside them any more.
     surplus: Vec<(RowKey, Version)>,
@@ -151,13 +154,13 @@ impl Rules {
     async fn enqueue(&self, lane: &str, newest: &Arc<Newest>, entering: Vec<Box<Entering>>) {
         let begun = Instant::now();
         // Before the look, so that it shows what the batch before noted.
-        let mut say = newest.say();
+        let say = newest.say();
         let aheads = self.ahead(&entering).await;
         let letter = self.letter(entering, aheads, begun, say.is_some());
-        let put = self.queue.put(lane, &letter.writes, begun + QUEUED_WITHIN).await;
+        let put = self.queue.put(lane, &letter.writes, begun + CONFIRMED_WITHIN).await;
         let confirmed = letter.confirmed(put);
         if !confirmed.writes.is_empty() {
-            self.show(confirmed, begun, say.as_mut()).await;
+            self.show(confirmed, begun, say).await;
         }
     }
 
@@ -168,7 +171,7 @@ impl Rules {
         let mut surplus_of: Vec<Option<Version>> = of_keys.iter().map(surplus_of).collect();
         let mut letter = Letter {
             writes: Vec::with_capacity(entering.len()),
-            known: Vec::with_capacity(entering.len()),
+            documents: Vec::with_capacity(entering.len()),
             waiting: Vec::with_capacity(entering.len()),
             surplus: Vec::new(),
         };
@@ -196,10 +199,9 @@ impl Rules {
             };
             letter.surplus.extend(surplus.map(|version| (write.entry.at.clone(), version)));
             // One that got its version just now, above all that is there.
-            let looked = ahead.and_then(|ahead| ahead.as_ref().ok());
-            letter.known.push(Known {
-                is_newest: say && looked.is_some(),
-                is_listed: looked.is_some_and(|ahead| ahead.pending.is_some()),
+            letter.documents.push(match ahead {
+                Some(Ok(_)) if say => Document::Placed,
+                _ => Document::Own,
             });
             letter.writes.push(write);
             letter.waiting.push(entering);
@@ -208,13 +210,16 @@ impl Rules {
     }
 
     /// Lets all workers see what is queued, and tells who waits for it.
-    async fn show(&self, confirmed: Letter, begun: Instant, mut say: Option<&mut Say>) {
-        let Letter { writes, known, waiting, surplus } = confirmed;
+    async fn show(&self, confirmed: Letter, begun: Instant, say: Option<Say>) {
+        let Letter { writes, documents, waiting, surplus } = confirmed;
+        let mut say = say.filter(|_| documents.contains(&Document::Placed));
         if let Some(say) = &mut say {
             say.begins();
         }
-        let seen = self.queue.show(&writes, &known, &surplus).await;
-        if let Some(say) = say.filter(|_| seen) {
+        let seen = self.queue.show(&writes, &documents, &surplus).await;
+        if let Some(mut say) = say
+            && seen
+        {
             say.ended();
         }
         self.outdated(&waiting, &writes).await;
@@ -327,24 +332,31 @@ impl Letter {
             return self;
         }
         let mut confirmed = Self { surplus: self.surplus, ..Self::default() };
-        let mut all = self.writes.into_iter().zip(self.known).zip(self.waiting);
-        for (count, put) in put {
-            for ((write, known), entering) in all.by_ref().take(count) {
-                match &put {
-                    Ok(()) => {
-                        confirmed.writes.push(write);
-                        confirmed.known.push(known);
-                        confirmed.waiting.push(entering);
-                    }
-                    Err(unqueued) => {
-                        let told = entering.unqueued(unqueued);
-                        entering.tell(told);
-                    }
+        let all = self.writes.into_iter().zip(self.documents).zip(self.waiting);
+        for (((write, document), entering), unqueued) in each_told(all, put) {
+            match unqueued {
+                None => {
+                    confirmed.writes.push(write);
+                    confirmed.documents.push(document);
+                    confirmed.waiting.push(entering);
+                }
+                Some(unqueued) => {
+                    let told = entering.unqueued(&unqueued);
+                    entering.tell(told);
                 }
             }
         }
         confirmed
     }
+}
+
+/// Each of some with what came of the message that held it: why it is not in the queue, if so.
+fn each_told<T>(
+    all: impl Iterator<Item = T>,
+    put: Vec<(usize, Result<(), Unqueued>)>,
+) -> impl Iterator<Item = (T, Option<Unqueued>)> {
+    let told = put.into_iter().flat_map(|(count, put)| std::iter::repeat_n(put.err(), count));
+    all.zip(told)
 }
 
 // === impl Answer ===
@@ -507,6 +519,19 @@ mod tests {
         fn is_gone(&self) -> bool {
             false
         }
+    }
+
+    #[test]
+    fn each_is_told_of_its_own_message() {
+        let (full, unknown) = (Unqueued::Full("full".to_owned()), Unqueued::Unknown("unknown".to_owned()));
+        let put = vec![(2, Ok(())), (1, Err(full.clone())), (3, Ok(())), (2, Err(unknown.clone()))];
+        let told: Vec<_> = each_told(0..8, put).collect();
+        let of = |at: i32| match at {
+            2 => Some(full.clone()),
+            6 | 7 => Some(unknown.clone()),
+            _ => None,
+        };
+        assert_eq!(told, (0..8).map(|at| (at, of(at))).collect::<Vec<_>>());
     }
 
     #[test]

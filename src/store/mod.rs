@@ -52,6 +52,7 @@ use crate::queue::{LaneShard, Queue};
 use agreed::Agreed;
 use intake::{Intake, Rules};
 use minter::Minter;
+use newest::Newest;
 use policy::{Durability, Policy, PolicySettings};
 
 /// Every namespace a worker serves, over its backends.
@@ -145,11 +146,14 @@ impl Store {
             minter: minter.clone(),
         });
         let intakes_of = |(name, backend): (&String, &Arc<Layered>)| {
-            let of = |shard| {
+            // A slot that moves to another shard keeps the number of its lane.
+            let mut newest: Vec<Arc<Newest>> = Vec::new();
+            let mut of = |shard| {
                 let lanes = queue.lanes(&LaneShard { backend: name.clone(), shard });
-                Intake::new(rules.clone(), lanes)
+                newest.resize_with(lanes.len(), Arc::default);
+                Intake::new(rules.clone(), lanes.into_iter().zip(newest.iter().cloned()).collect())
             };
-            (name.clone(), backend.shards().into_iter().map(of).collect())
+            (name.clone(), backend.shards().into_iter().map(&mut of).collect())
         };
         let intakes = backends.iter().map(intakes_of).collect();
         Self { queue: Some(Waiting { queue, backends, intakes, minter }), ..self }

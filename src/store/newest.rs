@@ -1,5 +1,6 @@
-//! Who may say that his writes are the newest that his worker notes of their keys: one batch of a lane at a time, from before it looks
-//! until it is known that what it noted is there. A key has one lane, so the next one's versions are above it.
+//! Who may say that his writes are the newest that his worker notes of their keys: one batch at a time of those whose slots have the same
+//! lane, whatever shard they are on, from before it looks until it is known that what it noted is there. So the next one's versions are
+//! above it.
 //!
 //! Where it is not known, the call may come late, over a connection that was given up. For [`UNSURE`] nobody says so then.
 
@@ -9,8 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long something may be under way to Redis and be carried out all the same. A document that comes later still takes the place of a
-/// newer one: reads of its key are refused then, until it is written again or applied.
-const UNSURE: Duration = Duration::from_secs(120);
+/// newer one: what is pending on its key is not known to reads then, until it is written again or applied.
+const UNSURE: Duration = Duration::from_secs(60);
 
 /// Of one lane. See the module.
 #[derive(Default)]

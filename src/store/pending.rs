@@ -26,7 +26,7 @@ const KEYS_MAX: usize = 10_000;
 impl Store {
     /// What is pending on a key. Where nobody knows, nothing is: the bound of the level holds for what was applied.
     pub(super) async fn pending_on(&self, call: &Call, waiting: &Waiting, key: &Key) -> Option<Pending> {
-        waiting.queue.overlay().look(&call.namespace, &[key]).await.ok()?.pop()?
+        waiting.queue.overlay().look(&call.namespace, &[key]).await.pop()?.ok()?
     }
 
     /// What stands in the backend, if it is as new as a pending write, which then is taken away.
@@ -74,10 +74,9 @@ impl Store {
     ) -> Vec<Result<Read>> {
         let keys: Vec<&Key> = gets.iter().map(|get| &get.key).collect();
         let pending = waiting.queue.overlay().look(&call.namespace, &keys).await;
-        let pending = pending.unwrap_or_else(|_| vec![None; gets.len()]);
         let (mut waits, mut rest) = (Vec::new(), Vec::new());
         for (at, pending) in pending.into_iter().enumerate() {
-            match pending {
+            match pending.ok().flatten() {
                 Some(pending) => waits.push((at, pending)),
                 None => rest.push(at),
             }
@@ -143,14 +142,12 @@ impl Store {
         let covered = |key: &Key| resume.as_ref().is_none_or(|end| !is_before(end, key, range.reverse));
         let keys: Vec<Key> = keys.into_iter().filter(|key| covered(key)).collect();
         let asked: Vec<&Key> = keys.iter().collect();
-        let Ok(pending) = waiting.queue.overlay().look(&call.namespace, &asked).await else {
-            let rows = rows.into_iter().filter(|(key, _)| covered(key)).collect();
-            return Ok((Page { rows, resume, as_of }, None));
-        };
+        let pending = waiting.queue.overlay().look(&call.namespace, &asked).await;
+        let is_known = pending.iter().all(Result::is_ok);
         let mut merged: BTreeMap<Key, Result<Found>> =
             rows.into_iter().filter(|(key, _)| covered(key)).collect();
         let pending: Vec<(Key, Pending)> =
-            keys.into_iter().zip(pending).filter_map(|(key, pending)| Some((key, pending?))).collect();
+            keys.into_iter().zip(pending).filter_map(|(key, pending)| Some((key, pending.ok()??))).collect();
         let unseen: Vec<&Key> =
             pending.iter().map(|(key, _)| key).filter(|key| !merged.contains_key(*key)).collect();
         let rows = unseen.iter().map(|key| call.row_key(key)).collect();
@@ -182,7 +179,7 @@ impl Store {
             rows.truncate(range.limit);
             resume = rows.last().map(|(key, _)| key.clone());
         }
-        Ok((Page { rows, resume, as_of }, Some(any)))
+        Ok((Page { rows, resume, as_of }, is_known.then_some(any)))
     }
 }
 

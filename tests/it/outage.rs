@@ -319,8 +319,8 @@ async fn neither_store_nor_queue_nothing_is_queued_and_a_full_one_says_when_to_c
             reply["outcome"] == "queued"
         })
         .await;
-    // Many at once fill their lanes in the middle of a batch, of which each is told what came of his own. What a worker has in hand
-    // does not count, some messages of each lane.
+    // Many at once fill their lanes, and each is told what came of his own. What a worker has in hand does not count, some messages of
+    // each lane.
     let value = |n: u64| {
         let next = |last: &u64| Some(last.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e));
         let words: Vec<String> =

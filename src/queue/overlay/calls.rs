@@ -17,6 +17,9 @@ use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
 use crate::model::{Key, Namespace, Version, hex};
 
+/// About as long as names are.
+pub(super) const NAME_BYTES: usize = 128;
+
 /// What the name of a document has behind that of its receipt.
 pub(super) const DOCUMENT: &str = "b";
 /// What the name of a worker's document of a key ends with.
@@ -51,7 +54,8 @@ impl Calls {
         let calls = self.ask_waits(&mut steps, keys.iter().map(|(namespace, key)| (namespace, key)));
         for (namespace, key) in keys {
             // The version in the head of the shared tier's copy.
-            steps.cmd("GETRANGE").arg(self.name("e", namespace, key)).arg(2).arg(33);
+            let name = self.name("e", namespace, key);
+            steps.add_command(command("GETRANGE", 3, name.len() + 3)).arg(name).arg(2).arg(33);
         }
         let mut namespaces: Vec<&Namespace> = keys.iter().map(|(namespace, _)| namespace).collect();
         namespaces.sort_unstable();
@@ -140,10 +144,11 @@ impl Calls {
         keys: impl Iterator<Item = (&'k Namespace, &'k Key)>,
     ) -> usize {
         let (mut calls, mut asked) = (0, TOLD_TOGETHER);
-        let mut ask = redis::cmd("MGET");
+        let some = || command("MGET", TOLD_TOGETHER, TOLD_TOGETHER * NAME_BYTES);
+        let mut ask = some();
         for (namespace, key) in keys {
             if asked == TOLD_TOGETHER && calls > 0 {
-                steps.add_command(std::mem::replace(&mut ask, redis::cmd("MGET")));
+                steps.add_command(std::mem::replace(&mut ask, some()));
             }
             if asked == TOLD_TOGETHER {
                 (calls, asked) = (calls + 1, 0);
@@ -223,6 +228,13 @@ impl Calls {
             );
         }
     }
+}
+
+/// A command with room for its arguments: their number, and bytes of all.
+pub(super) fn command(name: &str, arguments: usize, bytes: usize) -> Cmd {
+    let mut command = Cmd::with_capacity(1 + arguments, name.len() + bytes);
+    command.arg(name);
+    command
 }
 
 /// The parts of an answer that has some.

@@ -1,7 +1,9 @@
 //! What is noted of the writes that wait on a key, and how it is read.
 
+use std::io::Write as _;
+
 use bytes::Bytes;
-use redis::Value;
+use redis::{RedisWrite, ToRedisArgs, Value};
 
 use super::Pending;
 use crate::model::{Version, hex};
@@ -15,6 +17,8 @@ pub(super) const NOTED_MAX: usize = 16;
 pub(super) const CROWDED: usize = 128;
 /// Digits of a version.
 const VERSION_DIGITS: usize = 2 * hex::DIGITS;
+/// What a write in its worker's place has before its document.
+pub(super) const PLACED_HEAD_BYTES: usize = VERSION_DIGITS + hex::DIGITS;
 /// One noted write.
 pub(super) const NOTE_BYTES: usize = VERSION_DIGITS + 1 + 2 * hex::DIGITS;
 
@@ -52,8 +56,10 @@ pub(super) enum Kind {
     Delete,
     /// A record with a document of its own.
     Record,
-    /// A record whose document is in place of those that its worker queued before.
+    /// A record whose document is in its worker's place, unless a newer one is.
     Placed,
+    /// A record whose document made place for that of a newer one, which could not be applied.
+    Lost,
 }
 
 /// A pending write as it is read.
@@ -64,20 +70,19 @@ pub(super) struct Read {
 }
 
 impl Read {
-    /// The whole of it. `None` where its document is missing, which must not be taken for a delete.
+    /// The whole of it, or of a newer one that was noted since. `None` where its document is missing, which must not be taken for a
+    /// delete.
     pub(super) fn with(self, document: &Value) -> Option<Pending> {
-        let body = match (self.kind, document) {
-            (Kind::Delete, _) => None,
-            (Kind::Record, Value::BulkString(body)) => Some(Bytes::copy_from_slice(body)),
+        let its = |body| Pending { version: self.waits.version, body, expires_at_ms: self.expires_at_ms };
+        match (self.kind, document) {
+            (Kind::Delete, _) => Some(its(None)),
+            (Kind::Record, Value::BulkString(body)) => Some(its(Some(Bytes::copy_from_slice(body)))),
+            // A newer one was noted together with its document.
             (Kind::Placed, Value::BulkString(placed)) => {
-                let (version, body) = placed.split_at_checked(VERSION_DIGITS)?;
-                // That of another write, which is noted since or not any more.
-                (Version::read(version)? == self.waits.version).then_some(())?;
-                Some(Bytes::copy_from_slice(body))
+                placed_of(placed).filter(|placed| placed.version >= self.waits.version)
             }
-            _ => return None,
-        };
-        Some(Pending { version: self.waits.version, body, expires_at_ms: self.expires_at_ms })
+            _ => None,
+        }
     }
 }
 
@@ -89,7 +94,9 @@ pub(super) fn pending_of(answer: &Value) -> Option<Read> {
     for note in notes.chunks_exact(NOTE_BYTES) {
         let Some((version, kind, op, life)) = note_of(note) else { continue };
         all.push((version, Some(op).filter(|op| *op != 0)));
-        if newest.is_none_or(|(newest, ..)| newest < version) {
+        // Noted twice, it has a document of its own as well, whose place none takes.
+        let is_safer = |newest| newest == version && kind == Kind::Record;
+        if newest.is_none_or(|(newest, ..)| newest < version || is_safer(newest)) {
             newest = Some((version, kind, life));
         }
     }
@@ -100,13 +107,26 @@ pub(super) fn pending_of(answer: &Value) -> Option<Read> {
     Some(Read { waits: Waits { version, all }, kind, expires_at_ms })
 }
 
-/// A document as it is in place of others.
-pub(super) fn placed(version: Version, body: &[u8]) -> Vec<u8> {
-    let mut name = String::with_capacity(VERSION_DIGITS + body.len());
-    version.push_to(&mut name);
-    let mut placed = name.into_bytes();
-    placed.extend_from_slice(body);
-    placed
+/// A write as it is in its worker's place: version, end of its life, document.
+pub(super) struct Placed<'b>(pub(super) Version, pub(super) i64, pub(super) &'b [u8]);
+
+impl ToRedisArgs for Placed<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let Self(version, expires_at_ms, body) = self;
+        let mut head = String::with_capacity(PLACED_HEAD_BYTES);
+        version.push_to(&mut head);
+        hex::push(&mut head, expires_at_ms.cast_unsigned());
+        let mut placed = out.writer_for_next_arg();
+        // What it is written into is memory.
+        drop(placed.write_all(head.as_bytes()).and_then(|()| placed.write_all(body)));
+    }
+}
+
+fn placed_of(placed: &[u8]) -> Option<Pending> {
+    let (version, rest) = placed.split_at_checked(VERSION_DIGITS)?;
+    let (life, body) = rest.split_at_checked(hex::DIGITS)?;
+    let (version, expires_at_ms) = (Version::read(version)?, hex::read(life)?.cast_signed());
+    Some(Pending { version, body: Some(Bytes::copy_from_slice(body)), expires_at_ms })
 }
 
 /// A write as it is noted. `in_place`: so is its document, if it has one.
@@ -131,6 +151,7 @@ fn note_of(note: &[u8]) -> Option<(Version, Kind, u64, i64)> {
     let kind = match kind {
         b'r' => Kind::Record,
         b's' => Kind::Placed,
+        b'g' => Kind::Lost,
         b'd' => Kind::Delete,
         _ => return None,
     };

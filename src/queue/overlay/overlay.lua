@@ -7,13 +7,65 @@
 -- ARGV: how long receipts are kept (seconds), and for how long it is known of what waits and is noted no more; for each write its version,
 -- what became of it ('' = nothing to note), and whether all that is older goes as well ('1').
 
-local VERSION, ORIGIN, NOTE = 32, 16, 65
-
--- The kind of a note whose document is in its worker's place, 's'.
-local PLACED = 115
+local VERSION, TIME, NOTE = 32, 16, 65
+-- Kinds of notes: with a document of its own ('r'), with one in its worker's place ('s').
+local OWN, PLACED = 114, 115
 
 -- Values of one call: what fits the stack.
 local TOGETHER = 1000
+
+-- Whether a noted write is the newest whose document is in its worker's place: then those before it there have none.
+local function fills_place(there, version, origin)
+  local sub, byte = string.sub, string.byte
+  local is_there = false
+  for from = 1, #there - NOTE + 1, NOTE do
+    local noted = sub(there, from, from + VERSION - 1)
+    if byte(there, from + VERSION) == PLACED and sub(noted, TIME + 1) == origin then
+      if noted > version then
+        return false
+      end
+      is_there = is_there or noted == version
+    end
+  end
+  return is_there
+end
+
+-- Takes a version out of what is noted, and all that is older as well if so. What its document took the place of has none any more: that
+-- stays noted, as a write that waits and cannot be read. Gives back what stays, puts the versions of the others that go into `out`, and
+-- the names of documents that nobody needs any more into `documents`.
+local function cut(there, version, older, of_key, out, documents)
+  local sub, byte = string.sub, string.byte
+  local origin = sub(version, TIME + 1)
+  local empties = not older and fills_place(there, version, origin)
+  local left, goes_from, stays_in, count = {}, {}, {}, #out
+  for from = 1, #there - NOTE + 1, NOTE do
+    local noted, kind = sub(there, from, from + VERSION - 1), byte(there, from + VERSION)
+    if noted == version or (older and noted < version) then
+      if noted ~= version then
+        count = count + 1
+        out[count] = noted
+      end
+      if kind == PLACED then
+        goes_from[sub(noted, TIME + 1)] = true
+      elseif kind == OWN and noted ~= version then
+        documents[#documents + 1] = of_key .. noted .. 'b'
+      end
+    elseif empties and kind == PLACED and sub(noted, TIME + 1) == origin then
+      left[#left + 1] = noted .. 'g' .. sub(there, from + VERSION + 1, from + NOTE - 1)
+    else
+      left[#left + 1] = sub(there, from, from + NOTE - 1)
+      if kind == PLACED then
+        stays_in[sub(noted, TIME + 1)] = true
+      end
+    end
+  end
+  for by in pairs(goes_from) do
+    if not stays_in[by] then
+      documents[#documents + 1] = of_key .. by .. 's'
+    end
+  end
+  return table.concat(left)
+end
 
 -- `notes`: all get receipts; else those alone that have one, or whose pending write makes room for it. What is taken away before its
 -- fate is known goes to the others of its key that wait unseen.
@@ -21,8 +73,11 @@ local function settle(KEYS, ARGV, notes)
   local seconds, waiting_seconds, receipts, settled = ARGV[1], ARGV[2], {}, {}
   for at = 1, #KEYS / 3 do
     receipts[at] = KEYS[3 * at - 1]
-    settled[receipts[at]] = ARGV[3 * at + 1] ~= ''
+    if ARGV[3 * at + 1] ~= '' then
+      settled[receipts[at]] = true
+    end
   end
+  local settles = next(settled) ~= nil
   local was = redis.call('MGET', unpack(receipts))
   local documents, unlisted = {}, {}
   for at = 1, #receipts do
@@ -35,46 +90,16 @@ local function settle(KEYS, ARGV, notes)
     local there = redis.call('GET', waits) or ''
     local gone, left = string.find(there, version, 1, true) ~= nil, there
     if gone or (older == '1' and there ~= '') then
-      local goes = function(noted) return noted == version or (older == '1' and noted < version) end
-      -- Of each worker's place the newest that had its document there: with it go the others.
-      local newest = {}
-      for from = 1, #there, NOTE do
-        if string.byte(there, from + VERSION) == PLACED then
-          local noted = string.sub(there, from, from + VERSION - 1)
-          local origin = string.sub(noted, -ORIGIN)
-          if not newest[origin] or newest[origin] < noted then
-            newest[origin] = noted
-          end
+      local out = {}
+      left = cut(there, version, older == '1', of_key, out, documents)
+      for _, noted in ipairs(out) do
+        if not (settles and settled[of_key .. noted]) then
+          unseen[#unseen + 1] = noted
         end
       end
-      for origin, noted in pairs(newest) do
-        if goes(noted) then
-          documents[#documents + 1] = of_key .. origin .. 's'
-        else
-          newest[origin] = nil
-        end
-      end
-      local kept = {}
-      for from = 1, #there, NOTE do
-        local noted = string.sub(there, from, from + VERSION - 1)
-        local placed = string.byte(there, from + VERSION) == PLACED
-        if noted == version then
-          -- Told of below.
-        elseif goes(noted) or (placed and newest[string.sub(noted, -ORIGIN)]) then
-          if not settled[of_key .. noted] then
-            unseen[#unseen + 1] = noted
-          end
-          if not placed then
-            documents[#documents + 1] = of_key .. noted .. 'b'
-          end
-        else
-          kept[#kept + 1] = string.sub(there, from, from + NOTE - 1)
-        end
-      end
-      left = table.concat(kept)
       if left == '' then
         redis.call('DEL', waits)
-      elseif #left < #there then
+      elseif left ~= there then
         redis.call('SET', waits, left)
       end
     end
@@ -113,17 +138,6 @@ local function settle(KEYS, ARGV, notes)
   return #receipts
 end
 
--- Lists keys that have something pending. KEYS, two for each: what is pending on it, and the index. ARGV: the keys.
-local function list(KEYS, ARGV)
-  for at = 1, #ARGV do
-    if redis.call('EXISTS', KEYS[2 * at - 1]) == 1 then
-      redis.call('ZADD', KEYS[2 * at], 0, ARGV[at])
-    end
-  end
-  return #ARGV
-end
-
-redis.register_function('ds8q_list', list)
 redis.register_function('ds8q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
 -- Where memory is full: it gives back more than it takes, and nothing else ever would.
 redis.register_function{

@@ -32,10 +32,10 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("a").unwrap());
-    let look = async || overlay.look(&namespace, &[&key]).await.unwrap().remove(0);
+    let look = async || overlay.look(&namespace, &[&key]).await.remove(0).unwrap();
     let fate = async |hlc| overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await.unwrap();
     assert_eq!((look().await, fate(5).await), (None, Fate::Unknown));
-    assert_eq!(overlay.look(&namespace, &[]).await, Ok(Vec::new()));
+    assert_eq!(overlay.look(&namespace, &[]).await, Vec::new());
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
     overlay.hold(std::slice::from_ref(&nine), &[], &[]).await.unwrap();
@@ -219,8 +219,7 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     assert_eq!(fate, Ok(Fate::Pending), "it waits all the same");
 }
 
-/// What a look that preceded it would tell of a write.
-const NEWEST: Known = Known { is_newest: true, is_listed: false };
+const PLACED: Document = Document::Placed;
 
 #[tokio::test]
 async fn documents_of_one_worker_take_each_others_place() {
@@ -230,21 +229,21 @@ async fn documents_of_one_worker_take_each_others_place() {
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let look = async || {
-        let pending = overlay.look(&namespace, &[&key]).await.unwrap().remove(0)?;
+        let pending = overlay.look(&namespace, &[&key]).await.remove(0).unwrap()?;
         Some((pending.version.hlc, pending.body.map(|body| String::from_utf8(body.to_vec()).unwrap())))
     };
     let seen = |hlc: u64, body: &str| Some((hlc, Some(body.to_owned())));
     let fate = async |hlc, origin| overlay.fate(&namespace, &key, Version { hlc, origin }).await.unwrap();
     let places = async || names(&overlay, "o8:r:*s").await.len();
-    let held = async |write: &Queued, known: Known| {
-        assert!(overlay.hold(std::slice::from_ref(write), &[known], &[]).await.unwrap().is_empty());
+    let held = async |write: &Queued, document: Document| {
+        assert!(overlay.hold(std::slice::from_ref(write), &[document], &[]).await.unwrap().is_empty());
     };
     // Two of one call, and one after them.
     let (one, two, three) =
         (queued("k", 1, Some(b"one"), 1), queued("k", 2, Some(b"two"), 2), queued("k", 3, Some(b"three"), 3));
-    overlay.hold(&[one.clone(), two.clone()], &[NEWEST, NEWEST], &[]).await.unwrap();
+    overlay.hold(&[one.clone(), two.clone()], &[PLACED, PLACED], &[]).await.unwrap();
     assert_eq!((look().await, places().await), (seen(2, "two"), 1));
-    held(&three, NEWEST).await;
+    held(&three, PLACED).await;
     assert_eq!(
         (look().await, places().await, documents(&overlay, "o8").await.len()),
         (seen(3, "three"), 1, 0)
@@ -252,7 +251,7 @@ async fn documents_of_one_worker_take_each_others_place() {
     // Of another worker, and one of the first that was tried before and has its version from then.
     let mut other = queued("k", 4, Some(b"other"), 4);
     other.entry.row.version.origin = 6;
-    held(&other, NEWEST).await;
+    held(&other, PLACED).await;
     let tried = queued("k", 2, Some(b"tried"), 2);
     let tried = Queued {
         entry: Entry {
@@ -261,7 +260,7 @@ async fn documents_of_one_worker_take_each_others_place() {
         },
         ..tried
     };
-    held(&tried, Known::default()).await;
+    held(&tried, Document::Own).await;
     assert_eq!(
         (look().await, places().await, documents(&overlay, "o8").await.len()),
         (seen(4, "other"), 2, 1)
@@ -275,51 +274,72 @@ async fn documents_of_one_worker_take_each_others_place() {
         (seen(3, "three"), 1),
         "that of another worker is still there"
     );
-    // With the newest of a place go those whose documents it took: they wait unseen.
+    // Those whose documents the newest took the place of still wait. They cannot be read.
     overlay.settle(&[settlement(&three, Fate::Dead("no".to_owned()))]).await.unwrap();
     assert_eq!((look().await, places().await), (seen(1, "tried"), 0));
-    assert_eq!((fate(1, 5).await, fate(1, 9).await), (Fate::Pending, Fate::Pending));
+    let waits = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending;
+    let noted = async || {
+        waits().await.map(|waits| {
+            waits.all.iter().map(|(version, _)| (version.hlc, version.origin)).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(noted().await, Some(vec![(1, 9), (1, 5)]));
+    overlay.settle(&[settlement(&tried, Fate::Dead("no".to_owned()))]).await.unwrap();
+    let lost = overlay.look(&namespace, &[&key, &Key::parse("none").unwrap()]).await;
+    assert!(lost[0].as_ref().is_err_and(|away| away.0.contains("dead")) && lost[1] == Ok(None), "{lost:?}");
+    assert_eq!((noted().await, fate(1, 5).await), (Some(vec![(1, 5)]), Fate::Pending));
     overlay.settle(&[settlement(&one, Fate::Applied), settlement(&tried, Fate::Superseded)]).await.unwrap();
-    assert_eq!((look().await, fate(1, 5).await, fate(1, 9).await), (None, Fate::Applied, Fate::Superseded));
+    let fates = (fate(1, 5).await, fate(1, 9).await);
+    assert_eq!((look().await, fates), (None, (Fate::Applied, Fate::Superseded)));
     assert_eq!(overlay.count(&namespace).await, Ok(0));
     // A delete needs no document, and the record before it keeps its place until it goes.
-    held(&three.clone_as(5, Some(b"five")), NEWEST).await;
-    held(&three.clone_as(6, None), NEWEST).await;
+    held(&three.clone_as(5, Some(b"five")), PLACED).await;
+    held(&three.clone_as(6, None), PLACED).await;
     assert_eq!((look().await, places().await), (Some((6, None)), 1));
     overlay.settle(&[settlement(&three.clone_as(6, None), Fate::Superseded)]).await.unwrap();
     assert_eq!(look().await, seen(5, "five"));
     overlay.overtaken(&three.entry.at, Version { hlc: 9, origin: 1 }).await;
     assert_eq!((look().await, places().await, fate(5, 5).await), (None, 0, Fate::Pending));
-    // A document in the place of which nothing is noted is not taken for one that is.
-    held(&three.clone_as(7, Some(b"seven")), NEWEST).await;
-    let place = overlay.calls.place(&namespace, &key, 5);
-    let mut set = redis::cmd("SET");
-    set.arg(place).arg(note::placed(Version { hlc: 6, origin: 5 }, b"late"));
-    overlay.calls.redis.call(&set, Instant::now() + HOLD_TIMEOUT).await.unwrap();
-    assert!(overlay.look(&namespace, &[&key]).await.unwrap_err().0.contains("missing"));
-    held(&three.clone_as(8, Some(b"eight")), NEWEST).await;
-    assert_eq!(look().await, seen(8, "eight"));
+    // One that came late is not taken for the newest; one that is newer than what was noted a moment ago is.
+    held(&three.clone_as(7, Some(b"seven")), PLACED).await;
+    let put = async |hlc, body| {
+        let (place, version) = (overlay.calls.place(&namespace, &key, 5), Version { hlc, origin: 5 });
+        let mut set = redis::cmd("SET");
+        set.arg(place).arg(note::Placed(version, 44, body));
+        overlay.calls.redis.call(&set, Instant::now() + HOLD_TIMEOUT).await.unwrap();
+    };
+    put(6, b"late").await;
+    let missing = overlay.look(&namespace, &[&key]).await.remove(0);
+    assert!(missing.unwrap_err().0.contains("missing"));
+    put(9, b"nine").await;
+    assert_eq!(look().await, seen(9, "nine"));
+    // Noted once more because nobody knew: it has a document of its own as well.
+    held(&three.clone_as(10, Some(b"ten")), PLACED).await;
+    held(&three.clone_as(10, Some(b"ten")), Document::Own).await;
+    put(6, b"late").await;
+    assert_eq!(look().await, seen(10, "ten"));
 }
 
-#[tokio::test]
-async fn a_key_is_listed_whatever_was_known_of_it() {
-    let overlay = Overlay::open(&Server::shared().url(), "o9").unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_looks_while_documents_take_each_others_place_sees_one_and_never_an_older() {
+    let overlay = Arc::new(Overlay::open(&Server::shared().url(), "o9").unwrap());
     while overlay.health().is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let namespace = Namespace::parse("n").unwrap();
-    let listed = async || overlay.keys(&namespace, "", None, false, 10).await.unwrap().len();
-    let known = Known { is_newest: true, is_listed: true };
-    let one = queued("k", 1, Some(b"one"), 1);
-    overlay.hold(std::slice::from_ref(&one), &[NEWEST], &[]).await.unwrap();
-    overlay.hold(&[queued("k", 2, Some(b"two"), 2)], &[known], &[]).await.unwrap();
-    assert_eq!(listed().await, 1);
-    // What the look told of is applied meanwhile.
-    overlay.settle(&[settlement(&queued("k", 2, None, 2), Fate::Applied)]).await.unwrap();
-    assert_eq!(listed().await, 0);
-    let both = [queued("k", 3, Some(b"three"), 3), queued("k", 4, Some(b"four"), 4)];
-    overlay.hold(&both, &[known, known], &[]).await.unwrap();
-    assert_eq!(listed().await, 1);
-    overlay.settle(&[settlement(&both[1], Fate::Applied)]).await.unwrap();
-    assert_eq!((listed().await, names(&overlay, "o9:r:*s").await.len()), (0, 0));
+    let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[PLACED], &[]).await.unwrap();
+    let writer = overlay.clone();
+    let writing = tokio::spawn(async move {
+        for hlc in 2..2000 {
+            writer.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[PLACED], &[]).await.unwrap();
+        }
+    });
+    let (mut last, mut looks) = (0, 0);
+    while !writing.is_finished() {
+        let pending = overlay.look(&namespace, &[&key]).await.remove(0).unwrap().expect("one is noted");
+        assert!(pending.version.hlc >= last, "{} after {last}", pending.version.hlc);
+        (last, looks) = (pending.version.hlc, looks + 1);
+    }
+    writing.await.unwrap();
+    assert!(looks > 100, "{looks}");
 }
