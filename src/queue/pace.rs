@@ -47,9 +47,10 @@ const WATCHED: [(f64, f64); 2] = [(0.9, 1.15), (0.99, 1.25)];
 const QUICK: Duration = Duration::from_millis(2);
 /// What is taken for usual while nobody has learnt it.
 const USUAL_FIRST: Duration = Duration::from_millis(8);
-/// Requests by which the usual time is learnt, at least, and how many are remembered.
+/// Requests by which the usual time is learnt, at least, and how many are remembered: enough that the slowest of a hundred are some, and
+/// so few that a worker's first seconds, when everybody connects at once, are soon forgotten.
 const LEARNT_FROM: f64 = 200.0;
-const REMEMBERED: f64 = 20_000.0;
+const REMEMBERED: f64 = 2_500.0;
 /// Fewer slow ones say nothing: where few write, one is one of a hundred at once.
 const SLOW_MIN: f64 = 3.0;
 /// Requests by which a rate is judged.
@@ -353,6 +354,17 @@ mod tests {
             assert_eq!((pace.usual(), pace.state().rate > before), (None, faster), "{told:?}");
             drop(batch);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_seconds_of_a_worker_are_forgotten() {
+        let (pace, mut so_far) = (Pace::default(), Times::default());
+        pace.look(after(&mut so_far, &[(200, MS(60))]));
+        for _ in 0..100 {
+            pace.look(after(&mut so_far, &[(96, MS(3)), (4, MS(4))]));
+        }
+        let usual = pace.usual().unwrap();
+        assert!(usual[1] >= MS(4) && usual[1] < MS(5), "{usual:?}");
     }
 
     #[tokio::test(start_paused = true)]
