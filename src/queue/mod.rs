@@ -240,8 +240,8 @@ impl Queue {
             .collect()
     }
 
-    /// Takes writes of one lane, in their order, in messages that each are as full as fits. Gives back how many writes each of these holds, in the order of the
-    /// writes, and what came of it: `Ok` when they are in the lane, on disk.
+    /// Takes writes of one lane, in their order, in messages that each are as full as fits. Gives back how many writes each of these
+    /// holds, in the order of the writes, and what came of it: `Ok` when they are in the lane, on disk.
     pub async fn put(
         &self,
         lane: &str,

@@ -198,11 +198,7 @@ impl Rules {
                 }
             };
             letter.surplus.extend(surplus.map(|version| (write.entry.at.clone(), version)));
-            // One that got its version just now, above all that is there.
-            letter.documents.push(match ahead {
-                Some(Ok(_)) if say => Document::Placed,
-                _ => Document::Own,
-            });
+            letter.documents.push(document(ahead, say));
             letter.writes.push(write);
             letter.waiting.push(entering);
         }
@@ -462,6 +458,15 @@ impl Entering {
     }
 }
 
+/// Where the document of a write is kept. One that was looked at got its version just now, above all that is there; one that was tried on
+/// its backend has it since then.
+fn document(looked: Option<&Result<Ahead, Away>>, say: bool) -> Document {
+    match looked {
+        Some(Ok(_)) if say => Document::Placed,
+        _ => Document::Own,
+    }
+}
+
 /// From which version on nothing older is noted any more beside a new write of a key.
 pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Option<Version> {
     ahead.as_ref().ok()?.pending.as_ref()?.surplus()
@@ -519,6 +524,15 @@ mod tests {
         fn is_gone(&self) -> bool {
             false
         }
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_the_newest_takes_the_place_of_another() {
+        let away = Away("silent".to_owned());
+        let looked = [None, Some(Err(away)), Some(Ok(Ahead::default()))];
+        let documents = |say| looked.each_ref().map(|looked| document(looked.as_ref(), say));
+        assert_eq!(documents(true), [Document::Own, Document::Own, Document::Placed]);
+        assert_eq!(documents(false), [Document::Own; 3]);
     }
 
     #[test]

@@ -14,6 +14,15 @@ fn queued(key: &str, hlc: u64, body: Option<&'static [u8]>, op: u64) -> Queued {
     Queued { entry: Entry { at, row }, taken_at_ms: 9 }
 }
 
+/// An overlay whose Redis answers.
+async fn open(url: &str, prefix: &str) -> Overlay {
+    let overlay = Overlay::open(url, prefix).unwrap();
+    while overlay.health().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    overlay
+}
+
 impl Queued {
     /// Another write of the same key and worker.
     fn clone_as(&self, hlc: u64, body: Option<&'static [u8]>) -> Self {
@@ -27,10 +36,7 @@ fn settlement(write: &Queued, fate: Fate) -> Settlement {
 
 #[tokio::test]
 async fn the_newest_pending_write_is_seen_until_it_is_settled() {
-    let overlay = Overlay::open(&Server::shared().url(), "o1").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&Server::shared().url(), "o1").await;
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("a").unwrap());
     let look = async || overlay.look(&namespace, &[&key]).await.remove(0).unwrap();
     let fate = async |hlc| overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await.unwrap();
@@ -87,10 +93,7 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
 
 #[tokio::test]
 async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
-    let overlay = Overlay::open(&Server::shared().url(), "o2").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&Server::shared().url(), "o2").await;
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let ahead = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0);
     let full = NOTED_MAX as u64;
@@ -145,10 +148,7 @@ async fn names(overlay: &Overlay, like: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     let server = tokio::task::block_in_place(|| Server::start(&["--maxmemory", "8mb"]));
-    let overlay = Overlay::open(&server.url(), "o5").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&server.url(), "o5").await;
     static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
     // One that waits unseen when memory is full.
     let (older, newer) = (queued("p", 1, Some(b"older"), 1), queued("p", 2, Some(b"newer"), 2));
@@ -181,10 +181,7 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
 
 #[tokio::test]
 async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_more() {
-    let overlay = Overlay::open(&Server::shared().url(), "o6").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&Server::shared().url(), "o6").await;
     let (early, late) = (queued("k", 1, Some(b"early"), 1), queued("k", 2, Some(b"late"), 2));
     overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
     let settled = overlay.hold(std::slice::from_ref(&early), &[], &[]).await.unwrap();
@@ -203,10 +200,7 @@ async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_mor
 
 #[tokio::test]
 async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
-    let overlay = Overlay::open(&Server::shared().url(), "o7").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&Server::shared().url(), "o7").await;
     let most = CROWDED as u64;
     for hlc in 1..=most + 1 {
         overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[], &[]).await.unwrap();
@@ -223,10 +217,7 @@ const PLACED: Document = Document::Placed;
 
 #[tokio::test]
 async fn documents_of_one_worker_take_each_others_place() {
-    let overlay = Overlay::open(&Server::shared().url(), "o8").unwrap();
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = open(&Server::shared().url(), "o8").await;
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let look = async || {
         let pending = overlay.look(&namespace, &[&key]).await.remove(0).unwrap()?;
@@ -322,10 +313,7 @@ async fn documents_of_one_worker_take_each_others_place() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_looks_while_documents_take_each_others_place_sees_one_and_never_an_older() {
-    let overlay = Arc::new(Overlay::open(&Server::shared().url(), "o9").unwrap());
-    while overlay.health().is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let overlay = Arc::new(open(&Server::shared().url(), "o9").await);
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[PLACED], &[]).await.unwrap();
     let writer = overlay.clone();
