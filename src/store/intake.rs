@@ -14,20 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
 use crate::link::batches::{Batches, Item, Limits};
-use crate::model::reply::{Durability, WriteReply};
-use crate::model::{Code, Error, Outcome, Version};
+use crate::model::reply::WriteReply;
+use crate::model::{Error, Version};
 use crate::queue::{
     Ahead, Away, BYTES_MAX, Document, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX,
-    Waits,
 };
 
 use super::agreed::Agreed;
+use super::answer::{Answer, known, not_queued, queued};
 use super::minter::Minter;
 use super::newest::{Newest, Say};
 use super::outage::{DOWN_RETRY_MS, QUEUED_WITHIN};
@@ -71,23 +70,6 @@ pub(super) enum Made {
         /// From which version on nothing older of its key is noted beside it any more.
         surplus: Option<Version>,
     },
-}
-
-/// Who waits for a write without a task of his own.
-pub trait Caller: Send + Sync {
-    /// Gets the answer, at most once.
-    fn tell(&self, reply: WriteReply);
-
-    /// Whether he has got one, or stopped waiting.
-    fn is_gone(&self) -> bool;
-}
-
-/// Where the answer to a write goes. One that is lost by a defect is told so.
-pub(super) struct Answer(Option<To>);
-
-enum To {
-    Task(oneshot::Sender<WriteReply>),
-    Caller(Arc<dyn Caller>),
 }
 
 /// Why a write is answered before it is queued.
@@ -355,53 +337,6 @@ fn each_told<T>(
     all.zip(told)
 }
 
-// === impl Answer ===
-
-impl Answer {
-    pub(super) fn task(sender: oneshot::Sender<WriteReply>) -> Self {
-        Self(Some(To::Task(sender)))
-    }
-
-    pub(super) fn caller(caller: Arc<dyn Caller>) -> Self {
-        Self(Some(To::Caller(caller)))
-    }
-
-    fn tell(mut self, reply: WriteReply) {
-        match self.0.take() {
-            // Whoever stopped waiting has been told that nobody knows.
-            Some(To::Task(sender)) => drop(sender.send(reply)),
-            Some(To::Caller(caller)) => caller.tell(reply),
-            None => {}
-        }
-    }
-
-    /// Nobody is told anything.
-    pub(super) fn cancel(mut self) {
-        self.0 = None;
-    }
-
-    fn is_gone(&self) -> bool {
-        match &self.0 {
-            Some(To::Task(sender)) => sender.is_closed(),
-            Some(To::Caller(caller)) => caller.is_gone(),
-            None => true,
-        }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if let Some(To::Caller(caller)) = self.0.take() {
-            caller.tell(defect());
-        }
-    }
-}
-
-/// The answer to a write whose batch broke.
-pub(super) fn defect() -> WriteReply {
-    Error::indeterminate("a defect in the worker; its log says more").into()
-}
-
 // === impl Entering ===
 
 impl Item for Box<Entering> {
@@ -476,55 +411,9 @@ fn told(reply: impl Into<WriteReply>) -> Told {
     Box::new(reply.into())
 }
 
-/// The answer to a write that its backend did not take, for this reason, and the queue not either. What was tried and not answered may
-/// have happened, whatever became of it then.
-pub(super) fn not_queued(why: &Error, error: impl FnOnce(&str) -> Error) -> WriteReply {
-    let error = error(&why.message);
-    match why.code {
-        Code::Indeterminate => Error::indeterminate(format!("{}; {}", why.message, error.message)).into(),
-        _ => error.into(),
-    }
-}
-
-/// The answer to a write that is queued.
-fn queued(version: Version, seen: bool) -> WriteReply {
-    WriteReply {
-        error: None,
-        outcome: Outcome::Queued,
-        version: Some(version),
-        durability: Durability::Queue,
-        duplicate: false,
-        read_your_write: seen,
-        record: None,
-        existed: None,
-    }
-}
-
-/// The answer to an operation that is queued already.
-pub(super) fn known(version: Version, pending: &Waits) -> WriteReply {
-    // One that was overwritten since has no version to go on from.
-    let version = Some(version).filter(|version| *version == pending.version);
-    WriteReply { version, duplicate: true, ..queued(pending.version, true) }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
-
-    #[derive(Default)]
-    struct Told(Mutex<Vec<Outcome>>);
-
-    impl Caller for Told {
-        fn tell(&self, reply: WriteReply) {
-            self.0.lock().unwrap().push(reply.outcome);
-        }
-
-        fn is_gone(&self) -> bool {
-            false
-        }
-    }
 
     #[test]
     fn only_what_is_known_to_be_the_newest_takes_the_place_of_another() {
@@ -546,18 +435,5 @@ mod tests {
             _ => None,
         };
         assert_eq!(told, (0..8).map(|at| (at, of(at))).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_caller_is_told_once_also_when_his_batch_broke_and_never_of_what_did_not_enter() {
-        let outcomes = |use_it: fn(Answer)| {
-            let told = Arc::new(Told::default());
-            use_it(Answer::caller(told.clone()));
-            std::mem::take(&mut *told.0.lock().unwrap())
-        };
-        let answered = outcomes(|answer| answer.tell(queued(Version { hlc: 1, origin: 2 }, true)));
-        assert_eq!(answered, [Outcome::Queued]);
-        assert_eq!(outcomes(drop), [Outcome::Indeterminate]);
-        assert_eq!(outcomes(Answer::cancel), []);
     }
 }

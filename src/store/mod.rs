@@ -4,6 +4,7 @@
 //! leaves every decision about a row to its backend. It holds no state but the clock.
 
 mod agreed;
+mod answer;
 mod batch;
 mod copies;
 mod intake;
@@ -24,8 +25,8 @@ mod switch;
 mod tests;
 mod update;
 mod warm;
+pub use answer::Caller;
 pub use batch::Batched;
-pub use intake::Caller;
 pub use read::Got;
 pub use switch::{SETTINGS, Switched};
 pub use update::check_size;

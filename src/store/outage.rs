@@ -25,9 +25,10 @@ use crate::model::reply::WriteReply;
 use crate::model::{Code, Error, Key, Namespace, Outcome, Result, Scope};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard};
 
+use super::answer::{Answer, Caller, defect, known, not_queued};
 use super::batch::failed;
 use super::copies::ended;
-use super::intake::{Answer, Caller, Entering, Intake, Made, defect, known, not_queued, surplus_of};
+use super::intake::{Entering, Intake, Made, surplus_of};
 use super::policy::Durability;
 use super::write::Asked;
 use super::{Call, Store, Waiting};
