@@ -146,3 +146,58 @@ async fn what_waits_for_one_locked_row_is_bounded_and_spoils_no_page_before_it()
     let stands = |reply: &Json| reply["record"]["value"] == 7 && reply["pending"] != true;
     caller.until("the newest stands", "get", json!({"key": "z"}), stands).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pending_document_that_is_lost_costs_its_own_key_alone_until_that_is_written_again() {
+    let (mut server, rabbit, redis) = blocking(|| (Postgres::start(&[]), Rabbit::shared(), Redis::shared()));
+    let worker = blocking(|| Worker::start(setup(&server.database(), rabbit, redis, "")));
+    blocking(|| wait_whole(&worker));
+    let caller = Caller::of(&worker).await;
+    assert_eq!(caller.call("put", json!({"key": "k", "value": 0})).await["outcome"], "applied");
+    blocking(|| server.kill9());
+    let queued = |reply: &Json| reply["outcome"] == "queued";
+    caller.until("it is queued", "put", json!({"key": "k", "value": 1}), queued).await;
+    let put = async |key: &str, value: i32| {
+        let reply = caller.call("put", json!({"key": key, "value": value})).await;
+        assert!(queued(&reply), "{reply}");
+    };
+    put("other", 4).await;
+    // Once the breaker is open its worker has one document of the key, however many of its writes wait.
+    let places = || blocking(|| redis.cli(&["keys", &format!("{}:r:n:k:*s", caller.prefix)]));
+    let mut value = 100;
+    while places().trim().is_empty() {
+        assert!(value < 1000, "each has a document of its own");
+        value += 1;
+        put("k", value).await;
+    }
+    for _ in 0..3 {
+        value += 1;
+        put("k", value).await;
+    }
+    let seen = caller.call("get", json!({"key": "k"})).await;
+    assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(value), &json!(true)), "{seen}");
+    let places = places();
+    assert_eq!(places.lines().count(), 1, "{places}");
+    blocking(|| redis.cli(&["del", places.trim()]));
+    let gets = json!({"ops": [{"get": {"key": "k"}}, {"get": {"key": "other"}}]});
+    let both = caller.call("batch", gets).await;
+    let of_other = &both["results"][1]["get"];
+    assert_eq!((&of_other["record"]["value"], &of_other["pending"]), (&json!(4), &json!(true)), "{both}");
+    // Nobody can tell what is pending on the other: what the store had, or that it is away, and never the lost one for another.
+    let lost = caller.call("get", json!({"key": "k"})).await;
+    assert!(
+        lost["pending"] != true && [&json!(0), &Json::Null].contains(&&lost["record"]["value"]),
+        "{lost}"
+    );
+    let condition = json!({"key": "k", "value": 9, "precondition": {"exists": true}});
+    assert_ne!(caller.call("put", condition).await["outcome"], "applied");
+    // The next one is seen, and stands in the end.
+    assert!(queued(&caller.call("put", json!({"key": "k", "value": 5})).await));
+    let seen = caller.call("get", json!({"key": "k"})).await;
+    assert_eq!((&seen["record"]["value"], &seen["pending"]), (&json!(5), &json!(true)), "{seen}");
+    blocking(|| server.restart());
+    caller.drained().await;
+    assert_eq!(caller.call("get", json!({"key": "k"})).await["record"]["value"], 5);
+    let left = blocking(|| redis.cli(&["keys", &format!("{}:r:n:*s", caller.prefix)]));
+    assert_eq!(left.trim(), "", "documents stay behind");
+}
