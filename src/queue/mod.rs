@@ -55,7 +55,9 @@ pub use dead::{DeadLetter, Foreseen, Purged, Replayed};
 pub use group::{BYTES_MAX, WRITES_MAX};
 pub use lanes::LaneStatus;
 pub use message::{Notes, QUEUED_BYTES_MAX, Queued};
-pub use overlay::{Ahead, Away, Document, Fate, Mark, Marked, Overlay, Pending, Waits};
+pub use overlay::{
+    Ahead, Away, Document, Epoch, Fate, Known, Mark, Marked, Overlay, Pending, Surplus, Waits,
+};
 pub use publish::Unqueued;
 pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};
@@ -194,14 +196,8 @@ impl Queue {
     }
 
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
-    /// `documents`: where that of each is kept; `surplus`: see [`Waits::surplus`].
-    pub async fn show(
-        &self,
-        writes: &[Queued],
-        documents: &[Document],
-        surplus: &[(RowKey, Version)],
-    ) -> bool {
-        match self.overlay.hold(writes, documents, surplus).await {
+    pub async fn show(&self, writes: &[Queued], known: Known<'_>) -> bool {
+        match self.overlay.hold(writes, known).await {
             Ok(settled) => {
                 if !settled.is_empty() {
                     self.owed.settle(settled);

@@ -10,8 +10,8 @@
 //! newest that its worker notes of the key; else it takes the place of the one before. Should it be dead then, those before it still
 //! wait, and are known to, but cannot be read until they are applied.
 //!
-//! Nothing is compared where it is noted, and what was settled before leaves its receipt, which the same transaction asks for: then
-//! it is taken away again.
+//! Nothing is compared where it is noted. What was settled before it was noted has its receipt: it is asked for, and taken away again,
+//! unless the epoch says that nothing was settled since a moment before it was in the queue.
 //!
 //! Redis may be away, and may forget: then a queued write is not seen until it is applied, and whoever must know whether
 //! there is one is refused. Nothing is lost by it.
@@ -28,6 +28,7 @@
 //! {prefix}:r:{namespace}:{key}:o             set: versions that wait and are not noted any more
 //! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
+//! {prefix}:z                                 epoch
 //! ```
 
 mod calls;
@@ -52,11 +53,11 @@ use crate::link::together::{Together, Unanswered};
 use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
-use calls::Calls;
-pub use hold::Document;
+use calls::{Calls, FORGET, SETTLE};
+pub use hold::{Document, Known};
 pub use mark::{Mark, Marked};
-pub use note::Waits;
 use note::{Kind, pending_of};
+pub use note::{Surplus, Waits};
 
 /// Bound on what a request waits for before it asks the store.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -142,7 +143,13 @@ pub struct Ahead {
     pub copy: Option<Version>,
     /// Whether the queue is open to its namespace, where a mark says so.
     pub open: Option<bool>,
+    /// The epoch before that.
+    pub epoch: Option<Epoch>,
 }
+
+/// A number that Redis changes whenever writes are settled: while it is the same, none was. It never comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch(u64);
 
 impl Overlay {
     /// The overlay of a deployment, at a URL.
@@ -265,15 +272,10 @@ impl Overlay {
         }
     }
 
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. `documents`: where that of each is kept,
-    /// of those beyond as its own. `surplus`: see [`Waits::surplus`]. What had been settled before is to be taken away again.
-    pub(super) async fn hold(
-        &self,
-        writes: &[Queued],
-        documents: &[Document],
-        surplus: &[(RowKey, Version)],
-    ) -> Result<Vec<Settlement>, Away> {
-        let settled = self.calls.hold(writes, documents, surplus).await?;
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. What had been settled before is to be taken
+    /// away again.
+    pub(super) async fn hold(&self, writes: &[Queued], known: Known<'_>) -> Result<Vec<Settlement>, Away> {
+        let settled = self.calls.hold(writes, known).await?;
         let again = |(at, version)| Settlement { at, version, fate: Fate::Unknown };
         Ok(settled.into_iter().map(again).collect())
     }
@@ -288,9 +290,9 @@ impl Overlay {
             older: one.fate == Fate::Applied,
         };
         let gone: Vec<Gone> = settlements.iter().map(gone).collect();
-        match self.settle_by("ds8q_settle", &gone).await {
+        match self.settle_by(SETTLE, &gone).await {
             // Its memory is full.
-            Err(Away(why)) if why.starts_with("OOM") => self.settle_by("ds8q_forget", &gone).await,
+            Err(Away(why)) if why.starts_with("OOM") => self.settle_by(FORGET, &gone).await,
             settled => settled,
         }
     }
@@ -310,7 +312,7 @@ impl Overlay {
     pub async fn overtaken(&self, at: &RowKey, version: Version) {
         let gone = Gone { at: at.clone(), version, fate: Fate::Unknown, older: true };
         let mut steps = redis::pipe();
-        self.calls.forget(&mut steps, "ds8q_forget", &[gone]);
+        self.calls.forget(&mut steps, FORGET, &[gone]);
         // If it stays, the next one to meet it takes it away.
         drop(self.calls.send(&steps, LOOK_TIMEOUT).await);
     }
@@ -368,6 +370,15 @@ impl Overlay {
             _ if waits => Fate::Pending,
             _ => Fate::Unknown,
         })
+    }
+}
+
+// === impl Epoch ===
+
+impl Epoch {
+    fn of(answer: &Value) -> Option<Self> {
+        let Value::BulkString(digits) = answer else { return None };
+        std::str::from_utf8(digits).ok()?.parse().ok().map(Self)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::message::Queued;
-use super::overlay::{Overlay, Settlement};
+use super::overlay::{Known, Overlay, Settlement};
 
 /// Writes to be held, and what they take together; the oldest go first.
 const HOLDS_MAX: usize = 4096;
@@ -111,8 +111,9 @@ impl Owed {
             };
             let waits = ahead.into_iter().next().and_then(|ahead| ahead.pending);
             let surplus: Vec<_> =
-                waits.iter().flat_map(|waits| waits.surplus()).map(|version| (at.clone(), version)).collect();
-            match overlay.hold(std::slice::from_ref(&write), &[], &surplus).await {
+                waits.iter().flat_map(|waits| waits.surplus()).map(|surplus| (at.clone(), surplus)).collect();
+            let known = Known { surplus: &surplus, ..Known::default() };
+            match overlay.hold(std::slice::from_ref(&write), known).await {
                 Err(_) => return false,
                 // Settled before: it is taken away again.
                 Ok(settled) if overlay.settle(&settled).await.is_err() => self.settle(settled),
@@ -167,7 +168,7 @@ mod tests {
         };
         until(true).await;
         let (settled, seen, both) = (queued("settled", 1), queued("seen", 2), queued("both", 3));
-        overlay.hold(std::slice::from_ref(&settled), &[], &[]).await.unwrap();
+        overlay.hold(std::slice::from_ref(&settled), Known::default()).await.unwrap();
         tokio::task::block_in_place(|| server.kill9());
         until(false).await;
 

@@ -197,7 +197,7 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
     let put = futures_util::future::join_all(puts).await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), Known::default()).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k42").unwrap());
     let pending = queue.overlay().look(&namespace, &[&key]).await.remove(0).unwrap().unwrap();
@@ -235,7 +235,7 @@ async fn poison_lies_with_the_dead_until_it_is_mended_and_the_rest_goes_on() {
         let key = if n % 20 == 7 { format!("poison{n}") } else { format!("good{n}") };
         let write = put(&key, &format!("v{n}"), n);
         put_one(&queue, &only(), &write, soon()).await.unwrap();
-        queue.overlay().hold(std::slice::from_ref(&write), &[], &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(&write), Known::default()).await.unwrap();
     }
     until("three are dead", async || queue.dead_letters().await.unwrap() == 3).await;
     until("all are settled", async || queue.overlay().count(&namespace).await == Ok(0)).await;

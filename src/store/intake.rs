@@ -19,10 +19,11 @@ use tokio::time::Instant;
 use crate::backend::{self, RowKey};
 use crate::cache::{Cache, Id};
 use crate::link::batches::{Batches, Item, Limits};
+use crate::model::Error;
 use crate::model::reply::WriteReply;
-use crate::model::{Error, Version};
 use crate::queue::{
-    Ahead, Away, BYTES_MAX, Document, FULL_RETRY_MS, QUEUED_BYTES_MAX, Queue, Queued, Unqueued, WRITES_MAX,
+    Ahead, Away, BYTES_MAX, Document, Epoch, FULL_RETRY_MS, Known, QUEUED_BYTES_MAX, Queue, Queued, Surplus,
+    Unqueued, WRITES_MAX,
 };
 
 use super::agreed::Agreed;
@@ -67,8 +68,8 @@ pub(super) enum Made {
         minted_at: Instant,
         /// How the backend failed.
         why: Error,
-        /// From which version on nothing older of its key is noted beside it any more.
-        surplus: Option<Version>,
+        /// What of its key is not noted beside it any more.
+        surplus: Option<Surplus>,
     },
 }
 
@@ -120,8 +121,10 @@ struct Letter {
     /// Where the document of each is kept.
     documents: Vec<Document>,
     waiting: Vec<Box<Entering>>,
-    /// From which versions on nothing older of their keys is noted beside them any more.
-    surplus: Vec<(RowKey, Version)>,
+    /// What of their keys is not noted beside them any more.
+    surplus: Vec<(RowKey, Surplus)>,
+    /// The epoch before any of them was in the queue, where something was looked at.
+    since: Option<Epoch>,
 }
 
 /// What there is of the keys of some writes.
@@ -150,12 +153,13 @@ impl Rules {
     /// writes that they are the newest of their keys.
     fn letter(&self, entering: Vec<Box<Entering>>, aheads: Aheads, asked_at: Instant, say: bool) -> Letter {
         let Aheads { of_keys, places } = aheads;
-        let mut surplus_of: Vec<Option<Version>> = of_keys.iter().map(surplus_of).collect();
+        let mut surplus_of: Vec<Option<Surplus>> = of_keys.iter().map(surplus_of).collect();
         let mut letter = Letter {
             writes: Vec::with_capacity(entering.len()),
             documents: Vec::with_capacity(entering.len()),
             waiting: Vec::with_capacity(entering.len()),
             surplus: Vec::new(),
+            since: of_keys.iter().find_map(|ahead| ahead.as_ref().ok()?.epoch),
         };
         for (mut entering, place) in entering.into_iter().zip(places) {
             let ahead = place.and_then(|place| of_keys.get(place));
@@ -173,13 +177,13 @@ impl Rules {
                 }
             };
             let surplus = match (&entering.made, place) {
-                (Made::Tried { surplus, .. }, _) => *surplus,
+                (Made::Tried { surplus, .. }, _) => surplus.clone(),
                 // By the first of its key alone.
                 (Made::Nothing, place) => {
                     place.and_then(|place| surplus_of.get_mut(place)).and_then(Option::take)
                 }
             };
-            letter.surplus.extend(surplus.map(|version| (write.entry.at.clone(), version)));
+            letter.surplus.extend(surplus.map(|surplus| (write.entry.at.clone(), surplus)));
             letter.documents.push(document(ahead, say));
             letter.writes.push(write);
             letter.waiting.push(entering);
@@ -189,12 +193,13 @@ impl Rules {
 
     /// Lets all workers see what is queued, and tells who waits for it.
     async fn show(&self, confirmed: Letter, begun: Instant, say: Option<Say>) {
-        let Letter { writes, documents, waiting, surplus } = confirmed;
+        let Letter { writes, documents, waiting, surplus, since } = confirmed;
         let mut say = say.filter(|_| documents.contains(&Document::Placed));
         if let Some(say) = &mut say {
             say.begins();
         }
-        let seen = self.queue.show(&writes, &documents, &surplus).await;
+        let known = Known { documents: &documents, surplus: &surplus, since };
+        let seen = self.queue.show(&writes, known).await;
         if let Some(mut say) = say
             && seen
         {
@@ -309,7 +314,7 @@ impl Letter {
         if put.iter().all(|(_, put)| put.is_ok()) {
             return self;
         }
-        let mut confirmed = Self { surplus: self.surplus, ..Self::default() };
+        let mut confirmed = Self { surplus: self.surplus, since: self.since, ..Self::default() };
         let all = self.writes.into_iter().zip(self.documents).zip(self.waiting);
         for (((write, document), entering), unqueued) in each_told(all, put) {
             match unqueued {
@@ -402,8 +407,8 @@ fn document(looked: Option<&Result<Ahead, Away>>, say: bool) -> Document {
     }
 }
 
-/// From which version on nothing older is noted any more beside a new write of a key.
-pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Option<Version> {
+/// What is not noted any more beside a new write of a key.
+pub(super) fn surplus_of(ahead: &Result<Ahead, Away>) -> Option<Surplus> {
     ahead.as_ref().ok()?.pending.as_ref()?.surplus()
 }
 

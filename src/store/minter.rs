@@ -50,7 +50,7 @@ mod tests {
         let (clock, forced) = (Arc::new(HybridClock::default()), AtomicU64::new(0));
         let minter = Minter { clock, origin: 5, forced };
         let above = Version { hlc: hlc_at(wall_ms() + 3_600_000), origin: 9 };
-        let waits = Waits { version: above, all: vec![(above, None)] };
+        let waits = Waits::of(above);
         let ahead = Ahead { pending: Some(waits), ..Ahead::default() };
         let at = RowKey { namespace: Namespace::parse("n").unwrap(), key: Key::parse("k").unwrap(), slot: 7 };
         let versions = [Some(&ahead), Some(&ahead), None, Some(&ahead)].map(|ahead| {

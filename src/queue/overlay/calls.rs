@@ -8,20 +8,22 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::mark::OPEN;
-use super::note::pending_of;
+use super::note::{Front, NOTE_BYTES, pending_of};
 use super::{
-    Ahead, Away, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER, away,
-    version_of,
+    Ahead, Away, Epoch, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, PENDING_SECONDS, RECEIPT_SECONDS, TOLD_TOGETHER,
+    away, version_of,
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
+use crate::model::clock::wall_ms;
 use crate::model::{Key, Namespace, Version, hex};
+use crate::queue::message::Queued;
 
 /// About as long as names are.
 pub(super) const NAME_BYTES: usize = 128;
 
 /// What the name of a document has behind that of its receipt.
-pub(super) const DOCUMENT: &str = "b";
+const DOCUMENT: &str = "b";
 /// What the name of a worker's document of a key ends with.
 const PLACE: &str = "s";
 /// What the name of the versions of a key that wait and are not noted any more has in place of a version.
@@ -29,11 +31,17 @@ const UNSEEN: &str = "o";
 
 /// The library of functions. Its name carries the protocol's number.
 const LIBRARY: &str = include_str!("overlay.lua");
+/// Its functions: what became of writes is noted; they are taken away; what is noted first goes.
+pub(super) const SETTLE: &str = "ds8r_settle";
+pub(super) const FORGET: &str = "ds8r_forget";
+const PUSH_OUT: &str = "ds8r_push_out";
 
 /// See the module.
 pub(super) struct Calls {
     pub(super) redis: Arc<Redis>,
     prefix: String,
+    /// Name of the epoch.
+    pub(super) epoch: String,
     /// The connection over which the functions were loaded.
     pub(super) loaded: AtomicU64,
     /// Whether it has been told that Redis forgets pending writes when it is full.
@@ -42,7 +50,13 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) fn new(redis: Arc<Redis>, prefix: &str) -> Self {
-        Self { redis, prefix: prefix.to_owned(), loaded: AtomicU64::new(0), warned: AtomicBool::new(false) }
+        Self {
+            redis,
+            prefix: prefix.to_owned(),
+            epoch: format!("{prefix}:z"),
+            loaded: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
+        }
     }
 
     /// See [`super::Overlay::ahead`].
@@ -51,6 +65,8 @@ impl Calls {
             return Ok(Vec::new());
         }
         let mut steps = redis::pipe();
+        // Before the rest: what is settled while the rest is asked counts as settled later.
+        steps.cmd("GET").arg(&self.epoch);
         let calls = self.ask_waits(&mut steps, keys.iter().map(|(namespace, key)| (namespace, key)));
         for (namespace, key) in keys {
             // The version in the head of the shared tier's copy.
@@ -64,8 +80,10 @@ impl Calls {
             steps.cmd("GET").arg(self.mark(namespace));
         }
         let mut answers = self.send(&steps, LOOK_TIMEOUT).await?;
-        let rest = answers.split_off(calls.min(answers.len()));
-        let found: Vec<Value> = answers.into_iter().flat_map(some_of).collect();
+        let rest = answers.split_off((1 + calls).min(answers.len()));
+        let mut answers = answers.into_iter();
+        let epoch = answers.next().as_ref().and_then(Epoch::of);
+        let found: Vec<Value> = answers.flat_map(some_of).collect();
         let (copies, marks) = rest.split_at(keys.len().min(rest.len()));
         if found.len() != keys.len() || copies.len() != keys.len() {
             return Err(Away("half an answer".to_owned()));
@@ -78,6 +96,7 @@ impl Calls {
             pending: pending_of(found).map(|read| read.waits),
             copy: version_of(copy),
             open: open(namespace),
+            epoch,
         };
         Ok(found.iter().zip(copies).zip(keys).map(of).collect())
     }
@@ -177,16 +196,51 @@ impl Calls {
 
     /// Takes writes away, and notes what became of them.
     pub(super) fn forget(&self, steps: &mut Pipeline, function: &str, gone: &[Gone]) {
-        let call = steps.cmd("FCALL").arg(function).arg(3 * gone.len());
+        let call = steps.cmd("FCALL").arg(function).arg(3 * gone.len() + 1);
         for Gone { at: RowKey { namespace, key, .. }, version, .. } in gone {
             call.arg(self.name("v", namespace, key))
                 .arg(self.receipt(namespace, key, *version))
                 .arg(self.index(namespace));
         }
-        call.arg(RECEIPT_SECONDS).arg(PENDING_SECONDS);
+        call.arg(&self.epoch).arg(RECEIPT_SECONDS).arg(PENDING_SECONDS);
         for Gone { version, fate, older, .. } in gone {
             call.arg(version.to_string()).arg(fate.noted()).arg(u8::from(*older));
         }
+    }
+
+    /// Pushes out what is noted first of each key.
+    pub(super) fn push_out(&self, steps: &mut Pipeline, fronts: &[(&RowKey, &Front)]) {
+        let call = steps.cmd("FCALL").arg(PUSH_OUT).arg(2 * fronts.len());
+        for (RowKey { namespace, key, .. }, _) in fronts {
+            call.arg(self.name("v", namespace, key)).arg(self.unseen(namespace, key));
+        }
+        call.arg(PENDING_SECONDS);
+        for (_, Front { notes, first, last }) in fronts {
+            call.arg(notes * NOTE_BYTES).arg(first.to_string()).arg(last.to_string());
+        }
+    }
+
+    /// What receipts say of writes; names the epoch where there is none.
+    pub(super) async fn receipts(
+        &self,
+        writes: &[Queued],
+        has_epoch: bool,
+        within: Duration,
+    ) -> Result<Vec<Value>, Away> {
+        let mut steps = redis::pipe();
+        if !has_epoch {
+            // Once it is gone, the same does not come again.
+            steps.cmd("SET").arg(&self.epoch).arg(wall_ms() * 1000).arg("NX");
+        }
+        for together in writes.chunks(TOLD_TOGETHER) {
+            let mut ask = command("MGET", together.len(), together.len() * NAME_BYTES);
+            for Queued { entry, .. } in together {
+                ask.arg(self.receipt(&entry.at.namespace, &entry.at.key, entry.row.version));
+            }
+            steps.add_command(ask);
+        }
+        let answers = self.send(&steps, within).await?;
+        Ok(answers.into_iter().flat_map(some_of).collect())
     }
 
     /// Sends steps; loads the functions where Redis has lost them, and tries once more.

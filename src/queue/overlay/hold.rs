@@ -1,13 +1,15 @@
-//! How queued writes are noted: in one transaction for some, told what there was before.
+//! How queued writes are noted: in one transaction for some. What was settled before is taken away again: by its receipt, which is asked
+//! for only where something was settled since a moment at which none of them was in the queue.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use redis::{Cmd, Pipeline, Value};
+use tokio::time::Instant;
 
-use super::calls::{Calls, DOCUMENT, NAME_BYTES, command, some_of};
-use super::note::{CROWDED, NOTE_BYTES, PLACED_HEAD_BYTES, Placed, note};
-use super::{Away, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, TOLD_TOGETHER};
+use super::calls::{Calls, FORGET, NAME_BYTES, command, some_of};
+use super::note::{CROWDED, NOTE_BYTES, PLACED_HEAD_BYTES, Placed, Surplus, note};
+use super::{Away, Epoch, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, TOLD_TOGETHER};
 use crate::backend::RowKey;
 use crate::model::{Namespace, Version};
 use crate::queue::message::Queued;
@@ -27,13 +29,23 @@ pub enum Document {
     Placed,
 }
 
+/// What is known of writes that are noted.
+#[derive(Clone, Copy, Default)]
+pub struct Known<'k> {
+    /// Where the document of each is kept; of those beyond, under a name of its own.
+    pub documents: &'k [Document],
+    /// What is not kept beside them of their keys.
+    pub surplus: &'k [(RowKey, Surplus)],
+    /// The epoch before any of them was in the queue.
+    pub since: Option<Epoch>,
+}
+
 impl Calls {
-    /// See [`super::Overlay::hold`]. Those that had been settled before. Of writes beyond `documents` they are their own.
+    /// See [`super::Overlay::hold`]. Those that had been settled before.
     pub(super) async fn hold(
         &self,
         writes: &[Queued],
-        documents: &[Document],
-        surplus: &[(RowKey, Version)],
+        known: Known<'_>,
     ) -> Result<Vec<(RowKey, Version)>, Away> {
         // What takes it away again must be there before: nothing can be loaded any more where memory is full.
         let connection = self.redis.count();
@@ -41,54 +53,76 @@ impl Calls {
             self.load().await?;
             self.loaded.store(connection, Ordering::Relaxed);
         }
-        let document = |at: usize| documents.get(at).copied().unwrap_or_default();
-        let mut steps = redis::pipe();
+        let until = Instant::now() + HOLD_TIMEOUT;
+        let left = || until.saturating_duration_since(Instant::now());
+        let document = |at: usize| known.documents.get(at).copied().unwrap_or_default();
+        let (mut steps, mut counts) = (redis::pipe(), Vec::new());
         let (mut from, mut bytes) = (0, 0);
         for (at, next) in writes.iter().enumerate() {
             bytes += next.entry.row.body.as_ref().map_or(0, bytes::Bytes::len);
             if at > from && (at - from == TOLD_TOGETHER || bytes > HELD_BYTES_MAX) {
                 self.hold_some(&mut steps, &writes[from..at], |place| document(from + place));
+                counts.push(at - from);
                 (from, bytes) = (at, 0);
             }
         }
         if from < writes.len() {
             self.hold_some(&mut steps, &writes[from..], |place| document(from + place));
+            counts.push(writes.len() - from);
         }
-        let surplus = surplus.iter().map(|(at, version)| Gone {
-            at: at.clone(),
-            version: *version,
-            fate: Fate::Unknown,
-            older: true,
-        });
-        let surplus: Vec<Gone> = surplus.collect();
-        for together in surplus.chunks(TOLD_TOGETHER) {
-            self.forget(&mut steps, "ds8q_forget", together);
+        // Behind what is noted: what was settled before shows, and what is settled later finds its note.
+        let asks_epoch = steps.len();
+        steps.cmd("GET").arg(&self.epoch);
+        self.push_out_surplus(&mut steps, known.surplus);
+        let answers = self.send(&steps, left()).await?;
+        let epoch = answers.get(asks_epoch).and_then(Epoch::of);
+        // That of each transaction begins with how much is noted of each key.
+        let mut lengths = Vec::with_capacity(writes.len());
+        let transactions = answers.into_iter().take(asks_epoch).map(some_of).filter(|told| !told.is_empty());
+        for (told, count) in transactions.zip(counts) {
+            lengths.extend(told.into_iter().take(count));
         }
-        let answers = self.send(&steps, HOLD_TIMEOUT).await?;
-        // Each of a transaction begins with how much is noted of each key, and ends with the receipts.
-        let (mut receipts, mut lengths) =
-            (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
-        for mut told in answers.into_iter().map(some_of) {
-            let its = told.pop().map(some_of).unwrap_or_default();
-            lengths.extend(told.into_iter().take(its.len()));
-            receipts.extend(its);
-        }
-        if receipts.len() != writes.len() || lengths.len() != writes.len() {
+        if lengths.len() != writes.len() {
             return Err(Away("half an answer".to_owned()));
         }
-        self.clear(writes, &lengths, &surplus).await;
+        self.clear(writes, &lengths, known.surplus).await;
+        if epoch.is_some() && epoch == known.since {
+            return Ok(Vec::new());
+        }
+        let receipts = self.receipts(writes, epoch.is_some(), left()).await?;
+        if receipts.len() != writes.len() {
+            return Err(Away("half an answer".to_owned()));
+        }
         let is_settled = |receipt: &Value| matches!(receipt, Value::BulkString(_));
         let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
         Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
     }
 
+    fn push_out_surplus(&self, steps: &mut Pipeline, surplus: &[(RowKey, Surplus)]) {
+        let (mut fronts, mut others) = (Vec::new(), Vec::new());
+        for (at, Surplus { newest, front }) in surplus {
+            match front {
+                Some(front) => fronts.push((at, front)),
+                None => {
+                    others.push(Gone { at: at.clone(), version: *newest, fate: Fate::Unknown, older: true });
+                }
+            }
+        }
+        for together in fronts.chunks(TOLD_TOGETHER) {
+            self.push_out(steps, together);
+        }
+        for together in others.chunks(TOLD_TOGETHER) {
+            self.forget(steps, FORGET, together);
+        }
+    }
+
     /// Pushes out what is older than a write whose key has far too much noted, because nobody could look at it for a while.
     /// Where something was pushed out already, the lengths are not those of now.
-    async fn clear(&self, writes: &[Queued], lengths: &[Value], pushed_out: &[Gone]) {
+    async fn clear(&self, writes: &[Queued], lengths: &[Value], pushed_out: &[(RowKey, Surplus)]) {
         let is_crowded = |length: &Value| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (CROWDED * NOTE_BYTES) as u64);
         let mut newest: HashMap<&RowKey, Version> = HashMap::new();
         for (Queued { entry, .. }, length) in writes.iter().zip(lengths) {
-            if is_crowded(length) && !pushed_out.iter().any(|gone| gone.at == entry.at) {
+            if is_crowded(length) && !pushed_out.iter().any(|(at, _)| *at == entry.at) {
                 let newest = newest.entry(&entry.at).or_insert(entry.row.version);
                 *newest = entry.row.version.max(*newest);
             }
@@ -103,17 +137,16 @@ impl Calls {
         let older: Vec<Gone> = older.collect();
         let mut steps = redis::pipe();
         for together in older.chunks(TOLD_TOGETHER) {
-            self.forget(&mut steps, "ds8q_forget", together);
+            self.forget(&mut steps, FORGET, together);
         }
         // If they stay, the next write takes them away.
         drop(self.send(&steps, LOOK_TIMEOUT).await);
     }
 
-    /// One transaction: what waits, where it is listed, and what the receipts of the same writes say.
+    /// One transaction: what waits, and where it is listed.
     fn hold_some(&self, steps: &mut Pipeline, writes: &[Queued], document: impl Fn(usize) -> Document) {
         steps.cmd("MULTI");
         let count = writes.len();
-        let mut receipts = command("MGET", count, count * NAME_BYTES);
         let bodies = writes.iter().filter_map(|write| write.entry.row.body.as_ref());
         let bytes: usize = bodies.map(|body| body.len() + PLACED_HEAD_BYTES + NAME_BYTES).sum();
         let mut documents = command("MSET", 2 * count, bytes);
@@ -122,8 +155,6 @@ impl Calls {
         for (place, queued) in writes.iter().enumerate() {
             let (at, row) = (&queued.entry.at, &queued.entry.row);
             let is_placed = document(place) == Document::Placed;
-            let mut receipt = self.receipt(&at.namespace, &at.key, row.version);
-            receipts.arg(&receipt);
             match &row.body {
                 Some(body) if is_placed => {
                     let place = self.place(&at.namespace, &at.key, row.version.origin);
@@ -131,8 +162,7 @@ impl Calls {
                     has_documents = true;
                 }
                 Some(body) => {
-                    receipt.push_str(DOCUMENT);
-                    documents.arg(receipt).arg(&body[..]);
+                    documents.arg(self.document(&at.namespace, &at.key, row.version)).arg(&body[..]);
                     has_documents = true;
                 }
                 None => {}
@@ -155,7 +185,6 @@ impl Calls {
         for (_, index) in indexed {
             steps.add_command(index);
         }
-        steps.add_command(receipts);
         steps.cmd("EXEC");
     }
 }

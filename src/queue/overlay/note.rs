@@ -29,6 +29,28 @@ pub struct Waits {
     pub version: Version,
     /// All that are noted, newest first, each with its operation.
     pub all: Vec<(Version, Option<u64>)>,
+    /// What is noted first, where that is all of the surplus.
+    front: Option<Front>,
+}
+
+/// What is noted and not kept beside a new write of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surplus {
+    /// The newest of it; all that is older goes as well.
+    pub(super) newest: Version,
+    /// All of it, where it is what is noted first and no document goes with it.
+    pub(super) front: Option<Front>,
+}
+
+/// Some notes from the first on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Front {
+    /// How many.
+    pub(super) notes: usize,
+    /// The version of the first of them.
+    pub(super) first: Version,
+    /// That of the last.
+    pub(super) last: Version,
 }
 
 // === impl Waits ===
@@ -39,10 +61,16 @@ impl Waits {
         self.all.iter().find(|(_, known)| *known == Some(op)).map(|(version, _)| *version)
     }
 
-    /// The version from which on, itself included, older ones are not kept beside a new one.
-    pub fn surplus(&self) -> Option<Version> {
-        let full = self.all.len() >= NOTED_MAX;
-        self.all.get(KEPT_MAX - 1).filter(|_| full).map(|(version, _)| *version)
+    /// What is not kept beside a new write.
+    pub fn surplus(&self) -> Option<Surplus> {
+        let newest = surplus(&self.all)?;
+        Some(Surplus { newest, front: self.front.clone() })
+    }
+
+    /// One write alone.
+    #[cfg(test)]
+    pub fn of(version: Version) -> Self {
+        Self { version, all: vec![(version, None)], front: None }
     }
 
     pub(super) fn has(&self, version: Version) -> bool {
@@ -104,7 +132,32 @@ pub(super) fn pending_of(answer: &Value) -> Option<Read> {
     all.sort_unstable_by(|one, other| other.cmp(one));
     // One whose first note was not confirmed is noted once more.
     all.dedup();
-    Some(Read { waits: Waits { version, all }, kind, expires_at_ms })
+    let front = surplus(&all).and_then(|newest| front_of(notes, newest));
+    Some(Read { waits: Waits { version, all, front }, kind, expires_at_ms })
+}
+
+/// The version from which on, itself included, older ones are not kept beside a new one; of all that are noted, newest first.
+fn surplus(all: &[(Version, Option<u64>)]) -> Option<Version> {
+    all.get(KEPT_MAX - 1).filter(|_| all.len() >= NOTED_MAX).map(|(version, _)| *version)
+}
+
+/// The notes of versions up to `newest`, where they are the first and no document goes with them: those that have one have it in the place
+/// of a worker of which a newer one stays.
+fn front_of(notes: &[u8], newest: Version) -> Option<Front> {
+    let notes: Option<Vec<_>> = notes.chunks_exact(NOTE_BYTES).map(note_of).collect();
+    let notes: Vec<(Version, Kind)> = notes?.into_iter().map(|(version, kind, ..)| (version, kind)).collect();
+    let count = notes.iter().take_while(|(version, _)| *version <= newest).count();
+    let (front, rest) = notes.split_at(count);
+    let stays = |by: u64| rest.iter().any(|(version, kind)| *kind == Kind::Placed && version.origin == by);
+    let needs_nothing = |(version, kind): &(Version, Kind)| match kind {
+        Kind::Delete | Kind::Lost => true,
+        Kind::Placed => stays(version.origin),
+        Kind::Record => false,
+    };
+    let is_all = rest.iter().all(|(version, _)| *version > newest);
+    let ((first, _), (last, _)) = (front.first()?, front.last()?);
+    let goes = is_all && front.iter().all(needs_nothing);
+    goes.then_some(Front { notes: count, first: *first, last: *last })
 }
 
 /// A write as it is in its worker's place: version, end of its life, document.

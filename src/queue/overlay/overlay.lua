@@ -1,9 +1,9 @@
-#!lua name=ds8q
+#!lua name=ds8r
 
 -- How the pending overlay forgets: what is settled, and what a store has overtaken. It is told what is pending by plain commands.
 --
 -- KEYS, three for each write: what is pending on its key (notes behind one another, each beginning with its version), its receipt, the
--- namespace's index of keys that have something pending. Versions are compared as text.
+-- namespace's index of keys that have something pending; behind all of them the epoch. Versions are compared as text.
 -- ARGV: how long receipts are kept (seconds), and for how long it is known of what waits and is noted no more; for each write its version,
 -- what became of it ('' = nothing to note), and whether all that is older goes as well ('1').
 
@@ -71,13 +71,13 @@ end
 -- fate is known goes to the others of its key that wait unseen.
 local function settle(KEYS, ARGV, notes)
   local seconds, waiting_seconds, receipts, settled = ARGV[1], ARGV[2], {}, {}
-  for at = 1, #KEYS / 3 do
+  for at = 1, (#KEYS - 1) / 3 do
     receipts[at] = KEYS[3 * at - 1]
     if ARGV[3 * at + 1] ~= '' then
       settled[receipts[at]] = true
     end
   end
-  local settles = next(settled) ~= nil
+  local settles, epoch = next(settled) ~= nil, KEYS[#KEYS]
   local was = redis.call('MGET', unpack(receipts))
   local documents, unlisted = {}, {}
   for at = 1, #receipts do
@@ -135,13 +135,47 @@ local function settle(KEYS, ARGV, notes)
   for at = 1, #documents, TOGETHER do
     redis.call('DEL', unpack(documents, at, math.min(at + TOGETHER - 1, #documents)))
   end
+  -- Whoever notes a write knows by it that nothing was settled since. One that Redis forgot does not come again.
+  if settles and redis.call('INCR', epoch) == 1 then
+    local now = redis.call('TIME')
+    redis.call('SET', epoch, string.format('%d%06d', now[1], now[2]))
+  end
   return #receipts
 end
 
-redis.register_function('ds8q_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
+-- Pushes out what is noted first of a key: KEYS, two for each: what is pending on it, the versions that wait unseen; ARGV: for how long
+-- it is known of these (seconds), and for each the bytes that go, the first version of them and the last. They are as they were while both
+-- are where they were: new ones come behind, and whatever goes moves those behind it. No document goes with them.
+local function push_out(KEYS, ARGV)
+  local sub, seconds, pushed_out = string.sub, ARGV[1], 0
+  for at = 1, #KEYS / 2 do
+    local waits, unseen = KEYS[2 * at - 1], KEYS[2 * at]
+    local bytes, first, last = tonumber(ARGV[3 * at - 1]), ARGV[3 * at], ARGV[3 * at + 1]
+    local there = redis.call('GET', waits) or ''
+    local is_as_it_was = sub(there, 1, VERSION) == first and sub(there, bytes - NOTE + 1, bytes - NOTE + VERSION) == last
+    -- Where it is not, or nothing would stay, it is left to the next write.
+    if is_as_it_was and #there > bytes then
+      local out, count = {}, 0
+      for from = 1, bytes, NOTE do
+        count = count + 1
+        out[count] = sub(there, from, from + VERSION - 1)
+      end
+      redis.call('SET', waits, sub(there, bytes + 1))
+      for from = 1, count, TOGETHER do
+        redis.call('SADD', unseen, unpack(out, from, math.min(from + TOGETHER - 1, count)))
+      end
+      redis.call('EXPIRE', unseen, seconds)
+      pushed_out = pushed_out + 1
+    end
+  end
+  return pushed_out
+end
+
+redis.register_function('ds8r_settle', function(KEYS, ARGV) return settle(KEYS, ARGV, true) end)
 -- Where memory is full: it gives back more than it takes, and nothing else ever would.
 redis.register_function{
-  function_name = 'ds8q_forget',
+  function_name = 'ds8r_forget',
   callback = function(KEYS, ARGV) return settle(KEYS, ARGV, false) end,
   flags = { 'allow-oom' },
 }
+redis.register_function{ function_name = 'ds8r_push_out', callback = push_out, flags = { 'allow-oom' } }

@@ -44,15 +44,15 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!(overlay.look(&namespace, &[]).await, Vec::new());
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-    overlay.hold(std::slice::from_ref(&nine), &[], &[]).await.unwrap();
-    overlay.hold(std::slice::from_ref(&five), &[], &[]).await.unwrap();
+    overlay.hold(std::slice::from_ref(&nine), Known::default()).await.unwrap();
+    overlay.hold(std::slice::from_ref(&five), Known::default()).await.unwrap();
     let pending = look().await.unwrap();
     assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
     let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
     assert_eq!(ahead.version, pending.version);
     let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
     assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], Known::default()).await.unwrap();
     let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
     assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
     assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -62,16 +62,17 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
     assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-    let settled = overlay.hold(std::slice::from_ref(&nine), &[], &[]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&nine), Known::default()).await.unwrap();
     assert_eq!(settled.len(), 1);
     overlay.settle(&settled).await.unwrap();
     assert_eq!(look().await, None, "one that was settled before it was held does not come back");
     assert_eq!(overlay.count(&namespace).await, Ok(1));
-    let settled = overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], &[], &[]).await.unwrap();
+    let settled =
+        overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], Known::default()).await.unwrap();
     overlay.settle(&settled).await.unwrap();
     assert_eq!(fate(5).await, Fate::Superseded);
     assert_eq!(look().await.unwrap().version.hlc, 7, "five was settled, too");
-    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], Known::default()).await.unwrap();
     let dead = Fate::Dead("no".to_owned());
     overlay.settle(&[settlement(&queued("a", 8, None, 3), dead)]).await.unwrap();
     let pending = look().await.unwrap();
@@ -80,7 +81,7 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
         (7, Some(&b"seven"[..])),
         "behind what is dead waits what is older"
     );
-    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], Known::default()).await.unwrap();
     overlay.settle(&[settlement(&queued("a", 11, None, 6), Fate::Applied)]).await.unwrap();
     assert_eq!(
         (look().await, fate(7).await),
@@ -103,10 +104,10 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
         let surplus = ahead().await.pending.and_then(|waits| waits.surplus());
         let surplus: Vec<_> = surplus.into_iter().map(|version| (at.clone(), version)).collect();
         assert_eq!(surplus.len(), usize::from(op == full + 1), "{op}");
-        overlay.hold(&[write], &[], &surplus).await.unwrap();
+        overlay.hold(&[write], Known { surplus: &surplus, ..Known::default() }).await.unwrap();
     }
     // Once more, as after an answer that was lost.
-    overlay.hold(&[queued("k", full, Some(b"x"), full)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("k", full, Some(b"x"), full)], Known::default()).await.unwrap();
     let there = ahead().await;
     let pending = there.pending.unwrap();
     let noted: Vec<_> =
@@ -120,7 +121,7 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
     assert_eq!(overlay.fate(&namespace, &key, version(full + 3)).await, Ok(Fate::Unknown));
     assert_eq!(documents(&overlay, "o2").await.len(), KEPT_MAX + 1);
     // What was pushed out may be held again: then it is noted again.
-    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], Known::default()).await.unwrap();
     let settlements: Vec<_> =
         (1..=full + 2).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
     overlay.settle(&settlements).await.unwrap();
@@ -152,12 +153,12 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
     // One that waits unseen when memory is full.
     let (older, newer) = (queued("p", 1, Some(b"older"), 1), queued("p", 2, Some(b"newer"), 2));
-    overlay.hold(&[older.clone(), newer.clone()], &[], &[]).await.unwrap();
+    overlay.hold(&[older.clone(), newer.clone()], Known::default()).await.unwrap();
     overlay.overtaken(&older.entry.at, older.entry.row.version).await;
     let mut held = vec![newer];
     let refused = loop {
         let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
-        let told = overlay.hold(std::slice::from_ref(&write), &[], &[]).await;
+        let told = overlay.hold(std::slice::from_ref(&write), Known::default()).await;
         held.push(write);
         if let Err(away) = told {
             break away;
@@ -176,7 +177,7 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
     let fate = overlay.fate(&namespace, &older.entry.at.key, older.entry.row.version).await;
     assert_eq!(fate, Ok(Fate::Superseded), "it has its receipt");
-    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], &[], &[]).await.unwrap();
+    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], Known::default()).await.unwrap();
 }
 
 #[tokio::test]
@@ -184,11 +185,14 @@ async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_mor
     let overlay = open(&Server::shared().url(), "o6").await;
     let (early, late) = (queued("k", 1, Some(b"early"), 1), queued("k", 2, Some(b"late"), 2));
     overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
-    let settled = overlay.hold(std::slice::from_ref(&early), &[], &[]).await.unwrap();
+    let settled = overlay.hold(std::slice::from_ref(&early), Known::default()).await.unwrap();
     // The one after it pushes it out, and itself.
-    overlay.hold(std::slice::from_ref(&late), &[], &[]).await.unwrap();
-    let surplus = [(late.entry.at.clone(), late.entry.row.version)];
-    overlay.hold(&[queued("k", 3, Some(b"last"), 3)], &[], &surplus).await.unwrap();
+    overlay.hold(std::slice::from_ref(&late), Known::default()).await.unwrap();
+    let surplus = [(late.entry.at.clone(), note::Surplus { newest: late.entry.row.version, front: None })];
+    overlay
+        .hold(&[queued("k", 3, Some(b"last"), 3)], Known { surplus: &surplus, ..Known::default() })
+        .await
+        .unwrap();
     overlay.settle(&settled).await.unwrap();
     let fate = async |write: &Queued| {
         overlay.fate(&late.entry.at.namespace, &late.entry.at.key, write.entry.row.version).await.unwrap()
@@ -203,7 +207,7 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     let overlay = open(&Server::shared().url(), "o7").await;
     let most = CROWDED as u64;
     for hlc in 1..=most + 1 {
-        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[], &[]).await.unwrap();
+        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], Known::default()).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let waits = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
@@ -214,6 +218,150 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
 }
 
 const PLACED: Document = Document::Placed;
+
+fn placed(documents: &[Document]) -> Known<'_> {
+    Known { documents, ..Known::default() }
+}
+
+#[tokio::test]
+async fn receipts_are_asked_for_where_something_was_settled_meanwhile_and_there_alone() {
+    let overlay = open(&Server::shared().url(), "o10").await;
+    let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+    let epoch = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).epoch;
+    let held = async |write: &Queued, since: Option<Epoch>| {
+        let known = Known { since, ..Known::default() };
+        overlay.hold(std::slice::from_ref(write), known).await.unwrap().len()
+    };
+    let write = |hlc| queued("k", hlc, Some(b"x"), hlc);
+    // What says so without the epoch, which nothing of ours does, shows whether it was asked.
+    let says = async |write: &Queued| {
+        let name = overlay.calls.receipt(&namespace, &key, write.entry.row.version);
+        let deadline = Instant::now() + HOLD_TIMEOUT;
+        overlay.calls.redis.call(redis::cmd("SET").arg(name).arg("applied"), deadline).await.unwrap();
+    };
+    assert_eq!(epoch().await, None);
+    says(&write(1)).await;
+    assert_eq!(held(&write(1), None).await, 1, "without an epoch it is asked");
+    let first = epoch().await.expect("it began");
+    says(&write(2)).await;
+    assert_eq!(held(&write(2), Some(first)).await, 0);
+    assert_eq!(held(&write(2), None).await, 1);
+    // Another's, and its own.
+    overlay.settle(&[settlement(&queued("other", 3, None, 3), Fate::Superseded)]).await.unwrap();
+    assert_eq!(held(&write(2), Some(first)).await, 1);
+    let second = epoch().await.unwrap();
+    assert!(second != first);
+    overlay.settle(&[settlement(&write(4), Fate::Dead("no".to_owned()))]).await.unwrap();
+    assert_eq!(held(&write(4), Some(second)).await, 1);
+    let third = epoch().await.unwrap();
+    // What is taken away and not settled changes nothing.
+    overlay.overtaken(&write(5).entry.at, write(5).entry.row.version).await;
+    assert_eq!(epoch().await, Some(third));
+    // One that Redis forgot does not come again.
+    let deadline = Instant::now() + HOLD_TIMEOUT;
+    overlay.calls.redis.call(redis::cmd("DEL").arg("o10:z"), deadline).await.unwrap();
+    overlay.settle(&[settlement(&write(6), Fate::Applied)]).await.unwrap();
+    let begun = epoch().await.unwrap();
+    assert!(![first, second, third].contains(&begun), "{begun:?}");
+    assert_eq!(held(&write(6), Some(third)).await, 1);
+}
+
+#[tokio::test]
+async fn what_is_noted_first_is_pushed_out_if_it_is_as_it_was() {
+    let overlay = open(&Server::shared().url(), "o11").await;
+    let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
+    let waits = async |key: &Key| {
+        overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap()
+    };
+    let noted = async |key: &Key| waits(key).await.all.iter().map(|(at, _)| at.hlc).collect::<Vec<_>>();
+    let put = async |name: &str, hlc, body, surplus: &[(RowKey, note::Surplus)]| {
+        let known = Known { documents: &[PLACED], surplus, since: None };
+        overlay.hold(&[queued(name, hlc, body, hlc)], known).await.unwrap();
+    };
+    let full = NOTED_MAX as u64;
+    let at = queued("k", 1, None, 1).entry.at;
+    for hlc in 1..=full {
+        put("k", hlc, (hlc != 3).then_some(b"x"), &[]).await;
+    }
+    let surplus = waits(&key).await.surplus().unwrap();
+    let front = surplus.front.clone().expect("all of it is noted first");
+    assert_eq!((front.notes, front.first.hlc, front.last.hlc), (NOTED_MAX - KEPT_MAX + 1, 1, full - 3));
+    put("k", full + 1, Some(b"newest"), &[(at.clone(), surplus.clone())]).await;
+    let kept: Vec<u64> = (0..KEPT_MAX as u64).map(|back| full + 1 - back).collect();
+    assert_eq!(noted(&key).await, kept);
+    // Twice: they are not what they were.
+    put("k", full + 2, Some(b"newest"), &[(at.clone(), surplus.clone())]).await;
+    assert_eq!(noted(&key).await.len(), KEPT_MAX + 1);
+    for hlc in 1..=full + 2 {
+        let fate = overlay.fate(&namespace, &key, Version { hlc, origin: 5 }).await;
+        assert_eq!(fate, Ok(Fate::Pending), "{hlc}");
+    }
+    let pending = overlay.look(&namespace, &[&key]).await.remove(0).unwrap().unwrap();
+    assert_eq!((pending.version.hlc, pending.body.as_deref()), (full + 2, Some(&b"newest"[..])));
+    // The newest is dead: those that were pushed out still wait, and are settled like others.
+    let settled: Vec<_> = (1..=full + 2)
+        .rev()
+        .map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Dead("no".to_owned())))
+        .collect();
+    for settled in &settled {
+        overlay.settle(std::slice::from_ref(settled)).await.unwrap();
+    }
+    for prefix in ["o11:r:*:o", "o11:r:*b", "o11:r:*s", "o11:v:*"] {
+        assert_eq!(names(&overlay, prefix).await, Vec::new(), "{prefix}");
+    }
+    assert_eq!(overlay.count(&namespace).await, Ok(0));
+
+    // Where one of it is gone, or was settled in between, nothing goes.
+    let key = Key::parse("gone").unwrap();
+    for hlc in 1..=full {
+        put("gone", hlc, Some(b"x"), &[]).await;
+    }
+    let surplus = waits(&key).await.surplus().unwrap();
+    let gone = settlement(&queued("gone", 2, None, 2), Fate::Superseded);
+    overlay.settle(std::slice::from_ref(&gone)).await.unwrap();
+    let surplus = [(gone.at.clone(), surplus)];
+    put("gone", full + 1, Some(b"newest"), &surplus).await;
+    assert_eq!(noted(&key).await.len(), NOTED_MAX);
+    // And where it is all that is there.
+    let all =
+        note::Front { notes: 1, first: Version { hlc: 7, origin: 5 }, last: Version { hlc: 7, origin: 5 } };
+    put("alone", 7, Some(b"x"), &[]).await;
+    let (alone, mut steps) = (queued("alone", 7, None, 7).entry.at, redis::pipe());
+    overlay.calls.push_out(&mut steps, &[(&alone, &all)]);
+    assert_eq!(overlay.calls.send(&steps, HOLD_TIMEOUT).await.unwrap(), [Value::Int(0)]);
+    assert_eq!(noted(&alone.key).await, [7]);
+}
+
+#[tokio::test]
+async fn what_is_noted_first_needs_nothing_taken_away_with_it_or_goes_another_way() {
+    let overlay = open(&Server::shared().url(), "o12").await;
+    let namespace = Namespace::parse("n").unwrap();
+    // Of another worker, of which nothing stays; with a document of its own; behind one that stays.
+    for name in ["plain", "other", "own", "behind"] {
+        for nth in 1..=NOTED_MAX as u64 {
+            let (hlc, origin, document) = match (name, nth) {
+                ("other", 2) => (2, 6, PLACED),
+                ("own", 2) => (2, 5, Document::Own),
+                ("behind", 1) => (90, 5, PLACED),
+                (_, nth) => (nth, 5, PLACED),
+            };
+            let mut write = queued(name, hlc, Some(b"x"), hlc);
+            write.entry.row.version.origin = origin;
+            overlay.hold(&[write], placed(&[document])).await.unwrap();
+        }
+        let write = queued(name, 100, Some(b"newest"), 100);
+        let at = write.entry.at.clone();
+        let ask = [(namespace.clone(), at.key.clone())];
+        let surplus = overlay.ahead(&ask).await.unwrap().remove(0).pending.unwrap().surplus().unwrap();
+        assert_eq!(surplus.front.is_some(), name == "plain", "{name}");
+        let surplus = [(at, surplus)];
+        overlay.hold(&[write], Known { surplus: &surplus, ..placed(&[PLACED]) }).await.unwrap();
+        let waits = overlay.ahead(&ask).await.unwrap().remove(0).pending.unwrap();
+        assert_eq!(waits.all.len(), KEPT_MAX, "{name}");
+        let left = names(&overlay, &format!("o12:r:n:{name}:*[bs]")).await;
+        assert_eq!(left.len(), 1, "{name}: the newest has its document, and no other");
+    }
+}
 
 #[tokio::test]
 async fn documents_of_one_worker_take_each_others_place() {
@@ -227,12 +375,12 @@ async fn documents_of_one_worker_take_each_others_place() {
     let fate = async |hlc, origin| overlay.fate(&namespace, &key, Version { hlc, origin }).await.unwrap();
     let places = async || names(&overlay, "o8:r:*s").await.len();
     let held = async |write: &Queued, document: Document| {
-        assert!(overlay.hold(std::slice::from_ref(write), &[document], &[]).await.unwrap().is_empty());
+        assert!(overlay.hold(std::slice::from_ref(write), placed(&[document])).await.unwrap().is_empty());
     };
     // Two of one call, and one after them.
     let (one, two, three) =
         (queued("k", 1, Some(b"one"), 1), queued("k", 2, Some(b"two"), 2), queued("k", 3, Some(b"three"), 3));
-    overlay.hold(&[one.clone(), two.clone()], &[PLACED, PLACED], &[]).await.unwrap();
+    overlay.hold(&[one.clone(), two.clone()], placed(&[PLACED, PLACED])).await.unwrap();
     assert_eq!((look().await, places().await), (seen(2, "two"), 1));
     held(&three, PLACED).await;
     assert_eq!(
@@ -315,11 +463,11 @@ async fn documents_of_one_worker_take_each_others_place() {
 async fn whoever_looks_while_documents_take_each_others_place_sees_one_and_never_an_older() {
     let overlay = Arc::new(open(&Server::shared().url(), "o9").await);
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], &[PLACED], &[]).await.unwrap();
+    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], placed(&[PLACED])).await.unwrap();
     let writer = overlay.clone();
     let writing = tokio::spawn(async move {
         for hlc in 2..2000 {
-            writer.hold(&[queued("k", hlc, Some(b"x"), hlc)], &[PLACED], &[]).await.unwrap();
+            writer.hold(&[queued("k", hlc, Some(b"x"), hlc)], placed(&[PLACED])).await.unwrap();
         }
     });
     let (mut last, mut looks) = (0, 0);

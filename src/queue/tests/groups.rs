@@ -14,7 +14,7 @@ async fn writes_that_come_together_share_messages_and_each_has_its_own_fate() {
     let lane = lane_of(&queue, &only(), &writes[0]);
     assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), Known::default()).await.unwrap();
     }
     let ready = async || {
         let (lanes, _) = queue.status().await.unwrap();
@@ -62,7 +62,7 @@ async fn a_message_is_acknowledged_when_the_last_of_its_writes_is_settled() {
     let lane = lane_of(&queue, &only(), &writes[0]);
     assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), Known::default()).await.unwrap();
     }
     let depth = async |queue: &Queue| {
         let (lanes, _) = queue.status().await.unwrap();
@@ -105,7 +105,7 @@ async fn what_the_store_has_overtaken_is_settled_by_a_look() {
     let lane = lane_of(&queue, &only(), &writes[0]);
     assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
     for write in &writes {
-        queue.overlay().hold(std::slice::from_ref(write), &[], &[]).await.unwrap();
+        queue.overlay().hold(std::slice::from_ref(write), Known::default()).await.unwrap();
     }
     for key in 0..500 {
         let mut newer = put(&format!("{key}k"), "newer", 9_000);

@@ -20,7 +20,7 @@ async fn what_waits_in_the_lanes_of_a_renamed_shard_is_applied_all_the_same() {
     for n in 0..50 {
         let write = put(&format!("k{n}"), "v", n);
         put_one(&before, &old, &write, soon()).await.unwrap();
-        before.overlay().hold(std::slice::from_ref(&write), &[], &[]).await.unwrap();
+        before.overlay().hold(std::slice::from_ref(&write), Known::default()).await.unwrap();
     }
     before.stop().await;
 
