@@ -59,6 +59,8 @@ def note(path, when, status, readyz):
 
 # Seconds.
 WHOLE_WITHIN = 120
+# Seconds in which a worker has counted anew how many writes its messages have.
+COUNTS_WITHIN = 1.5
 DRAINED_WITHIN = 600
 
 
@@ -101,10 +103,13 @@ def drain(path, datastore):
 
 def drain_rate(seen):
     """Writes a second, from when nine tenths waited to when one tenth did: without the beginning, when the worker finds its store,
-    and the end, when most lanes are empty."""
-    most = max(depth for _, depth in seen)
-    first = next((at, depth) for at, depth in seen if depth <= 0.9 * most and at > 0)
-    last = next((at, depth) for at, depth in seen if depth <= 0.1 * most and at > first[0])
+    and the end, when most lanes are empty. In its first second it counts by how many writes its messages had before: what it tells
+    then is passed over, unless that is all."""
+    told = [(at, depth) for at, depth in seen if at > COUNTS_WITHIN and depth > 0]
+    told = (told or [(at, depth) for at, depth in seen if depth > 0]) + seen[-1:]
+    most = max(depth for _, depth in told)
+    first = next((at, depth) for at, depth in told if depth <= 0.9 * most)
+    last = next((at, depth) for at, depth in told if depth <= 0.1 * most and at > first[0])
     return (first[1] - last[1]) / (last[0] - first[0])
 
 

@@ -6,7 +6,7 @@
 #   BENCH_DURATION=3s           of a load beside nothing
 #   BENCH_ROUNDS_DURATION=10s   of a comparison, for each side, all rounds together
 #   BENCH_ROUNDS=5              of a comparison; outages of rows 8 and 9
-#   BENCH_OUTAGE_DURATION=4s    of writing in one outage, for each side
+#   BENCH_OUTAGE_DURATION=12s   of writing in one outage, for each side
 set -euo pipefail
 # Settings of whoever runs this would reach his real parts.
 unset "${!DATASTORE__@}"
@@ -252,14 +252,15 @@ if wants 8 9; then
     for outage in $(seq "$outages"); do
         end_postgres
         # So many at a time that the peer reaches the limit of its broker, and once more as many as elsewhere. The warm-up is of the time
-        # in which the breaker opens.
-        bench "8-outage-$outage" 1024 outage --duration "${BENCH_OUTAGE_DURATION:-4s}" --rounds 1 --warm-up 2s --workload outage \
+        # in which the breaker opens. The broker writes half a gigabyte down again, for some seconds, when it has taken it: each side
+        # writes for so long that it bears that of its own, and not the one what the other has left.
+        bench "8-outage-$outage" 1024 outage --duration "${BENCH_OUTAGE_DURATION:-12s}" --rounds 1 --warm-up 2s --workload outage \
             --peer-rabbitmq "$rabbit"
         bench "8-narrow-$outage" 256 outage --duration 2s --rounds 1 --warm-up 500ms --workload outage --no-load \
             --peer-rabbitmq "$rabbit"
         start_postgres "$postgres_port"
         python3 scripts/bench.py drain "$out/9-drain-$outage.json" "$binary"
-        bench "9-peer-$outage" 256 outage --duration "${BENCH_OUTAGE_DURATION:-4s}" --rounds 1 --workload put --no-load \
+        bench "9-peer-$outage" 256 outage --duration 4s --rounds 1 --workload put --no-load \
             --peer-postgres "$postgres"
     done
 fi
