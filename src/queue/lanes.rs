@@ -1,8 +1,8 @@
 //! What the consumers of lanes know of them, for whoever asks any worker: kept in Redis for a few seconds.
 //!
 //! A lane's depth is what the broker holds ready, and what its consumer has in hand; only that one knows how old the
-//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind. So
-//! it is with bytes. A lane may have consumers that are handed nothing while another works: one that has nothing in hand leaves
+//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind, by what
+//! its worker sent there. So it is with bytes. A lane may have consumers that are handed nothing while another works: one that has nothing in hand leaves
 //! the word of another that has. Where there is a consumer and no word of it, what it has in hand is not known, and never taken
 //! for nothing.
 
@@ -46,8 +46,8 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(250);
 pub struct LaneStatus {
     /// Name of its queue.
     pub name: String,
-    /// Writes that the broker holds and has handed to nobody: its messages, by how many writes those had lately that its consumer
-    /// was handed.
+    /// Writes that the broker holds and has handed to nobody: its messages, by how many writes those had that the worker of its
+    /// consumer sent, or else those that this was handed lately.
     pub ready: u64,
     /// Writes that its consumer has in hand.
     pub in_hand: Option<u64>,
@@ -72,10 +72,10 @@ pub(super) struct Word {
     pub(super) rate: f64,
     /// Bytes of those in hand.
     pub(super) bytes: u64,
-    /// Bytes of a write, on the average lately.
+    /// Bytes of a write of those behind, on the average.
     pub(super) bytes_each: u64,
     pub(super) said_ms: i64,
-    /// Writes of a message, on the average lately.
+    /// Writes of a message of those behind, on the average.
     pub(super) writes_each: f64,
 }
 

@@ -25,6 +25,7 @@ mod owed;
 mod pace;
 mod publish;
 mod settle;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -150,6 +151,7 @@ pub struct Queue {
     overlay: Overlay,
     lanes: lanes::Lanes,
     owed: owed::Owed,
+    sent: sizes::Sent,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -167,8 +169,8 @@ impl Queue {
         let overlay = Overlay::open(&settings.redis_url, &settings.prefix)?;
         let lanes = lanes::Lanes::open(&settings.redis_url, &settings.prefix)?;
         let tasks = TaskTracker::new();
-        let owed = owed::Owed::default();
-        Ok(Arc::new(Self { topology, shards, broker, publisher, overlay, lanes, owed, stop, tasks }))
+        let (owed, sent) = Default::default();
+        Ok(Arc::new(Self { topology, shards, broker, publisher, overlay, lanes, owed, sent, stop, tasks }))
     }
 
     /// Starts to apply what waits. `members` tells the workers that live, this one (`own`) among them.
@@ -246,8 +248,13 @@ impl Queue {
     ) -> Vec<(usize, Result<(), Unqueued>)> {
         let messages = group::split(writes).map(|writes| async move {
             let (body, properties) = (group::encode(writes), group::properties(writes));
+            let bytes = body.len();
             let letter = Letter { queue: lane.to_owned(), body, properties };
-            (writes.len(), self.publisher.publish(letter, deadline).await)
+            let put = self.publisher.publish(letter, deadline).await;
+            if let (Ok(()), Some(first)) = (&put, writes.first()) {
+                self.sent.saw(lane, first.taken_at_ms, writes.len(), bytes);
+            }
+            (writes.len(), put)
         });
         join_all(messages).await
     }

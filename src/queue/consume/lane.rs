@@ -11,7 +11,7 @@ use lapin::{Channel, Consumer};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::told::{Told, writes_of};
+use super::told::{Told, taken_second_ms, writes_of};
 use super::{BATCH_MAX, TELL_EVERY, subscribe};
 use crate::backend::{Applied, RowKey};
 use crate::model::clock::{wall_ms, wall_of};
@@ -193,6 +193,7 @@ impl Lane {
             };
             let oldest_ms = writes.iter().map(|held| held.write.taken_at_ms).min().unwrap_or(now_ms);
             if let Some(first) = writes.first() {
+                self.told.handed_ms = self.told.handed_ms.max(first.write.taken_at_ms);
                 let left = writes.len();
                 let in_hand = InHand { taken_at_ms: oldest_ms, left, bytes_each: bytes / left };
                 self.in_hand.insert(first.tag, in_hand);
@@ -453,6 +454,10 @@ impl Lane {
             return;
         }
         self.take_in();
+        // Those of the broker are behind what was handed.
+        let last_ms = self.delivered.back().map_or(0, taken_second_ms);
+        let behind = self.queue.sent.behind(&self.name, self.told.handed_ms.max(last_ms));
+        let behind = behind.unwrap_or_else(|| self.told.handed.sizes());
         let word = Word {
             in_hand: (self.in_hand.values().map(|message| message.left).sum::<usize>()
                 + self.delivered.iter().map(writes_of).sum::<usize>()) as u64,
@@ -461,9 +466,9 @@ impl Lane {
             bytes: (self.in_hand.values().map(|message| message.left * message.bytes_each).sum::<usize>()
                 + self.delivered.iter().map(|delivery| delivery.data.len()).sum::<usize>())
                 as u64,
-            bytes_each: self.told.bytes_each as u64,
+            bytes_each: behind.bytes_each as u64,
             said_ms: wall_ms(),
-            writes_each: self.told.writes_each,
+            writes_each: behind.writes_each,
         };
         self.told =
             Told { at: Instant::now(), due: word.in_hand == 0, settled: 0, rate: word.rate, ..self.told };

@@ -120,8 +120,8 @@ impl Rung<'_> {
             in_hand: self.in_hand.len() as u64,
             oldest_ms: taken.min().unwrap_or(0),
             rate: self.told.rate_now(elapsed),
-            bytes: (self.in_hand.len() as f64 * self.told.bytes_each) as u64,
-            bytes_each: self.told.bytes_each as u64,
+            bytes: (self.in_hand.len() as f64 * self.told.handed.sizes().bytes_each) as u64,
+            bytes_each: self.told.handed.sizes().bytes_each as u64,
             said_ms: wall_ms(),
             writes_each: 1.0,
         };

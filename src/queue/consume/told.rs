@@ -1,4 +1,4 @@
-//! What a consumer tells of its lane: how fast it goes, and how large its messages are.
+//! What a consumer tells of its lane: how fast it goes, and what it was handed lately.
 
 use std::time::Duration;
 
@@ -6,12 +6,10 @@ use lapin::message::Delivery;
 use tokio::time::Instant;
 
 use crate::queue::group;
+use crate::queue::sizes::Lately;
 
 /// The part of the last second in the rate that is told.
 const RATE_PART: f64 = 0.3;
-
-/// Messages that an average is of, about.
-const SEEN_MAX: u32 = 20;
 
 /// What was told last, and what is to be told next.
 pub(super) struct Told {
@@ -20,33 +18,22 @@ pub(super) struct Told {
     pub(super) due: bool,
     pub(super) settled: u64,
     pub(super) rate: f64,
-    pub(super) bytes_each: f64,
-    pub(super) writes_each: f64,
-    /// Messages seen, as far as that matters.
-    pub(super) seen: u32,
+    /// How large the messages were that were handed lately.
+    pub(super) handed: Lately,
+    /// When the newest write that was handed had been taken, Unix milliseconds.
+    pub(super) handed_ms: i64,
 }
 
 impl Told {
     /// Nothing was told yet.
     pub(super) fn nothing() -> Self {
-        Self {
-            at: Instant::now(),
-            due: true,
-            settled: 0,
-            rate: 0.0,
-            bytes_each: 0.0,
-            writes_each: 1.0,
-            seen: 0,
-        }
+        let at = Instant::now();
+        Self { at, due: true, settled: 0, rate: 0.0, handed: Lately::default(), handed_ms: 0 }
     }
 
     /// Takes note of how large a message is.
     pub(super) fn saw(&mut self, delivery: &Delivery) {
-        let writes = writes_of(delivery) as f64;
-        self.seen = (self.seen + 1).min(SEEN_MAX);
-        let part = 1.0 / f64::from(self.seen);
-        self.bytes_each += (delivery.data.len() as f64 / writes - self.bytes_each) * part;
-        self.writes_each += (writes - self.writes_each) * part;
+        self.handed.saw(writes_of(delivery), delivery.data.len());
     }
 
     /// The rate to tell, so long after the last.
@@ -59,4 +46,10 @@ impl Told {
 /// How many writes a message holds, as its head says.
 pub(super) fn writes_of(delivery: &Delivery) -> usize {
     group::writes_in(&delivery.data)
+}
+
+/// The second in which a message's first write was taken, Unix milliseconds; 0 = it does not say.
+pub(super) fn taken_second_ms(delivery: &Delivery) -> i64 {
+    let seconds = delivery.properties.timestamp().unwrap_or(0);
+    i64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
 }

@@ -183,3 +183,42 @@ async fn nothing_of_a_key_is_settled_while_an_older_write_of_it_waits() {
     let done = |fate| settle::Verdict::Done(fate);
     assert_eq!(verdicts, [done(Fate::Applied), done(Fate::Applied), done(Fate::Superseded)]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_behind_small_messages_is_counted_by_its_own_size() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q14", 1 << 30).await;
+    let store = Arc::new(Store::default());
+    store.away.store(true, Ordering::Relaxed);
+    // Taken one after the other.
+    let taken = |n: u64| Queued {
+        taken_at_ms: 50 * n.cast_signed() - 60_000 + crate::model::clock::wall_ms(),
+        ..put(&format!("{n}k"), &format!("v{n}"), n)
+    };
+    let writes: Vec<Queued> = (0..1100).map(taken).collect();
+    let lane = lane_of(&queue, &only(), &writes[0]);
+    queue.start(store.clone(), 1, || vec![1]);
+    let lane_of = async |lane: &str| {
+        let (lanes, _) = queue.status().await.unwrap();
+        lanes.into_iter().find(|one| one.name == lane).unwrap()
+    };
+    // More than a consumer takes, each by itself; then many together.
+    let (alone, together) = writes.split_at(100 + usize::from(PREFETCH));
+    for write in alone {
+        assert!(queue.put(&lane, std::slice::from_ref(write), soon()).await[0].1.is_ok());
+    }
+    until("the first are handed", async || {
+        lane_of(&lane).await.in_hand.is_some_and(|count| count >= u64::from(PREFETCH))
+    })
+    .await;
+    let sent: Vec<_> = queue.put(&lane, together, soon()).await;
+    assert!(sent.iter().all(|(_, put)| put.is_ok()) && sent.len() < 20, "{}", sent.len());
+    until("all are counted", async || {
+        let depth = lane_of(&lane).await.depth.unwrap_or(0);
+        (900..=1200).contains(&depth)
+    })
+    .await;
+    store.away.store(false, Ordering::Relaxed);
+    until("nothing waits", async || lane_of(&lane).await.depth == Some(0)).await;
+    queue.stop().await;
+}
