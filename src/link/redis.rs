@@ -144,8 +144,15 @@ impl Redis {
         }
     }
 
-    fn set(&self, connection: Option<MultiplexedConnection>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection;
+    /// Nobody uses a connection before it is counted, nor hears of it before he can use it.
+    fn begin(&self, connection: MultiplexedConnection) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        self.connections.send_modify(|count| *count += 1);
+        *current = Some(connection);
+    }
+
+    fn end(&self) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -170,13 +177,12 @@ async fn keep(link: Weak<Redis>) {
         match timeout(2 * CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => {
                 strong.silent.store(0, Ordering::Relaxed);
-                strong.set(Some(connection.clone()));
-                strong.connections.send_modify(|count| *count += 1);
+                strong.begin(connection.clone());
                 (pause, told) = (CONNECT_PAUSE.0, false);
                 drop(strong);
                 watch_over(&link, connection).await;
                 if let Some(strong) = link.upgrade() {
-                    strong.set(None);
+                    strong.end();
                 }
             }
             failed => {

@@ -64,6 +64,7 @@ pub use topology::Topology;
 pub use walk::{Act, STEP_MAX, Walked};
 
 use connection::Broker;
+use overlay::Noted;
 use publish::{Letter, Publisher};
 
 /// Messages of a lane that its consumer holds at a time.
@@ -200,10 +201,16 @@ impl Queue {
     /// Makes queued writes visible to all workers, now if Redis answers, and else when it does; whether they are.
     pub async fn show(&self, writes: &[Queued], known: Known<'_>) -> bool {
         match self.overlay.hold(writes, known).await {
-            Ok(settled) => {
+            Ok(Noted::All(settled)) => {
                 if !settled.is_empty() {
                     self.owed.settle(settled);
                 }
+                true
+            }
+            // They are seen. To be noted once more asks for receipts again.
+            Ok(Noted::Unasked(away)) => {
+                tracing::debug!("receipts of queued writes are asked for later: {}", away.0);
+                writes.iter().for_each(|write| self.owed.hold(write));
                 true
             }
             Err(_) => {

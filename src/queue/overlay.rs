@@ -28,7 +28,7 @@
 //! {prefix}:r:{namespace}:{key}:o             set: versions that wait and are not noted any more
 //! {prefix}:n:{namespace}                     sorted set: keys with something that waits
 //! {prefix}:m:{namespace}                     mark, see [`mark`]
-//! {prefix}:z                                 epoch
+//! {prefix}:z                                 number of the epoch
 //! ```
 
 mod calls;
@@ -54,6 +54,7 @@ use crate::model::clock::wall_ms;
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::{Calls, FORGET, SETTLE};
+pub(super) use hold::Noted;
 pub use hold::{Document, Known};
 pub use mark::{Mark, Marked};
 use note::{Kind, pending_of};
@@ -147,9 +148,13 @@ pub struct Ahead {
     pub epoch: Option<Epoch>,
 }
 
-/// A number that Redis changes whenever writes are settled: while it is the same, none was. It never comes again.
+/// A number that Redis changes whenever writes are settled: while it is the same, none was. A Redis that forgot what it was begins at
+/// another; one that forgot the last of it alone may count to the same once more, so it goes for one connection alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Epoch(u64);
+pub struct Epoch {
+    number: u64,
+    connection: u64,
+}
 
 impl Overlay {
     /// The overlay of a deployment, at a URL.
@@ -272,12 +277,9 @@ impl Overlay {
         }
     }
 
-    /// Makes queued writes visible to all workers. Not an error where newer ones are pending. What had been settled before is to be taken
-    /// away again.
-    pub(super) async fn hold(&self, writes: &[Queued], known: Known<'_>) -> Result<Vec<Settlement>, Away> {
-        let settled = self.calls.hold(writes, known).await?;
-        let again = |(at, version)| Settlement { at, version, fate: Fate::Unknown };
-        Ok(settled.into_iter().map(again).collect())
+    /// Makes queued writes visible to all workers. Not an error where newer ones are pending.
+    pub(super) async fn hold(&self, writes: &[Queued], known: Known<'_>) -> Result<Noted, Away> {
+        self.calls.hold(writes, known).await
     }
 
     /// Notes what became of queued writes, and takes away those that pend no more.
@@ -376,9 +378,10 @@ impl Overlay {
 // === impl Epoch ===
 
 impl Epoch {
-    fn of(answer: &Value) -> Option<Self> {
+    fn of(answer: &Value, connection: u64) -> Option<Self> {
         let Value::BulkString(digits) = answer else { return None };
-        std::str::from_utf8(digits).ok()?.parse().ok().map(Self)
+        let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        Some(Self { number, connection })
     }
 }
 

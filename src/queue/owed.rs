@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::message::Queued;
-use super::overlay::{Known, Overlay, Settlement};
+use super::overlay::{Known, Noted, Overlay, Settlement};
 
 /// Writes to be held, and what they take together; the oldest go first.
 const HOLDS_MAX: usize = 4096;
@@ -114,10 +114,10 @@ impl Owed {
                 waits.iter().flat_map(|waits| waits.surplus()).map(|surplus| (at.clone(), surplus)).collect();
             let known = Known { surplus: &surplus, ..Known::default() };
             match overlay.hold(std::slice::from_ref(&write), known).await {
-                Err(_) => return false,
+                Err(_) | Ok(Noted::Unasked(_)) => return false,
                 // Settled before: it is taken away again.
-                Ok(settled) if overlay.settle(&settled).await.is_err() => self.settle(settled),
-                Ok(_) => {}
+                Ok(Noted::All(settled)) if overlay.settle(&settled).await.is_err() => self.settle(settled),
+                Ok(Noted::All(_)) => {}
             }
             let mut state = self.state();
             // It may have been given up meanwhile.

@@ -159,7 +159,7 @@ impl Rules {
             documents: Vec::with_capacity(entering.len()),
             waiting: Vec::with_capacity(entering.len()),
             surplus: Vec::new(),
-            since: of_keys.iter().find_map(|ahead| ahead.as_ref().ok()?.epoch),
+            since: since(&of_keys),
         };
         for (mut entering, place) in entering.into_iter().zip(places) {
             let ahead = place.and_then(|place| of_keys.get(place));
@@ -314,7 +314,7 @@ impl Letter {
         if put.iter().all(|(_, put)| put.is_ok()) {
             return self;
         }
-        let mut confirmed = Self { surplus: self.surplus, since: self.since, ..Self::default() };
+        let mut confirmed = Self { since: self.since, ..Self::default() };
         let all = self.writes.into_iter().zip(self.documents).zip(self.waiting);
         for (((write, document), entering), unqueued) in each_told(all, put) {
             match unqueued {
@@ -329,7 +329,10 @@ impl Letter {
                 }
             }
         }
-        confirmed
+        // Beside a write that is not there nothing makes place.
+        let goes = |at: &RowKey| confirmed.writes.iter().any(|write| write.entry.at == *at);
+        let surplus: Vec<_> = self.surplus.into_iter().filter(|(at, _)| goes(at)).collect();
+        Self { surplus, ..confirmed }
     }
 }
 
@@ -405,6 +408,11 @@ fn document(looked: Option<&Result<Ahead, Away>>, say: bool) -> Document {
         Some(Ok(_)) if say => Document::Placed,
         _ => Document::Own,
     }
+}
+
+/// The epoch of a look at some keys, if there was one: none of the writes that it was for is in the queue by then.
+fn since(looked: &[Result<Ahead, Away>]) -> Option<Epoch> {
+    looked.iter().find_map(|ahead| ahead.as_ref().ok()?.epoch)
 }
 
 /// What is not noted any more beside a new write of a key.

@@ -15,7 +15,6 @@ use super::{
 };
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
-use crate::model::clock::wall_ms;
 use crate::model::{Key, Namespace, Version, hex};
 use crate::queue::message::Queued;
 
@@ -31,10 +30,11 @@ const UNSEEN: &str = "o";
 
 /// The library of functions. Its name carries the protocol's number.
 const LIBRARY: &str = include_str!("overlay.lua");
-/// Its functions: what became of writes is noted; they are taken away; what is noted first goes.
+/// Its functions: what became of writes is noted; they are taken away; what is noted first goes; an epoch begins.
 pub(super) const SETTLE: &str = "ds8r_settle";
 pub(super) const FORGET: &str = "ds8r_forget";
 const PUSH_OUT: &str = "ds8r_push_out";
+const BEGIN: &str = "ds8r_begin";
 
 /// See the module.
 pub(super) struct Calls {
@@ -79,10 +79,11 @@ impl Calls {
         for namespace in &namespaces {
             steps.cmd("GET").arg(self.mark(namespace));
         }
+        let connection = self.redis.count();
         let mut answers = self.send(&steps, LOOK_TIMEOUT).await?;
         let rest = answers.split_off((1 + calls).min(answers.len()));
         let mut answers = answers.into_iter();
-        let epoch = answers.next().as_ref().and_then(Epoch::of);
+        let epoch = answers.next().as_ref().and_then(|epoch| Epoch::of(epoch, connection));
         let found: Vec<Value> = answers.flat_map(some_of).collect();
         let (copies, marks) = rest.split_at(keys.len().min(rest.len()));
         if found.len() != keys.len() || copies.len() != keys.len() {
@@ -220,7 +221,7 @@ impl Calls {
         }
     }
 
-    /// What receipts say of writes; names the epoch where there is none.
+    /// What receipts say of writes; begins an epoch where there is none.
     pub(super) async fn receipts(
         &self,
         writes: &[Queued],
@@ -229,8 +230,7 @@ impl Calls {
     ) -> Result<Vec<Value>, Away> {
         let mut steps = redis::pipe();
         if !has_epoch {
-            // Once it is gone, the same does not come again.
-            steps.cmd("SET").arg(&self.epoch).arg(wall_ms() * 1000).arg("NX");
+            steps.cmd("FCALL").arg(BEGIN).arg(1).arg(&self.epoch);
         }
         for together in writes.chunks(TOLD_TOGETHER) {
             let mut ask = command("MGET", together.len(), together.len() * NAME_BYTES);

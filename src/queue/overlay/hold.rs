@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::calls::{Calls, FORGET, NAME_BYTES, command, some_of};
 use super::note::{CROWDED, NOTE_BYTES, PLACED_HEAD_BYTES, Placed, Surplus, note};
-use super::{Away, Epoch, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, TOLD_TOGETHER};
+use super::{Away, Epoch, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, Settlement, TOLD_TOGETHER};
 use crate::backend::RowKey;
 use crate::model::{Namespace, Version};
 use crate::queue::message::Queued;
@@ -40,13 +40,18 @@ pub struct Known<'k> {
     pub since: Option<Epoch>,
 }
 
+/// What is noted.
+#[derive(Debug)]
+pub(in crate::queue) enum Noted {
+    /// All; some of it, which had been settled before, is to be taken away again.
+    All(Vec<Settlement>),
+    /// All; whether something had been settled before Redis did not tell.
+    Unasked(Away),
+}
+
 impl Calls {
-    /// See [`super::Overlay::hold`]. Those that had been settled before.
-    pub(super) async fn hold(
-        &self,
-        writes: &[Queued],
-        known: Known<'_>,
-    ) -> Result<Vec<(RowKey, Version)>, Away> {
+    /// See [`super::Overlay::hold`].
+    pub(super) async fn hold(&self, writes: &[Queued], known: Known<'_>) -> Result<Noted, Away> {
         // What takes it away again must be there before: nothing can be loaded any more where memory is full.
         let connection = self.redis.count();
         if self.loaded.load(Ordering::Relaxed) != connection {
@@ -75,7 +80,8 @@ impl Calls {
         steps.cmd("GET").arg(&self.epoch);
         self.push_out_surplus(&mut steps, known.surplus);
         let answers = self.send(&steps, left()).await?;
-        let epoch = answers.get(asks_epoch).and_then(Epoch::of);
+        let connection = self.redis.count();
+        let epoch = answers.get(asks_epoch).and_then(|epoch| Epoch::of(epoch, connection));
         // That of each transaction begins with how much is noted of each key.
         let mut lengths = Vec::with_capacity(writes.len());
         let transactions = answers.into_iter().take(asks_epoch).map(some_of).filter(|told| !told.is_empty());
@@ -85,17 +91,16 @@ impl Calls {
         if lengths.len() != writes.len() {
             return Err(Away("half an answer".to_owned()));
         }
+        let noted = match epoch.is_some() && epoch == known.since {
+            true => Noted::All(Vec::new()),
+            false => match self.receipts(writes, epoch.is_some(), left()).await {
+                Ok(receipts) if receipts.len() == writes.len() => Noted::All(settled(writes, &receipts)),
+                Ok(_) => Noted::Unasked(Away("half an answer".to_owned())),
+                Err(away) => Noted::Unasked(away),
+            },
+        };
         self.clear(writes, &lengths, known.surplus).await;
-        if epoch.is_some() && epoch == known.since {
-            return Ok(Vec::new());
-        }
-        let receipts = self.receipts(writes, epoch.is_some(), left()).await?;
-        if receipts.len() != writes.len() {
-            return Err(Away("half an answer".to_owned()));
-        }
-        let is_settled = |receipt: &Value| matches!(receipt, Value::BulkString(_));
-        let settled = writes.iter().zip(&receipts).filter(|(_, receipt)| is_settled(receipt));
-        Ok(settled.map(|(write, _)| (write.entry.at.clone(), write.entry.row.version)).collect())
+        Ok(noted)
     }
 
     fn push_out_surplus(&self, steps: &mut Pipeline, surplus: &[(RowKey, Surplus)]) {
@@ -117,12 +122,14 @@ impl Calls {
     }
 
     /// Pushes out what is older than a write whose key has far too much noted, because nobody could look at it for a while.
-    /// Where something was pushed out already, the lengths are not those of now.
+    /// Where something was to be pushed out already, the lengths are not those of now, unless they are as long as that again.
     async fn clear(&self, writes: &[Queued], lengths: &[Value], pushed_out: &[(RowKey, Surplus)]) {
-        let is_crowded = |length: &Value| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (CROWDED * NOTE_BYTES) as u64);
+        let has_more = |length: &Value, notes: usize| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (notes * NOTE_BYTES) as u64);
         let mut newest: HashMap<&RowKey, Version> = HashMap::new();
         for (Queued { entry, .. }, length) in writes.iter().zip(lengths) {
-            if is_crowded(length) && !pushed_out.iter().any(|(at, _)| *at == entry.at) {
+            if has_more(length, CROWDED)
+                && (has_more(length, 2 * CROWDED) || !pushed_out.iter().any(|(at, _)| *at == entry.at))
+            {
                 let newest = newest.entry(&entry.at).or_insert(entry.row.version);
                 *newest = entry.row.version.max(*newest);
             }
@@ -187,4 +194,15 @@ impl Calls {
         }
         steps.cmd("EXEC");
     }
+}
+
+/// Those of which there is a receipt: what was noted of them is to be taken away again.
+fn settled(writes: &[Queued], receipts: &[Value]) -> Vec<Settlement> {
+    let is_settled = |(_, receipt): &(&Queued, &Value)| matches!(receipt, Value::BulkString(_));
+    let again = |(write, _): (&Queued, &Value)| Settlement {
+        at: write.entry.at.clone(),
+        version: write.entry.row.version,
+        fate: Fate::Unknown,
+    };
+    writes.iter().zip(receipts).filter(is_settled).map(again).collect()
 }

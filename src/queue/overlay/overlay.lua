@@ -67,6 +67,13 @@ local function cut(there, version, older, of_key, out, documents)
   return table.concat(left)
 end
 
+-- An epoch that was not there begins at the time, in microseconds: there are never so many settled that one that Redis forgot had come
+-- so far.
+local function begin(epoch)
+  local now = redis.call('TIME')
+  redis.call('SET', epoch, string.format('%d%06d', now[1], now[2]))
+end
+
 -- `notes`: all get receipts; else those alone that have one, or whose pending write makes room for it. What is taken away before its
 -- fate is known goes to the others of its key that wait unseen.
 local function settle(KEYS, ARGV, notes)
@@ -77,7 +84,12 @@ local function settle(KEYS, ARGV, notes)
       settled[receipts[at]] = true
     end
   end
-  local settles, epoch = next(settled) ~= nil, KEYS[#KEYS]
+  -- Whoever notes a write knows by it that nothing was settled since. First: what fails behind it is not undone.
+  local epoch = KEYS[#KEYS]
+  local settles = next(settled) ~= nil
+  if settles and redis.call('INCR', epoch) == 1 then
+    begin(epoch)
+  end
   local was = redis.call('MGET', unpack(receipts))
   local documents, unlisted = {}, {}
   for at = 1, #receipts do
@@ -135,17 +147,13 @@ local function settle(KEYS, ARGV, notes)
   for at = 1, #documents, TOGETHER do
     redis.call('DEL', unpack(documents, at, math.min(at + TOGETHER - 1, #documents)))
   end
-  -- Whoever notes a write knows by it that nothing was settled since. One that Redis forgot does not come again.
-  if settles and redis.call('INCR', epoch) == 1 then
-    local now = redis.call('TIME')
-    redis.call('SET', epoch, string.format('%d%06d', now[1], now[2]))
-  end
   return #receipts
 end
 
 -- Pushes out what is noted first of a key: KEYS, two for each: what is pending on it, the versions that wait unseen; ARGV: for how long
 -- it is known of these (seconds), and for each the bytes that go, the first version of them and the last. They are as they were while both
--- are where they were: new ones come behind, and whatever goes moves those behind it. No document goes with them.
+-- are where they were: new ones come behind, and whatever goes moves those behind it. (The same one, noted once more, could come to lie
+-- there; but not both, with as many between them that are others.) No document goes with them.
 local function push_out(KEYS, ARGV)
   local sub, seconds, pushed_out = string.sub, ARGV[1], 0
   for at = 1, #KEYS / 2 do
@@ -178,4 +186,15 @@ redis.register_function{
   callback = function(KEYS, ARGV) return settle(KEYS, ARGV, false) end,
   flags = { 'allow-oom' },
 }
+-- Where memory is full as well: it comes behind what is noted, which had room, and would be taken for not noted.
 redis.register_function{ function_name = 'ds8r_push_out', callback = push_out, flags = { 'allow-oom' } }
+redis.register_function{
+  function_name = 'ds8r_begin',
+  callback = function(KEYS)
+    if redis.call('EXISTS', KEYS[1]) == 0 then
+      begin(KEYS[1])
+    end
+    return 1
+  end,
+  flags = { 'allow-oom' },
+}

@@ -30,6 +30,16 @@ impl Queued {
     }
 }
 
+impl Overlay {
+    /// Notes writes; those that had been settled before.
+    async fn held(&self, writes: &[Queued], known: Known<'_>) -> Result<Vec<Settlement>, Away> {
+        match self.hold(writes, known).await? {
+            Noted::All(settled) => Ok(settled),
+            Noted::Unasked(away) => Err(away),
+        }
+    }
+}
+
 fn settlement(write: &Queued, fate: Fate) -> Settlement {
     Settlement { at: write.entry.at.clone(), version: write.entry.row.version, fate }
 }
@@ -44,15 +54,15 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!(overlay.look(&namespace, &[]).await, Vec::new());
 
     let (five, nine) = (queued("a", 5, Some(b"five"), 1), queued("a", 9, None, 2));
-    overlay.hold(std::slice::from_ref(&nine), Known::default()).await.unwrap();
-    overlay.hold(std::slice::from_ref(&five), Known::default()).await.unwrap();
+    overlay.held(std::slice::from_ref(&nine), Known::default()).await.unwrap();
+    overlay.held(std::slice::from_ref(&five), Known::default()).await.unwrap();
     let pending = look().await.unwrap();
     assert_eq!((pending.version.hlc, pending.body.clone(), pending.expires_at_ms), (9, None, 44));
     let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
     assert_eq!(ahead.version, pending.version);
     let versions = [1, 2].map(|op| ahead.find(op | 1 << 63).map(|version| version.hlc));
     assert_eq!(versions, [Some(5), Some(9)], "operations of both");
-    overlay.hold(&[queued("b", 3, Some(b"b"), 4)], Known::default()).await.unwrap();
+    overlay.held(&[queued("b", 3, Some(b"b"), 4)], Known::default()).await.unwrap();
     let keys = overlay.keys(&namespace, "", None, true, 10).await.unwrap();
     assert_eq!(keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["b", "a"]);
     assert_eq!(overlay.keys(&namespace, "a", Some("b"), false, 10).await.unwrap().len(), 1);
@@ -62,17 +72,17 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
     assert_eq!((fate(5).await, fate(9).await), (Fate::Superseded, Fate::Pending));
     overlay.settle(&[settlement(&nine, Fate::Dead("no such luck".to_owned()))]).await.unwrap();
     assert_eq!((look().await, fate(9).await), (None, Fate::Dead("no such luck".to_owned())));
-    let settled = overlay.hold(std::slice::from_ref(&nine), Known::default()).await.unwrap();
+    let settled = overlay.held(std::slice::from_ref(&nine), Known::default()).await.unwrap();
     assert_eq!(settled.len(), 1);
     overlay.settle(&settled).await.unwrap();
     assert_eq!(look().await, None, "one that was settled before it was held does not come back");
     assert_eq!(overlay.count(&namespace).await, Ok(1));
     let settled =
-        overlay.hold(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], Known::default()).await.unwrap();
+        overlay.held(&[five.clone(), queued("a", 7, Some(b"seven"), 3)], Known::default()).await.unwrap();
     overlay.settle(&settled).await.unwrap();
     assert_eq!(fate(5).await, Fate::Superseded);
     assert_eq!(look().await.unwrap().version.hlc, 7, "five was settled, too");
-    overlay.hold(&[queued("a", 8, Some(b"eight"), 3)], Known::default()).await.unwrap();
+    overlay.held(&[queued("a", 8, Some(b"eight"), 3)], Known::default()).await.unwrap();
     let dead = Fate::Dead("no".to_owned());
     overlay.settle(&[settlement(&queued("a", 8, None, 3), dead)]).await.unwrap();
     let pending = look().await.unwrap();
@@ -81,7 +91,7 @@ async fn the_newest_pending_write_is_seen_until_it_is_settled() {
         (7, Some(&b"seven"[..])),
         "behind what is dead waits what is older"
     );
-    overlay.hold(&[queued("a", 11, Some(b"eleven"), 6)], Known::default()).await.unwrap();
+    overlay.held(&[queued("a", 11, Some(b"eleven"), 6)], Known::default()).await.unwrap();
     overlay.settle(&[settlement(&queued("a", 11, None, 6), Fate::Applied)]).await.unwrap();
     assert_eq!(
         (look().await, fate(7).await),
@@ -104,10 +114,10 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
         let surplus = ahead().await.pending.and_then(|waits| waits.surplus());
         let surplus: Vec<_> = surplus.into_iter().map(|version| (at.clone(), version)).collect();
         assert_eq!(surplus.len(), usize::from(op == full + 1), "{op}");
-        overlay.hold(&[write], Known { surplus: &surplus, ..Known::default() }).await.unwrap();
+        overlay.held(&[write], Known { surplus: &surplus, ..Known::default() }).await.unwrap();
     }
     // Once more, as after an answer that was lost.
-    overlay.hold(&[queued("k", full, Some(b"x"), full)], Known::default()).await.unwrap();
+    overlay.held(&[queued("k", full, Some(b"x"), full)], Known::default()).await.unwrap();
     let there = ahead().await;
     let pending = there.pending.unwrap();
     let noted: Vec<_> =
@@ -121,7 +131,7 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
     assert_eq!(overlay.fate(&namespace, &key, version(full + 3)).await, Ok(Fate::Unknown));
     assert_eq!(documents(&overlay, "o2").await.len(), KEPT_MAX + 1);
     // What was pushed out may be held again: then it is noted again.
-    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], Known::default()).await.unwrap();
+    overlay.held(&[queued("k", 1, Some(b"x"), 1)], Known::default()).await.unwrap();
     let settlements: Vec<_> =
         (1..=full + 2).map(|hlc| settlement(&queued("k", hlc, None, hlc), Fate::Applied)).collect();
     overlay.settle(&settlements).await.unwrap();
@@ -153,12 +163,12 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     static BODY: [u8; 16 * 1024] = [7; 16 * 1024];
     // One that waits unseen when memory is full.
     let (older, newer) = (queued("p", 1, Some(b"older"), 1), queued("p", 2, Some(b"newer"), 2));
-    overlay.hold(&[older.clone(), newer.clone()], Known::default()).await.unwrap();
+    overlay.held(&[older.clone(), newer.clone()], Known::default()).await.unwrap();
     overlay.overtaken(&older.entry.at, older.entry.row.version).await;
     let mut held = vec![newer];
     let refused = loop {
         let write = queued(&format!("k{}", held.len()), 1 + held.len() as u64, Some(&BODY), 1);
-        let told = overlay.hold(std::slice::from_ref(&write), Known::default()).await;
+        let told = overlay.held(std::slice::from_ref(&write), Known::default()).await;
         held.push(write);
         if let Err(away) = told {
             break away;
@@ -177,29 +187,32 @@ async fn a_redis_without_room_holds_nothing_more_and_settles_what_it_holds() {
     assert_eq!(overlay.fate(&namespace, key, version).await, Ok(Fate::Applied));
     let fate = overlay.fate(&namespace, &older.entry.at.key, older.entry.row.version).await;
     assert_eq!(fate, Ok(Fate::Superseded), "it has its receipt");
-    overlay.hold(&[queued("again", 9999, Some(&BODY), 1)], Known::default()).await.unwrap();
+    overlay.held(&[queued("again", 9999, Some(&BODY), 1)], Known::default()).await.unwrap();
 }
 
 #[tokio::test]
 async fn one_that_was_settled_before_it_was_noted_and_is_pushed_out_waits_no_more() {
     let overlay = open(&Server::shared().url(), "o6").await;
-    let (early, late) = (queued("k", 1, Some(b"early"), 1), queued("k", 2, Some(b"late"), 2));
-    overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
-    let settled = overlay.hold(std::slice::from_ref(&early), Known::default()).await.unwrap();
-    // The one after it pushes it out, and itself.
-    overlay.hold(std::slice::from_ref(&late), Known::default()).await.unwrap();
-    let surplus = [(late.entry.at.clone(), note::Surplus { newest: late.entry.row.version, front: None })];
-    overlay
-        .hold(&[queued("k", 3, Some(b"last"), 3)], Known { surplus: &surplus, ..Known::default() })
-        .await
-        .unwrap();
-    overlay.settle(&settled).await.unwrap();
-    let fate = async |write: &Queued| {
-        overlay.fate(&late.entry.at.namespace, &late.entry.at.key, write.entry.row.version).await.unwrap()
-    };
-    assert_eq!((fate(&early).await, fate(&late).await), (Fate::Superseded, Fate::Pending));
-    overlay.settle(&[settlement(&late, Fate::Superseded)]).await.unwrap();
-    assert_eq!(names(&overlay, "o6:r:*:o").await, Vec::new());
+    let first = |hlc| Version { hlc, origin: 5 };
+    let front = note::Front { notes: 2, first: first(1), last: first(2) };
+    for (key, document, front) in [("own", Document::Own, None), ("placed", PLACED, Some(front))] {
+        let (early, late) = (queued(key, 1, Some(b"early"), 1), queued(key, 2, Some(b"late"), 2));
+        overlay.settle(&[settlement(&early, Fate::Superseded)]).await.unwrap();
+        let settled = overlay.held(std::slice::from_ref(&early), placed(&[document])).await.unwrap();
+        // The one after it pushes it out, and itself.
+        overlay.held(std::slice::from_ref(&late), placed(&[document])).await.unwrap();
+        let newest = late.entry.row.version;
+        let surplus = [(late.entry.at.clone(), note::Surplus { newest, front })];
+        let last = queued(key, 3, Some(b"last"), 3);
+        overlay.held(&[last], Known { surplus: &surplus, ..placed(&[document]) }).await.unwrap();
+        overlay.settle(&settled).await.unwrap();
+        let RowKey { namespace, key, .. } = &late.entry.at;
+        let fate = async |version| overlay.fate(namespace, key, version).await.unwrap();
+        assert_eq!((fate(first(1)).await, fate(first(2)).await), (Fate::Superseded, Fate::Pending));
+        assert_eq!(names(&overlay, "o6:r:*:o").await.len(), 1);
+        overlay.settle(&[settlement(&late, Fate::Superseded)]).await.unwrap();
+        assert_eq!(names(&overlay, "o6:r:*:o").await, Vec::new());
+    }
 }
 
 #[tokio::test]
@@ -207,7 +220,7 @@ async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     let overlay = open(&Server::shared().url(), "o7").await;
     let most = CROWDED as u64;
     for hlc in 1..=most + 1 {
-        overlay.hold(&[queued("k", hlc, Some(b"x"), hlc)], Known::default()).await.unwrap();
+        overlay.held(&[queued("k", hlc, Some(b"x"), hlc)], Known::default()).await.unwrap();
     }
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
     let waits = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
@@ -230,7 +243,7 @@ async fn receipts_are_asked_for_where_something_was_settled_meanwhile_and_there_
     let epoch = async || overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).epoch;
     let held = async |write: &Queued, since: Option<Epoch>| {
         let known = Known { since, ..Known::default() };
-        overlay.hold(std::slice::from_ref(write), known).await.unwrap().len()
+        overlay.held(std::slice::from_ref(write), known).await.unwrap().len()
     };
     let write = |hlc| queued("k", hlc, Some(b"x"), hlc);
     // What says so without the epoch, which nothing of ours does, shows whether it was asked.
@@ -257,13 +270,77 @@ async fn receipts_are_asked_for_where_something_was_settled_meanwhile_and_there_
     // What is taken away and not settled changes nothing.
     overlay.overtaken(&write(5).entry.at, write(5).entry.row.version).await;
     assert_eq!(epoch().await, Some(third));
-    // One that Redis forgot does not come again.
-    let deadline = Instant::now() + HOLD_TIMEOUT;
-    overlay.calls.redis.call(redis::cmd("DEL").arg("o10:z"), deadline).await.unwrap();
-    overlay.settle(&[settlement(&write(6), Fate::Applied)]).await.unwrap();
-    let begun = epoch().await.unwrap();
-    assert!(![first, second, third].contains(&begun), "{begun:?}");
-    assert_eq!(held(&write(6), Some(third)).await, 1);
+    // That of another connection may have been counted up to once more.
+    let other = Epoch { connection: third.connection + 1, ..third };
+    says(&write(7)).await;
+    assert_eq!((held(&write(7), Some(third)).await, held(&write(7), Some(other)).await), (0, 1));
+    // One that Redis forgot does not come again, whoever begins the next.
+    let mut seen = vec![first, second, third];
+    for settles in [true, true, false, false] {
+        let deadline = Instant::now() + HOLD_TIMEOUT;
+        overlay.calls.redis.call(redis::cmd("DEL").arg("o10:z"), deadline).await.unwrap();
+        match settles {
+            true => overlay.settle(&[settlement(&write(6), Fate::Applied)]).await.unwrap(),
+            false => assert_eq!(held(&write(6), Some(third)).await, 1),
+        }
+        seen.push(epoch().await.expect("it began"));
+    }
+    let numbers: std::collections::BTreeSet<u64> = seen.iter().map(|epoch| epoch.number).collect();
+    assert_eq!(numbers.len(), seen.len(), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_settled_while_it_is_noted_does_not_stay_noted() {
+    let url = Server::shared().url();
+    let (overlay, consumer) = (open(&url, "o13").await, Arc::new(open(&url, "o13").await));
+    let namespace = Namespace::parse("n").unwrap();
+    let (mut before, mut after) = (0, 0);
+    for round in 1..=400 {
+        let write = queued(&format!("k{round}"), round, Some(b"x"), round);
+        let at = write.entry.at.clone();
+        let ahead = overlay.ahead(&[(namespace.clone(), at.key.clone())]).await.unwrap().remove(0);
+        // From here on it is in the queue.
+        let dead = settlement(&write, Fate::Dead("no".to_owned()));
+        let settles = consumer.clone();
+        let settling = tokio::spawn(async move { settles.settle(&[dead]).await.unwrap() });
+        if round % 2 == 0 {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(..3))).await;
+        }
+        let known = Known { since: ahead.epoch, ..placed(&[PLACED]) };
+        let settled = overlay.held(&[write], known).await.unwrap();
+        settling.await.unwrap();
+        match settled.is_empty() {
+            true => after += 1,
+            false => before += 1,
+        }
+        overlay.settle(&settled).await.unwrap();
+        let waits = overlay.ahead(&[(namespace.clone(), at.key.clone())]).await.unwrap().remove(0).pending;
+        assert_eq!(waits, None, "{round}");
+    }
+    assert!(before > 10 && after > 10, "{before} before, {after} after");
+    assert_eq!(overlay.count(&namespace).await, Ok(0));
+    for left in ["o13:r:*s", "o13:r:*b", "o13:r:*:o"] {
+        assert_eq!(names(&overlay, left).await, Vec::new(), "{left}");
+    }
+}
+
+#[tokio::test]
+async fn of_many_writes_of_one_call_each_is_asked_for_by_itself() {
+    let overlay = open(&Server::shared().url(), "o14").await;
+    // More than of one transaction.
+    let writes: Vec<Queued> =
+        (1..=3 * TOLD_TOGETHER as u64).map(|n| queued(&format!("k{n}"), n, Some(b"x"), n)).collect();
+    let settled = [3, TOLD_TOGETHER + 7, 3 * TOLD_TOGETHER - 1];
+    let settlements: Vec<_> = settled.iter().map(|at| settlement(&writes[*at], Fate::Superseded)).collect();
+    overlay.settle(&settlements).await.unwrap();
+    let told = overlay.held(&writes, Known::default()).await.unwrap();
+    let told: Vec<u64> = told.iter().map(|one| one.version.hlc).collect();
+    assert_eq!(told, settled.map(|at| writes[at].entry.row.version.hlc));
+    let namespace = Namespace::parse("n").unwrap();
+    assert_eq!(overlay.count(&namespace).await, Ok(writes.len() as u64));
+    let keys: Vec<&Key> = writes.iter().map(|write| &write.entry.at.key).collect();
+    let seen = overlay.look(&namespace, &keys).await;
+    assert!(seen.into_iter().all(|pending| pending.unwrap().is_some()));
 }
 
 #[tokio::test]
@@ -276,7 +353,7 @@ async fn what_is_noted_first_is_pushed_out_if_it_is_as_it_was() {
     let noted = async |key: &Key| waits(key).await.all.iter().map(|(at, _)| at.hlc).collect::<Vec<_>>();
     let put = async |name: &str, hlc, body, surplus: &[(RowKey, note::Surplus)]| {
         let known = Known { documents: &[PLACED], surplus, since: None };
-        overlay.hold(&[queued(name, hlc, body, hlc)], known).await.unwrap();
+        overlay.held(&[queued(name, hlc, body, hlc)], known).await.unwrap();
     };
     let full = NOTED_MAX as u64;
     let at = queued("k", 1, None, 1).entry.at;
@@ -322,13 +399,38 @@ async fn what_is_noted_first_is_pushed_out_if_it_is_as_it_was() {
     let surplus = [(gone.at.clone(), surplus)];
     put("gone", full + 1, Some(b"newest"), &surplus).await;
     assert_eq!(noted(&key).await.len(), NOTED_MAX);
+    // The first is another, the last the same.
+    let at = surplus[0].0.clone();
+    let front = surplus[0].1.front.clone().unwrap();
+    let version = |hlc| Version { hlc, origin: 5 };
+    let pushed_out = async |fronts: &[(&RowKey, &note::Front)]| {
+        let mut steps = redis::pipe();
+        overlay.calls.push_out(&mut steps, fronts);
+        overlay.calls.send(&steps, HOLD_TIMEOUT).await.unwrap()
+    };
+    let other = note::Front { notes: NOTED_MAX - 1, first: version(2), last: version(full) };
+    assert_eq!(pushed_out(&[(&at, &other)]).await, [Value::Int(0)]);
+    // Of several of one call those go that are as they were.
+    for hlc in 1..=3 {
+        put("several", hlc, Some(b"x"), &[]).await;
+    }
+    let several = queued("several", 1, None, 1).entry.at;
+    let two = note::Front { notes: 2, first: version(1), last: version(2) };
+    let right = note::Front { first: version(1), ..other };
+    assert_eq!(
+        pushed_out(&[(&at, &front), (&several, &two), (&several, &two), (&at, &right)]).await,
+        [Value::Int(2)]
+    );
+    assert_eq!((noted(&key).await, noted(&several.key).await), (vec![full + 1], vec![3]));
+    let mut ask = redis::cmd("TTL");
+    ask.arg(overlay.calls.unseen(&namespace, &several.key));
+    let left = overlay.calls.redis.call(&ask, Instant::now() + HOLD_TIMEOUT).await;
+    assert!(matches!(left, Ok(Value::Int(seconds)) if seconds > 1_000_000), "some day it ends: {left:?}");
     // And where it is all that is there.
-    let all =
-        note::Front { notes: 1, first: Version { hlc: 7, origin: 5 }, last: Version { hlc: 7, origin: 5 } };
+    let all = note::Front { notes: 1, first: version(7), last: version(7) };
     put("alone", 7, Some(b"x"), &[]).await;
-    let (alone, mut steps) = (queued("alone", 7, None, 7).entry.at, redis::pipe());
-    overlay.calls.push_out(&mut steps, &[(&alone, &all)]);
-    assert_eq!(overlay.calls.send(&steps, HOLD_TIMEOUT).await.unwrap(), [Value::Int(0)]);
+    let alone = queued("alone", 7, None, 7).entry.at;
+    assert_eq!(pushed_out(&[(&alone, &all)]).await, [Value::Int(0)]);
     assert_eq!(noted(&alone.key).await, [7]);
 }
 
@@ -347,7 +449,7 @@ async fn what_is_noted_first_needs_nothing_taken_away_with_it_or_goes_another_wa
             };
             let mut write = queued(name, hlc, Some(b"x"), hlc);
             write.entry.row.version.origin = origin;
-            overlay.hold(&[write], placed(&[document])).await.unwrap();
+            overlay.held(&[write], placed(&[document])).await.unwrap();
         }
         let write = queued(name, 100, Some(b"newest"), 100);
         let at = write.entry.at.clone();
@@ -355,7 +457,7 @@ async fn what_is_noted_first_needs_nothing_taken_away_with_it_or_goes_another_wa
         let surplus = overlay.ahead(&ask).await.unwrap().remove(0).pending.unwrap().surplus().unwrap();
         assert_eq!(surplus.front.is_some(), name == "plain", "{name}");
         let surplus = [(at, surplus)];
-        overlay.hold(&[write], Known { surplus: &surplus, ..placed(&[PLACED]) }).await.unwrap();
+        overlay.held(&[write], Known { surplus: &surplus, ..placed(&[PLACED]) }).await.unwrap();
         let waits = overlay.ahead(&ask).await.unwrap().remove(0).pending.unwrap();
         assert_eq!(waits.all.len(), KEPT_MAX, "{name}");
         let left = names(&overlay, &format!("o12:r:n:{name}:*[bs]")).await;
@@ -375,12 +477,12 @@ async fn documents_of_one_worker_take_each_others_place() {
     let fate = async |hlc, origin| overlay.fate(&namespace, &key, Version { hlc, origin }).await.unwrap();
     let places = async || names(&overlay, "o8:r:*s").await.len();
     let held = async |write: &Queued, document: Document| {
-        assert!(overlay.hold(std::slice::from_ref(write), placed(&[document])).await.unwrap().is_empty());
+        assert!(overlay.held(std::slice::from_ref(write), placed(&[document])).await.unwrap().is_empty());
     };
     // Two of one call, and one after them.
     let (one, two, three) =
         (queued("k", 1, Some(b"one"), 1), queued("k", 2, Some(b"two"), 2), queued("k", 3, Some(b"three"), 3));
-    overlay.hold(&[one.clone(), two.clone()], placed(&[PLACED, PLACED])).await.unwrap();
+    overlay.held(&[one.clone(), two.clone()], placed(&[PLACED, PLACED])).await.unwrap();
     assert_eq!((look().await, places().await), (seen(2, "two"), 1));
     held(&three, PLACED).await;
     assert_eq!(
@@ -463,11 +565,11 @@ async fn documents_of_one_worker_take_each_others_place() {
 async fn whoever_looks_while_documents_take_each_others_place_sees_one_and_never_an_older() {
     let overlay = Arc::new(open(&Server::shared().url(), "o9").await);
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-    overlay.hold(&[queued("k", 1, Some(b"x"), 1)], placed(&[PLACED])).await.unwrap();
+    overlay.held(&[queued("k", 1, Some(b"x"), 1)], placed(&[PLACED])).await.unwrap();
     let writer = overlay.clone();
     let writing = tokio::spawn(async move {
         for hlc in 2..2000 {
-            writer.hold(&[queued("k", hlc, Some(b"x"), hlc)], placed(&[PLACED])).await.unwrap();
+            writer.held(&[queued("k", hlc, Some(b"x"), hlc)], placed(&[PLACED])).await.unwrap();
         }
     });
     let (mut last, mut looks) = (0, 0);
