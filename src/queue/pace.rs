@@ -13,6 +13,8 @@
 //! A server that has just come back is slow by itself: its memory is cold, and everybody connects at once. Requests have it for
 //! themselves for [`WARM_UP`], and what they take meanwhile is taken for nothing.
 
+mod usual;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +22,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::layer::Times;
+
+use usual::Learning;
+pub(super) use usual::Usual;
 
 /// Batches under way at once, at most: the lanes of a shard.
 const BATCHES_MAX: f64 = super::topology::LANES as f64;
@@ -47,10 +52,6 @@ const WATCHED: [(f64, f64); 2] = [(0.9, 1.15), (0.99, 1.25)];
 const QUICK: Duration = Duration::from_millis(2);
 /// What is taken for usual while nobody has learnt it.
 const USUAL_FIRST: Duration = Duration::from_millis(8);
-/// Requests by which the usual time is learnt, at least, and how many are remembered: enough that the slowest of a hundred are some, and
-/// so few that a worker's first seconds, when everybody connects at once, are soon forgotten.
-const LEARNT_FROM: f64 = 200.0;
-const REMEMBERED: f64 = 2_500.0;
 /// Fewer slow ones say nothing: where few write, one is one of a hundred at once.
 const SLOW_MIN: f64 = 3.0;
 /// Requests by which a rate is judged.
@@ -69,9 +70,6 @@ const BACK_TOGETHER: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(1);
 /// Without a batch for so long nothing is drained.
 const REST: Duration = Duration::from_secs(2);
-
-/// Within which times the parts of [`WATCHED`] are answered while nothing is drained.
-pub(super) type Usual = [Duration; WATCHED.len()];
 
 /// See the module.
 #[derive(Default)]
@@ -96,7 +94,7 @@ struct State {
     /// What had been counted at the last look.
     counted: Times,
     /// What requests take while nothing is drained.
-    usual: Times,
+    usual: Learning,
     /// What another worker has learnt, or this one before it was started anew.
     told: Option<Usual>,
     /// What they took since the rate was judged, and when that was.
@@ -118,7 +116,7 @@ impl Default for State {
             drained: None,
             back: None,
             counted: Times::default(),
-            usual: Times::default(),
+            usual: Learning::default(),
             told: None,
             beside: Times::default(),
             judged: Instant::now(),
@@ -198,7 +196,7 @@ impl Pace {
 
     /// What has been learnt here.
     pub(super) fn usual(&self) -> Option<Usual> {
-        self.state().learnt()
+        self.state().usual.usual()
     }
 
     /// Goes by what others have learnt, as long as nothing is learnt here.
@@ -239,7 +237,7 @@ impl State {
             if drains {
                 self.beside.add(&lately, 1.0);
             } else {
-                self.usual.add(&lately, 1.0 - (lately.total() / REMEMBERED).min(1.0));
+                self.usual.add(&lately);
             }
         }
         if !drains {
@@ -254,13 +252,8 @@ impl State {
         }
     }
 
-    fn learnt(&self) -> Option<Usual> {
-        let learnt = self.usual.total() >= LEARNT_FROM;
-        learnt.then(|| WATCHED.map(|(part, _)| self.usual.within(part)))
-    }
-
     fn judge(&mut self) {
-        let usual = self.learnt().or(self.told).unwrap_or([USUAL_FIRST; WATCHED.len()]);
+        let usual = self.usual.usual().or(self.told).unwrap_or([USUAL_FIRST; WATCHED.len()]);
         let is_slow = |((part, slower), usual): ((f64, f64), Duration)| {
             let slow = self.beside.longer_than(usual.mul_f64(slower).max(QUICK));
             slow > 1.0 - part && slow * self.beside.total() >= SLOW_MIN
@@ -423,7 +416,7 @@ mod tests {
             pace.look(after(&mut so_far, &[(1000, MS(90))]));
             assert!(tokio::time::timeout(MS(90), pace.begin(1)).await.is_err(), "it warms up");
         }
-        assert!(pace.state().usual.within(0.99) < MS(6));
+        assert!(pace.usual().unwrap()[1] < MS(6));
         tokio::time::sleep(MS(150)).await;
         pace.look(after(&mut so_far, &[(1, MS(3))]));
         assert!(tokio::time::timeout(MS(1), pace.begin(1)).await.is_ok());
