@@ -324,6 +324,16 @@ async fn what_is_settled_while_it_is_noted_does_not_stay_noted() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_noted_counts_as_noted_also_where_receipts_are_not_told() {
+    let server = tokio::task::block_in_place(|| Server::start(&["--rename-command", "MGET", "HIDDEN"]));
+    let overlay = open(&server.url(), "o15").await;
+    let write = queued("k", 1, Some(b"x"), 1);
+    let noted = overlay.hold(std::slice::from_ref(&write), Known::default()).await.unwrap();
+    assert!(matches!(&noted, Noted::Unasked(Away(why)) if why.contains("MGET")), "{noted:?}");
+    assert_eq!(overlay.count(&write.entry.at.namespace).await, Ok(1));
+}
+
 #[tokio::test]
 async fn of_many_writes_of_one_call_each_is_asked_for_by_itself() {
     let overlay = open(&Server::shared().url(), "o14").await;
