@@ -1,10 +1,10 @@
 //! What the consumers of lanes know of them, for whoever asks any worker: kept in Redis for a few seconds.
 //!
 //! A lane's depth is what the broker holds ready, and what its consumer has in hand; only that one knows how old the
-//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind, by what
-//! its worker sent there. So it is with bytes. A lane may have consumers that are handed nothing while another works: one that has nothing in hand leaves
-//! the word of another that has. Where there is a consumer and no word of it, what it has in hand is not known, and never taken
-//! for nothing.
+//! oldest is, how fast it goes, and how many writes share a message: exactly of those in hand, on the average of those behind, by
+//! what its worker sent there. So it is with bytes. A lane may have consumers that are handed nothing while another works: one
+//! that has nothing in hand leaves the word of another that has. Where there is a consumer and no word of it, what it has in hand
+//! is not known, and never taken for nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
