@@ -109,7 +109,9 @@ def drain_rate(seen):
     told = (told or [(at, depth) for at, depth in seen if depth > 0]) + seen[-1:]
     most = max(depth for _, depth in told)
     first = next((at, depth) for at, depth in told if depth <= 0.9 * most)
-    last = next((at, depth) for at, depth in told if depth <= 0.1 * most and at > first[0])
+    last = next(((at, depth) for at, depth in told if depth <= 0.1 * most and at > first[0]), None)
+    if last is None:
+        sys.exit(f"too little waited to tell how fast it was drained: {most} writes")
     return (first[1] - last[1]) / (last[0] - first[0])
 
 
