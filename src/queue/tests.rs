@@ -385,3 +385,15 @@ async fn what_nobody_can_tell_is_not_taken_for_nothing() {
     assert!(lanes.iter().all(|lane| lane.ready == 0 && lane.in_hand.is_none()), "{lanes:?}");
     queue.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_shown_also_where_it_cannot_be_asked_whether_it_was_settled() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let server = tokio::task::block_in_place(|| Redis::start(&["--rename-command", "MGET", "HIDDEN"]));
+    let settings = Settings { redis_url: server.url(), ..settings(rabbit, "q15", 1 << 30) };
+    let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
+    until("Redis is there", async || queue.overlay().health().is_ok()).await;
+    let write = put("k", "v", 1);
+    assert!(queue.show(std::slice::from_ref(&write), Known::default()).await);
+    assert_eq!(queue.overlay().count(&write.entry.at.namespace).await, Ok(1));
+}
