@@ -163,6 +163,19 @@ async fn a_server_that_is_away_takes_no_namespace_along() {
     Backend::close(&second).await;
 }
 
+/// Asks until it is told that the slot is being moved, which one deadline may be too short for on a busy machine. It is never
+/// answered.
+async fn told_of_move<T: std::fmt::Debug>(ask: impl AsyncFn() -> Result<T>) {
+    let mut said = Vec::new();
+    for _ in 0..20 {
+        said.push(ask().await.unwrap_err().message);
+        if said.iter().any(|message| message.contains("being moved")) {
+            return;
+        }
+    }
+    panic!("{said:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
     let server = Postgres::shared();
@@ -171,17 +184,14 @@ async fn a_read_knows_at_once_that_a_slot_was_taken_away() {
     let store = open(&[("main", url.as_str(), 1)]).await;
     Backend::write(&store, vec![put("k")], deadline()).await.remove(0).unwrap();
     let slot = at("k").slot;
-    let soon = || Instant::now() + Duration::from_millis(500);
     server.sql(&database, &format!("UPDATE slot_own SET mode = 0 WHERE slot = {slot}"));
-    let refused = Backend::read(&store, vec![at("k")], soon()).await.remove(0).unwrap_err();
-    assert!(refused.message.contains("being moved"), "{refused:?}");
+    let soon = || Instant::now() + Duration::from_millis(500);
+    told_of_move(async || Backend::read(&store, vec![at("k")], soon()).await.remove(0)).await;
     // A page without its keys would be one with a hole.
-    let mut range = namespace();
-    let refused = Backend::scan(&store, range.clone(), soon()).await.unwrap_err();
-    assert!(refused.message.contains("being moved"), "{refused:?}");
-    range.reverse = true;
-    let refused = Backend::scan(&store, range, soon()).await.unwrap_err();
-    assert!(refused.message.contains("being moved"), "{refused:?}");
+    for reverse in [false, true] {
+        let range = Range { reverse, ..namespace() };
+        told_of_move(async || Backend::scan(&store, range.clone(), soon()).await).await;
+    }
     server.sql(&database, &format!("UPDATE slot_own SET mode = 1 WHERE slot = {slot}"));
     assert!(Backend::read(&store, vec![at("k")], deadline()).await.remove(0).unwrap().is_some());
     // Several that take and give at once leave in one row what stands in the other table.
