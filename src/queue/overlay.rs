@@ -3,8 +3,9 @@
 //!
 //! A pending write is noted after its message was confirmed, and taken away when it is settled: applied, superseded, or dead. With one
 //! that is applied go those that are older. It has no lifetime: while it is there, it waits. Of a key some of the newest are noted, at
-//! least [`note::KEPT_MAX`]: the write that finds [`note::NOTED_MAX`] of them pushes the older ones out, of which no more than their versions are known. A receipt
-//! says for a day what became of a write.
+//! least [`note::KEPT_MAX`]: the write that finds [`note::NOTED_MAX`] of them pushes the older ones out, of which no more than their
+//! versions are known. Where nobody could look, and far more than [`note::CROWDED`] came, the newest alone may stay. A receipt says for a
+//! day what became of a write.
 //!
 //! In a long outage a worker writes the same keys again and again. A document has a name of its own only where it may not be the
 //! newest that its worker notes of the key; else it takes the place of the one before. Should it be dead then, those before it still

@@ -8,7 +8,7 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use super::calls::{Calls, FORGET, NAME_BYTES, command, some_of};
-use super::note::{CROWDED, NOTE_BYTES, PLACED_HEAD_BYTES, Placed, Surplus, note};
+use super::note::{CROWDED, KEPT_MAX, NOTE_BYTES, PLACED_HEAD_BYTES, Placed, Surplus, note};
 use super::{Away, Epoch, Fate, Gone, HOLD_TIMEOUT, LOOK_TIMEOUT, Settlement, TOLD_TOGETHER};
 use crate::backend::RowKey;
 use crate::model::{Namespace, Version};
@@ -121,25 +121,34 @@ impl Calls {
         }
     }
 
-    /// Pushes out what is older than a write whose key has far too much noted, because nobody could look at it for a while.
-    /// Where something was to be pushed out already, the lengths are not those of now, unless they are as long as that again.
+    /// Pushes out what is older than the newest of these, where a key has far too much noted, because nobody could look at it for a
+    /// while. It may become twice as long where something was to be pushed out already, after which the lengths are not those of now, and
+    /// where these are few: the next one that looks leaves more of it.
     async fn clear(&self, writes: &[Queued], lengths: &[Value], pushed_out: &[(RowKey, Surplus)]) {
         let has_more = |length: &Value, notes: usize| matches!(length, Value::Int(bytes) if bytes.unsigned_abs() > (notes * NOTE_BYTES) as u64);
-        let mut newest: HashMap<&RowKey, Version> = HashMap::new();
+        let mut crowded: HashMap<&RowKey, (Vec<Version>, bool)> = HashMap::new();
         for (Queued { entry, .. }, length) in writes.iter().zip(lengths) {
-            if has_more(length, CROWDED)
-                && (has_more(length, 2 * CROWDED) || !pushed_out.iter().any(|(at, _)| *at == entry.at))
-            {
-                let newest = newest.entry(&entry.at).or_insert(entry.row.version);
-                *newest = entry.row.version.max(*newest);
+            if has_more(length, CROWDED) {
+                crowded.entry(&entry.at).or_default().1 |= has_more(length, 2 * CROWDED);
             }
         }
-        let older = newest.into_iter().map(|(at, newest)| Gone {
-            at: at.clone(),
-            // All that is older than the write, and not the write.
-            version: Version { hlc: newest.hlc.saturating_sub(1), origin: u64::MAX },
-            fate: Fate::Unknown,
-            older: true,
+        if crowded.is_empty() {
+            return;
+        }
+        for Queued { entry, .. } in writes {
+            if let Some((versions, _)) = crowded.get_mut(&entry.at) {
+                versions.push(entry.row.version);
+            }
+        }
+        crowded.retain(|at, (versions, is_twice)| {
+            *is_twice || (versions.len() >= KEPT_MAX && !pushed_out.iter().any(|(key, _)| key == *at))
+        });
+        let older = crowded.into_iter().filter_map(|(at, (mut versions, _))| {
+            versions.sort_unstable_by(|one, other| other.cmp(one));
+            let oldest = versions.into_iter().take(KEPT_MAX).last()?;
+            // All that is older than that, and not itself.
+            let version = Version { hlc: oldest.hlc.saturating_sub(1), origin: u64::MAX };
+            Some(Gone { at: at.clone(), version, fate: Fate::Unknown, older: true })
         });
         let older: Vec<Gone> = older.collect();
         let mut steps = redis::pipe();

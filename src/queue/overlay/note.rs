@@ -13,7 +13,8 @@ use crate::queue::message::Queued;
 pub(super) const KEPT_MAX: usize = 4;
 /// Noted writes of a key from which on the next one pushes older ones out: to take one away costs more than to note some.
 pub(super) const NOTED_MAX: usize = 16;
-/// Noted writes of a key beyond which a new one pushes all older ones out, whether anybody could look at them or not.
+/// Noted writes of a key beyond which [`KEPT_MAX`] new ones push all out that are older than they, whether anybody could look at them or
+/// not; beyond twice as many even fewer do.
 pub(super) const CROWDED: usize = 128;
 /// Digits of a version.
 const VERSION_DIGITS: usize = 2 * hex::DIGITS;

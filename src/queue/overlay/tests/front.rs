@@ -168,13 +168,29 @@ async fn the_newest_are_noted_and_what_they_push_out_still_waits() {
 #[tokio::test]
 async fn what_is_noted_of_a_key_is_bounded_also_where_nobody_looks() {
     let overlay = open(&Server::shared().url(), "o7").await;
-    let most = CROWDED as u64;
-    for hlc in 1..=most + 1 {
-        overlay.held(&[queued("k", hlc, Some(b"x"), hlc)], Known::default()).await.unwrap();
-    }
+    let crowd = CROWDED as u64;
     let (namespace, key) = (Namespace::parse("n").unwrap(), Key::parse("k").unwrap());
-    let waits = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0).pending.unwrap();
-    assert_eq!(waits.all.iter().map(|(version, _)| version.hlc).collect::<Vec<_>>(), [most + 1]);
+    let noted = async || {
+        let ahead = overlay.ahead(&[(namespace.clone(), key.clone())]).await.unwrap().remove(0);
+        ahead.pending.unwrap().all.iter().map(|(version, _)| version.hlc).collect::<Vec<_>>()
+    };
+    let hold = async |hlcs: std::ops::RangeInclusive<u64>| {
+        let writes: Vec<_> = hlcs.map(|hlc| queued("k", hlc, Some(b"x"), hlc)).collect();
+        overlay.held(&writes, Known::default()).await.unwrap();
+    };
+    // Some that come together leave as many as are kept of a key.
+    let kept = KEPT_MAX as u64;
+    hold(1..=crowd - 1).await;
+    hold(crowd..=crowd + kept).await;
+    assert_eq!(noted().await, (crowd + 1..=crowd + kept).rev().collect::<Vec<_>>());
+    // One alone does not know of others, and leaves them to whoever looks, up to twice as many.
+    let most = 3 * crowd;
+    for hlc in crowd + kept + 1..=most {
+        hold(hlc..=hlc).await;
+    }
+    assert_eq!(noted().await.len() as u64, 2 * crowd);
+    hold(most + 1..=most + 1).await;
+    assert_eq!(noted().await, [most + 1]);
     assert_eq!(documents(&overlay, "o7").await.len(), 1);
     let fate = overlay.fate(&namespace, &key, Version { hlc: 1, origin: 5 }).await;
     assert_eq!(fate, Ok(Fate::Pending), "it waits all the same");
