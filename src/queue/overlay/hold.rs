@@ -145,7 +145,8 @@ impl Calls {
         });
         let older = crowded.into_iter().filter_map(|(at, (mut versions, _))| {
             versions.sort_unstable_by(|one, other| other.cmp(one));
-            let oldest = versions.into_iter().take(KEPT_MAX).last()?;
+            versions.truncate(KEPT_MAX);
+            let oldest = versions.pop()?;
             // All that is older than that, and not itself.
             let version = Version { hlc: oldest.hlc.saturating_sub(1), origin: u64::MAX };
             Some(Gone { at: at.clone(), version, fate: Fate::Unknown, older: true })
