@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// Calls up to 2^n microseconds, n from 0 on; the last holds all that took longer.
 const BUCKETS: usize = 26;
-/// Finer: eight buckets for each power of two.
-const PER_OCTAVE: f64 = 8.0;
+/// Finer: so many buckets for each power of two, which are a fortieth wide.
+const PER_OCTAVE: f64 = 32.0;
 const TIMES: usize = BUCKETS * PER_OCTAVE as usize;
 
 /// See the module.
@@ -105,7 +105,7 @@ impl Times {
         self.0.iter_mut().zip(&others.0).for_each(|(count, more)| *count = *count * stays + more);
     }
 
-    /// The time that this part of them took at most, to a tenth.
+    /// The time that this part of them took at most, to a fortieth.
     pub fn within(&self, part: f64) -> Duration {
         let (mut left, mut last) = (self.total() * part, 0);
         for (place, count) in self.0.iter().enumerate() {

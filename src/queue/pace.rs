@@ -49,7 +49,7 @@ const BATCH_ROWS_MIN: usize = 16;
 /// hardly ever by chance.
 const WATCHED: [(f64, f64); 2] = [(0.9, 1.15), (0.99, 1.25)];
 /// What takes less is never called slow.
-const QUICK: Duration = Duration::from_millis(2);
+const QUICK: Duration = Duration::from_millis(1);
 /// What is taken for usual while nobody has learnt it.
 const USUAL_FIRST: Duration = Duration::from_millis(8);
 /// Fewer slow ones say nothing: where few write, one is one of a hundred at once.
@@ -263,6 +263,13 @@ impl State {
         } else {
             self.rate += RATE_STEP;
         }
+        let [_, (part, _)] = WATCHED;
+        tracing::debug!(
+            rate = self.rate,
+            slowest = ?self.beside.within(part),
+            usually = ?usual[1],
+            "how requests fare beside a drain"
+        );
         self.beside = Times::default();
     }
 }

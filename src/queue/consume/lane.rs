@@ -122,11 +122,18 @@ impl Lane {
             batch.sort_by(|one, other| one.write.entry.at.key.cmp(&other.write.entry.at.key));
             self.pace.look(self.target.load(&self.shard));
             while !batch.is_empty() && !stop.is_cancelled() {
-                let rest = batch.split_off(self.pace.batch_max(PART_MAX).min(batch.len()));
+                let rest = batch.split_off(PART_MAX.min(batch.len()));
                 let part = self.behind_blocked(batch);
-                let part = self.settle_overtaken(part).await?;
-                self.work(part, begun, stop).await?;
-                self.pace.learn(self.target.load(&self.shard));
+                // A look locks nothing, and many cost little more than few.
+                let mut part = self.settle_overtaken(part).await?;
+                while !part.is_empty() && !stop.is_cancelled() {
+                    let later = part.split_off(self.pace.batch_max(PART_MAX).min(part.len()));
+                    part = self.behind_blocked(part);
+                    self.work(part, begun, stop).await?;
+                    self.pace.learn(self.target.load(&self.shard));
+                    part = later;
+                }
+                self.pace.look(self.target.load(&self.shard));
                 batch = rest;
             }
             self.tell().await;
