@@ -4,8 +4,9 @@
 //! is measured: how long requests take that write to the shard, all that they wait for included. While nothing is drained,
 //! the times are learnt within which 90 and 99 of 100 are answered. While something is, and more than the rest takes longer than
 //! that by more than [`WATCHED`], the rate at which rows are taken is cut; otherwise it grows by a little (additive increase,
-//! multiplicative decrease). Batches are small then, so that nobody waits behind a large one. Where nobody writes, nobody is
-//! disturbed: then the rate has no bound, and only the batches under way at once are counted.
+//! multiplicative decrease). What is applied is in small batches then, so that nobody waits behind a large one; what is only looked
+//! at locks nothing, and costs the less for each row the larger a batch is. Where nobody writes, nobody is disturbed: then the rate
+//! has no bound, and only the batches under way at once are counted.
 //!
 //! A worker that was started in an outage has learnt nothing: it goes by what the others have, or it had itself before, which all
 //! tell each other by Redis.
