@@ -27,6 +27,12 @@ struct Store {
     mended: AtomicBool,
     /// Milliseconds that a batch takes.
     slow_ms: AtomicU64,
+    /// Whether requests write to it, and how many did.
+    busy: AtomicBool,
+    requests: AtomicU64,
+    /// How many writes were looked at together, and how many were applied.
+    looked_at: Mutex<Vec<usize>>,
+    applied_together: Mutex<Vec<usize>>,
     applied: Mutex<Vec<(String, u64)>>,
     announced: AtomicU64,
 }
@@ -39,10 +45,13 @@ impl Target for Store {
         !self.away.load(Ordering::Relaxed)
     }
     fn load(&self, _: &LaneShard) -> crate::layer::Times {
-        crate::layer::Times::default()
+        let more = if self.busy.load(Ordering::Relaxed) { 20 } else { 0 };
+        let requests = self.requests.fetch_add(more, Ordering::Relaxed) + more;
+        crate::layer::Times::of(&[(requests, Duration::from_micros(500))])
     }
     fn apply<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Result<Applied>>> {
         Box::pin(async move {
+            self.applied_together.lock().unwrap().push(writes.len());
             tokio::time::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed))).await;
             let mut results = Vec::new();
             for write in writes {
@@ -60,6 +69,7 @@ impl Target for Store {
     }
     fn already<'a>(&'a self, writes: &'a [Queued], deadline: Instant) -> Boxed<'a, Vec<Option<Applied>>> {
         Box::pin(async move {
+            self.looked_at.lock().unwrap().push(writes.len());
             let mut told = Vec::new();
             for write in writes {
                 let (at, version) = (write.entry.at.clone(), write.entry.row.version);
@@ -221,6 +231,35 @@ async fn writes_wait_for_their_store_and_the_newest_of_each_key_stands() {
         lanes.iter().all(|lane| lane.depth == Some(0)) && dead == 0
     })
     .await;
+    queue.stop().await;
+}
+
+/// What requests have overtaken is most of a lane beside them: it is looked at many together, and the few that are applied are in small
+/// batches.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_requests_many_are_looked_at_and_few_are_applied_together() {
+    let rabbit = tokio::task::block_in_place(Rabbit::shared);
+    let queue = open(rabbit, "q20", 1 << 30).await;
+    let store = Arc::new(Store { busy: true.into(), ..Store::default() });
+    // All of one lane; nine of ten stand in the store with something newer.
+    let writes: Vec<Queued> = (0..300).map(|n| put(&format!("{n}k"), "old", n)).collect();
+    let newer = writes.iter().enumerate().filter(|(n, _)| n % 10 != 0).map(|(n, write)| {
+        let row = put(write.entry.at.key.as_str(), "new", 1_000 + n as u64).entry.row;
+        Entry { at: row_key(write.entry.at.key.as_str()), row }
+    });
+    let newer: Vec<Entry> = newer.collect();
+    assert!(Backend::apply(&store.memory, newer, soon()).await.iter().all(Result::is_ok));
+    let lane = lane_of(&queue, &only(), &writes[0]);
+    assert!(queue.put(&lane, &writes, soon()).await.iter().all(|(_, put)| put.is_ok()));
+    queue.start(store.clone(), 1, || vec![1]);
+    until("nothing waits", async || waiting(&queue).await == Some(0)).await;
+    for (n, write) in writes.iter().enumerate() {
+        let stands = if n % 10 == 0 { "old" } else { "new" };
+        assert_eq!(store.body(write.entry.at.key.as_str()).await.as_deref(), Some(stands));
+    }
+    let (looked_at, applied) = (store.looked_at.lock().unwrap(), store.applied_together.lock().unwrap());
+    assert!(looked_at.iter().max() > Some(&100) && looked_at.len() < 6, "{looked_at:?}");
+    assert!(applied.len() > 1 && applied.iter().all(|count| *count <= 30), "{applied:?}");
     queue.stop().await;
 }
 

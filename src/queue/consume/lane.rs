@@ -123,17 +123,20 @@ impl Lane {
             self.pace.look(self.target.load(&self.shard));
             while !batch.is_empty() && !stop.is_cancelled() {
                 let rest = batch.split_off(PART_MAX.min(batch.len()));
-                let part = self.behind_blocked(batch);
-                // A look locks nothing, and many cost little more than few.
-                let mut part = self.settle_overtaken(part).await?;
+                let mut part = self.behind_blocked(batch);
+                let mut is_looked_at = false;
                 while !part.is_empty() && !stop.is_cancelled() {
+                    // A look locks nothing, and many rows cost little more than few.
+                    if !is_looked_at {
+                        is_looked_at = self.overtaken_lately;
+                        part = self.settle_overtaken(part).await?;
+                    }
                     let later = part.split_off(self.pace.batch_max(PART_MAX).min(part.len()));
                     part = self.behind_blocked(part);
                     self.work(part, begun, stop).await?;
                     self.pace.learn(self.target.load(&self.shard));
                     part = later;
                 }
-                self.pace.look(self.target.load(&self.shard));
                 batch = rest;
             }
             self.tell().await;
