@@ -257,10 +257,10 @@ async fn beside_requests_many_are_looked_at_and_few_are_applied_together() {
         let stands = if n % 10 == 0 { "old" } else { "new" };
         assert_eq!(store.body(write.entry.at.key.as_str()).await.as_deref(), Some(stands));
     }
+    queue.stop().await;
     let (looked_at, applied) = (store.looked_at.lock().unwrap(), store.applied_together.lock().unwrap());
     assert!(looked_at.iter().max() > Some(&100) && looked_at.len() < 6, "{looked_at:?}");
     assert!(applied.len() > 1 && applied.iter().all(|count| *count <= 30), "{applied:?}");
-    queue.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
