@@ -461,6 +461,14 @@ mod tests {
                 pace.learn(after(&mut so_far, &[(380, usual_us), (20, usual_us * 2)]));
             }
             assert!(pace.state().rate < RATE_FIRST, "{usual_us:?}");
+            // Of more than a tenth a fifth longer is.
+            let (pace, mut so_far) = (Pace::default(), Times::default());
+            pace.look(after(&mut so_far, &[(1000, usual_us)]));
+            drop(pace.begin(1).await);
+            for _ in 0..5 {
+                pace.learn(after(&mut so_far, &[(340, usual_us), (60, usual_us.mul_f64(1.22))]));
+            }
+            assert!(pace.state().rate < RATE_FIRST, "a fifth: {usual_us:?}");
             let (pace, mut so_far) = (Pace::default(), Times::default());
             pace.look(after(&mut so_far, &[(1000, usual_us)]));
             drop(pace.begin(1).await);
@@ -468,6 +476,19 @@ mod tests {
                 pace.learn(after(&mut so_far, &[(400, usual_us)]));
             }
             assert!(pace.state().rate > RATE_FIRST, "as usual: {usual_us:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_quick_is_never_slow() {
+        for (us, is_slow) in [(900, false), (1_300, true)] {
+            let (pace, mut so_far) = (Pace::default(), Times::default());
+            pace.look(after(&mut so_far, &[(1000, Duration::from_micros(200))]));
+            drop(pace.begin(1).await);
+            for _ in 0..5 {
+                pace.learn(after(&mut so_far, &[(400, Duration::from_micros(us))]));
+            }
+            assert_eq!(pace.state().rate < RATE_FIRST, is_slow, "{us}");
         }
     }
 }
