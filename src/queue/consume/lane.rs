@@ -1,5 +1,7 @@
 //! A lane at work: batch after batch is gathered, sorted, applied, settled and acknowledged.
 
+mod blocked;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use lapin::options::BasicAckOptions;
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+
+use blocked::{BLOCKED_PAUSE, Blocked};
 
 use super::told::{Told, taken_second_ms, writes_of};
 use super::{BATCH_MAX, TELL_EVERY, subscribe};
@@ -36,14 +40,8 @@ const DOWN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Messages in hand for longer go to the end of their lane: the broker takes an acknowledgement for lost after 30 minutes.
 const HELD_MAX: Duration = Duration::from_secs(10 * 60);
-/// Between two tries of a key that makes trouble.
-const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
-/// A key that makes trouble for longer goes round the ladder.
-const BLOCKED_MAX: Duration = Duration::from_secs(30);
 /// A row that its store refuses for a reason that might pass is a dead letter after so many rounds of the ladder.
 const REFUSED_ROUNDS: u32 = 6;
-/// Messages that wait behind such keys; more go round the ladder at once, so that others are still delivered.
-const BLOCKED_MESSAGES_MAX: usize = BATCH_MAX / 2;
 /// A version so far ahead of the clock waits; one further ahead is a dead letter.
 const AHEAD_MS: i64 = 1_000;
 const FAR_AHEAD_MS: i64 = 3_600_000;
@@ -66,12 +64,6 @@ pub(super) struct Lane {
     /// Whether much of the last batch was older than what stood in the store.
     overtaken_lately: bool,
     told: Told,
-}
-
-struct Blocked {
-    since: Instant,
-    again: Instant,
-    waiting: VecDeque<Held>,
 }
 
 /// A message in hand.
@@ -225,25 +217,6 @@ impl Lane {
         Ok(batch)
     }
 
-    /// Puts writes behind older ones of their keys, where these wait; the others are to be worked on.
-    fn behind_blocked(&mut self, batch: Vec<Held>) -> Vec<Held> {
-        let mut part = Vec::with_capacity(batch.len());
-        for held in batch {
-            match self.blocked.get_mut(&held.write.entry.at) {
-                Some(blocked) if !blocked.waiting.is_empty() => blocked.waiting.push_back(held),
-                _ => part.push(held),
-            }
-        }
-        part
-    }
-
-    /// What waits for keys that are to be tried again.
-    fn due_again(&mut self) -> Vec<Held> {
-        let now = Instant::now();
-        let due = self.blocked.values_mut().filter(|blocked| blocked.again <= now);
-        due.flat_map(|blocked| blocked.waiting.drain(..)).collect()
-    }
-
     /// Settles what the store has overtaken already, as a look tells; the rest is to be applied. While requests write to the
     /// same keys it is most of a lane, and applying it would cost locks and a sync for nothing.
     async fn settle_overtaken(&mut self, batch: Vec<Held>) -> Result<Vec<Held>, String> {
@@ -272,11 +245,7 @@ impl Lane {
     async fn settle(&mut self, done: Vec<(Held, Fate)>) -> Result<(), String> {
         self.told.settled += done.len() as u64;
         let tags = done.iter().map(|(held, _)| held.tag).collect();
-        for (held, _) in &done {
-            if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
-                self.blocked.remove(&held.write.entry.at);
-            }
-        }
+        done.iter().for_each(|(held, _)| self.unblock(&held.write.entry.at));
         let settlements = done.into_iter().map(|(held, fate)| settlement(&held.write, fate)).collect();
         self.queue.settled(settlements).await;
         self.ack(tags).await
@@ -404,30 +373,8 @@ impl Lane {
         let fate = Fate::Dead(reason.to_owned());
         self.queue.settled(vec![settlement(&held.write, fate)]).await;
         self.target.announce(vec![at]).await;
-        if self.blocked.get(&held.write.entry.at).is_some_and(|blocked| blocked.waiting.is_empty()) {
-            self.blocked.remove(&held.write.entry.at);
-        }
+        self.unblock(&held.write.entry.at);
         self.ack(vec![held.tag]).await
-    }
-
-    /// Keeps a message whose key makes trouble, or sends it round the ladder where that goes on for too long.
-    async fn block(&mut self, held: Held, why: &str) -> Result<(), String> {
-        tracing::debug!(lane = self.name, "a key waits alone: {why}");
-        let waiting: usize = self.blocked.values().map(|blocked| blocked.waiting.len()).sum();
-        let since = self.blocked.get(&held.write.entry.at).map(|blocked| blocked.since.elapsed());
-        if waiting >= BLOCKED_MESSAGES_MAX || since.is_some_and(|since| since > BLOCKED_MAX) {
-            return self.send_round(held, 0).await;
-        }
-        self.wait_behind(held);
-        Ok(())
-    }
-
-    fn wait_behind(&mut self, held: Held) {
-        let now = Instant::now();
-        let fresh = || Blocked { since: now, again: now, waiting: VecDeque::new() };
-        let blocked = self.blocked.entry(held.write.entry.at.clone()).or_insert_with(fresh);
-        blocked.again = now + BLOCKED_PAUSE;
-        blocked.waiting.push_back(held);
     }
 
     /// Takes note of settled writes by the numbers of their messages. A message whose last it was is acknowledged: several in one
