@@ -32,7 +32,7 @@ esac
 for target in "${targets[@]}"; do
     cargo fuzz build -s none "$target" >&2
 done
-built="$(ls -d "$root"/*/release | head -n 1)"
+built="$root/$(rustc -vV | sed -n "s/^host: //p")/release"
 
 mkdir -p "$root/logs"
 rows=()
