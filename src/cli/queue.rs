@@ -274,6 +274,15 @@ async fn steps_of_replay(
                 tell(&format!("{}: {}", text(failure, "id"), one_line(&text(failure, "reason"))));
             }
         });
+        if filter.force
+            && let Some(why) = step["ended_early"].as_str()
+        {
+            tell(&format!(
+                "some that were forced may lie there still: {why}; look at them before they are forced again, over what came since"
+            ));
+            tally.failed += 1;
+            return Ok(false);
+        }
         if let Some(rate) = rate {
             let due = Duration::from_secs_f64((total - left) as f64 / f64::from(rate.max(1)));
             tokio::select! {

@@ -21,6 +21,10 @@ pub enum Sabotage {
     SlowFill,
     /// Gaps in the numbers of the invalidation bus mean nothing.
     Gaps,
+    /// Queued writes are acknowledged to the broker as they are delivered, not when they are settled.
+    AckFirst,
+    /// A write counts as queued when it was sent to the broker, not when the broker has confirmed it.
+    SentIsQueued,
 }
 
 /// Whether this process breaks a rule.
@@ -43,6 +47,8 @@ pub fn is(rule: Sabotage) -> bool {
             "drop_invalidations" => Sabotage::DropInvalidations,
             "slow_fill" => Sabotage::SlowFill,
             "gaps" => Sabotage::Gaps,
+            "ack_first" => Sabotage::AckFirst,
+            "sent_is_queued" => Sabotage::SentIsQueued,
             other => panic!("DATASTORE_TEST_SABOTAGE: no rule {other:?}"),
         };
         named.split(',').filter(|name| !name.is_empty()).map(rule).collect()

@@ -14,6 +14,7 @@ use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::Notify;
 
 use super::topology::{Topology, durable};
+use super::walk::held;
 use crate::client::connect::redact_url;
 
 /// Bound on connecting, greeting included.
@@ -24,6 +25,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_SECONDS: u16 = 5;
 /// What the broker says of a queue that was made with another bound.
 const OTHER_BYTES: &str = "inequivalent arg 'x-max-length-bytes'";
+/// What is said of a question that the broker does not answer.
+pub(super) const NO_ANSWER: &str = "no answer";
 /// Between two tries.
 pub(super) const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -86,12 +89,20 @@ impl Broker {
     }
 
     /// Makes the queues that are missing, over a connection of its own: one whose channel the broker closed with its answer counts
-    /// as lost.
-    pub(super) async fn declare(&self, topology: &Topology) -> Result<(), String> {
+    /// as lost. Whether any was missing.
+    pub(super) async fn declare(&self, topology: &Topology) -> Result<bool, String> {
+        let lacks_one = self.lacks_one(topology).await?;
         let link = self.connect("declares").await?;
         let declared = link.declare(topology).await;
         link.close().await;
-        declared
+        declared.map(|()| lacks_one)
+    }
+
+    async fn lacks_one(&self, topology: &Topology) -> Result<bool, String> {
+        let link = self.connect("looks").await?;
+        let looked = link.lacks_one(topology).await;
+        link.close().await;
+        looked
     }
 }
 
@@ -108,6 +119,18 @@ impl Link {
         let channel = bounded("channel", self.connection.create_channel()).await?;
         bounded("prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         Ok(channel)
+    }
+
+    async fn lacks_one(&self, topology: &Topology) -> Result<bool, String> {
+        let channel = self.consuming(1).await?;
+        for (name, _) in topology.queues() {
+            match held(&channel, &name).await {
+                Ok(_) => {}
+                Err(why) if why.contains("NOT_FOUND") => return Ok(true),
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(false)
     }
 
     async fn declare(&self, topology: &Topology) -> Result<(), String> {
@@ -188,7 +211,7 @@ pub(super) async fn bounded<T>(
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, String> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Err(_) => Err(format!("RabbitMQ: {what}: no answer")),
+        Err(_) => Err(format!("RabbitMQ: {what}: {NO_ANSWER}")),
         Ok(Err(error)) => Err(format!("RabbitMQ: {what}: {error}")),
         Ok(Ok(done)) => Ok(done),
     }

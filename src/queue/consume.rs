@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::connection::{CONNECT_PAUSE, Link, bounded};
+use super::connection::{CONNECT_PAUSE, Link, NO_ANSWER, bounded};
 use super::pace::Pace;
 use super::topology::RUNGS;
 use super::{LaneShard, PREFETCH, Queue, Target, walk};
@@ -241,7 +241,10 @@ impl Consumers {
                 }
             };
             if let Err(why) = ended {
-                tracing::debug!(lane = name, "{why}");
+                match why.contains(NO_ANSWER) {
+                    true => tracing::warn!(lane = name, "nothing of it can be applied: {why}"),
+                    false => tracing::debug!(lane = name, "{why}"),
+                }
                 // Whoever starts it again does so at once.
                 tokio::time::sleep(CONNECT_PAUSE).await;
             }

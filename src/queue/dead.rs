@@ -3,7 +3,7 @@
 //! Each call does a bounded part of the work (`walk`) and may be the last. What changes something is logged letter by letter as it
 //! is done, so that it is known also where the rest of the step, or its answer, is lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,10 +16,10 @@ use super::overlay::Fate;
 use super::settle::{Verdict, judge, settlement};
 use super::walk::{Act, Actor, held};
 use super::{Notes, Queue, Queued, Target};
-use crate::backend::{Applied, Boxed};
+use crate::backend::{Applied, Boxed, RowKey};
 use crate::model::clock::wall_ms;
 use crate::model::key::shorten;
-use crate::model::{Error, Result};
+use crate::model::{Error, Result, Version};
 
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -64,7 +64,8 @@ pub struct Replayed {
     pub failed: Vec<(String, String)>,
     /// Those that the filter left alone.
     pub skipped: usize,
-    /// Why the step was cut off, where it was: a letter that was applied may lie there still, and is superseded next time.
+    /// Why the step was cut off, where it was: a letter that was applied may lie there still. It is superseded next time, unless it is
+    /// forced again.
     pub ended_early: Option<String>,
 }
 
@@ -86,6 +87,24 @@ struct Replay<'q, F> {
     forced: bool,
     wanted: F,
     done: Replayed,
+    /// By key, the newest of those that were forced, in the order of their writers. They lie in any order.
+    newest: HashMap<RowKey, Version>,
+}
+
+impl<F> Replay<'_, F> {
+    /// Applies one letter, unless a newer one of its key was forced: it would outrank that one.
+    async fn one(&mut self, write: &Queued) -> Verdict {
+        let (at, version) = (&write.entry.at, write.entry.row.version);
+        if self.forced && self.newest.get(at).is_some_and(|newest| *newest > version) {
+            self.queue.settled(vec![settlement(write, Fate::Superseded)]).await;
+            return Verdict::Done(Fate::Superseded);
+        }
+        let verdict = self.queue.replay_one(self.target, write, self.forced).await;
+        if self.forced && matches!(verdict, Verdict::Done(_)) {
+            self.newest.insert(at.clone(), version);
+        }
+        verdict
+    }
 }
 
 impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
@@ -96,7 +115,7 @@ impl<F: Fn(&DeadLetter) -> bool + Send + Sync> Actor for Replay<'_, F> {
                 return Act::Keep;
             }
             let verdict = match &letter.write {
-                Some(write) => self.queue.replay_one(self.target, write, self.forced).await,
+                Some(write) => self.one(write).await,
                 None => Verdict::Dead(letter.notes.reason.clone()),
             };
             let came_to = match verdict {
@@ -178,7 +197,7 @@ impl Queue {
         wanted: impl Fn(&DeadLetter) -> bool + Send + Sync,
     ) -> Result<Replayed> {
         let done = Replayed::default();
-        let mut replay = Replay { queue: self, target, forced, wanted, done };
+        let mut replay = Replay { queue: self, target, forced, wanted, done, newest: HashMap::new() };
         let walked = self.walk_with(most, &mut replay).await?;
         Ok(Replayed { looked_at: walked.looked_at, ended_early: walked.ended_early, ..replay.done })
     }

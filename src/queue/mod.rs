@@ -73,6 +73,8 @@ pub const PREFETCH: u16 = 128;
 const STOP_WAIT: Duration = Duration::from_secs(2);
 /// Between two looks at the difference of the clocks.
 const CLOCK_EVERY: Duration = Duration::from_secs(5);
+/// The same while nothing is queued because of it.
+const CLOCK_AGAIN: Duration = Duration::from_millis(500);
 /// What a caller is told to wait while a lane is full, milliseconds.
 pub const FULL_RETRY_MS: i64 = 1000;
 
@@ -187,9 +189,10 @@ impl Queue {
         self.tasks.spawn(async move {
             while !stop.is_cancelled() {
                 queue.overlay.look_at_clock().await;
+                let pause = if queue.overlay.clock().is_ok() { CLOCK_EVERY } else { CLOCK_AGAIN };
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = tokio::time::sleep(CLOCK_EVERY) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         });

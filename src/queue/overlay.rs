@@ -51,7 +51,7 @@ use super::message::Queued;
 use crate::backend::RowKey;
 use crate::link::redis::{Fault, Redis};
 use crate::link::together::{Together, Unanswered};
-use crate::model::clock::wall_ms;
+use crate::model::clock::{machine_ms, stepped_ms};
 use crate::model::limits::CLOCK_EPSILON_MS;
 use crate::model::{Error, Key, Namespace, Result, Version};
 use calls::{Calls, FORGET, SETTLE};
@@ -183,24 +183,37 @@ impl Overlay {
         self.clock()
     }
 
-    /// Whether this worker's clock goes with the others', as far as Redis tells: what orders queued writes.
+    /// Whether this worker's clock goes with the others', as far as Redis tells: what orders queued writes. One that was set since is not
+    /// known to, until it is compared anew.
     pub fn clock(&self) -> Result<(), String> {
+        let stepped = stepped_ms();
         match self.clock_ahead_ms.load(Ordering::Relaxed) {
-            UNKNOWN => Ok(()),
-            ahead if ahead.abs() <= CLOCK_EPSILON_MS => Ok(()),
-            ahead => Err(format!("this worker's clock differs from that of Redis by {} ms", -ahead)),
+            UNKNOWN => Err("this worker's clock was not compared with that of Redis yet".to_owned()),
+            ahead if ahead.abs() > CLOCK_EPSILON_MS => {
+                Err(format!("this worker's clock differs from that of Redis by {} ms", -ahead))
+            }
+            _ if stepped.abs() > CLOCK_EPSILON_MS => Err(format!(
+                "this worker's clock was set by {stepped} ms, and was not compared with that of Redis since"
+            )),
+            _ => Ok(()),
         }
     }
 
-    /// Measures the difference of the clocks.
+    /// Measures the difference of the clocks. Time goes on as before where this worker's was set to something that is not right.
     pub(super) async fn look_at_clock(&self) {
-        let (begun, before_ms) = (Instant::now(), wall_ms());
+        let (begun, before_ms) = (Instant::now(), machine_ms());
         let time = self.calls.redis.call(&redis::cmd("TIME"), begun + LOOK_TIMEOUT).await;
         let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
-        if let Some(time_ms) = time.ok().as_ref().and_then(time_ms) {
+        // One that was set in between is compared the next time.
+        let is_one = (machine_ms() - before_ms - took_ms).abs() <= CLOCK_EPSILON_MS;
+        if is_one && let Some(time_ms) = time.ok().as_ref().and_then(time_ms) {
             let ahead_ms = time_ms - (before_ms + took_ms / 2);
+            let is_off = |ahead_ms: i64| ahead_ms.abs() > CLOCK_EPSILON_MS;
+            if !is_off(ahead_ms) {
+                crate::model::clock::is_right();
+            }
             let was = self.clock_ahead_ms.swap(ahead_ms, Ordering::Relaxed);
-            if ahead_ms.abs() > CLOCK_EPSILON_MS && (was == UNKNOWN || was.abs() <= CLOCK_EPSILON_MS) {
+            if is_off(ahead_ms) && (was == UNKNOWN || !is_off(was)) {
                 tracing::error!(
                     "this worker queues no writes: its clock differs from that of Redis by {} ms",
                     -ahead_ms

@@ -163,6 +163,7 @@ mod tests {
         let overlay = Arc::new(Overlay::open(&server.url(), "o3").unwrap());
         let until = async |there: bool| {
             while overlay.health().is_ok() != there {
+                overlay.look_at_clock().await;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

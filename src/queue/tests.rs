@@ -4,6 +4,7 @@ mod blocked;
 mod dead;
 mod drain;
 mod groups;
+mod ladder;
 mod left;
 
 use std::sync::Mutex;
@@ -109,6 +110,9 @@ impl Store {
             return None;
         }
         let key = write.entry.at.key.as_str();
+        if write.entry.row.body.as_deref() == Some(b"refused") {
+            return Some(Error::unavailable("a trigger says no", 1).of(crate::model::Scope::Row));
+        }
         if key.starts_with("locked") {
             return Some(Error::overloaded("the row is locked", 1));
         }
@@ -169,8 +173,18 @@ fn settings(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Settings {
 
 async fn open(rabbit: &Rabbit, prefix: &str, lane_bytes_max: u64) -> Arc<Queue> {
     let queue = Queue::open(&settings(rabbit, prefix, lane_bytes_max), "test", vec![only()]).unwrap();
-    until("the queue is there", async || queue.state().is_ok() && queue.overlay().health().is_ok()).await;
+    until("the queue is there", async || is_there(&queue).await).await;
     queue
+}
+
+/// Whether its broker and its Redis are.
+async fn is_there(queue: &Queue) -> bool {
+    queue.state().is_ok() && redis_is_there(queue).await
+}
+
+async fn redis_is_there(queue: &Queue) -> bool {
+    queue.overlay.look_at_clock().await;
+    queue.overlay.health().is_ok()
 }
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -382,7 +396,7 @@ async fn what_nobody_can_tell_is_not_taken_for_nothing() {
         redis_url: redis.url(),
     };
     let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
-    until("the queue is there", async || queue.state().is_ok() && queue.overlay().health().is_ok()).await;
+    until("the queue is there", async || is_there(&queue).await).await;
     assert_eq!(waiting(&queue).await, None, "nobody is there who could tell");
     let store = Arc::new(Store::default());
     queue.start(store.clone(), 1, || vec![1]);
@@ -403,7 +417,7 @@ async fn a_write_is_shown_also_where_it_cannot_be_asked_whether_it_was_settled()
     let server = tokio::task::block_in_place(|| Redis::start(&["--rename-command", "MGET", "HIDDEN"]));
     let settings = Settings { redis_url: server.url(), ..settings(rabbit, "q15", 1 << 30) };
     let queue = Queue::open(&settings, "test", vec![only()]).unwrap();
-    until("Redis is there", async || queue.overlay().health().is_ok()).await;
+    until("Redis is there", async || redis_is_there(&queue).await).await;
     let write = put("k", "v", 1);
     assert!(queue.show(std::slice::from_ref(&write), Known::default()).await);
     assert_eq!(queue.overlay().count(&write.entry.at.namespace).await, Ok(1));

@@ -90,7 +90,7 @@ impl Queue {
         let unavailable = |why: String| Error::unavailable(why, BUSY_RETRY_MS);
         let link = self.broker.connect("operator").await.map_err(unavailable)?;
         let mut looked_at = 0;
-        let ended = self.walk_along(&link, most, actor, &mut looked_at).await;
+        let ended = self.walk_along(&link, most, actor, &mut looked_at, Instant::now()).await;
         link.close().await;
         match ended {
             Err(why) if looked_at == 0 => Err(unavailable(why)),
@@ -104,17 +104,21 @@ impl Queue {
         most: usize,
         actor: &mut dyn Actor,
         looked_at: &mut usize,
+        begun: Instant,
     ) -> Result<(), String> {
         let most = most.clamp(1, STEP_MAX);
         let channel = link.consuming(u16::try_from(most).unwrap_or(PREFETCH)).await?;
         let there = held(&channel, &self.topology.dead()).await?.ready;
         let letters = most.min(usize::try_from(there).unwrap_or(usize::MAX));
         let deliveries = take(&channel, &self.topology.dead(), letters).await?;
-        if let Some(more) = self.take_apart(&channel, &deliveries).await? {
+        if let Some(more) = self.take_apart(&channel, &deliveries, begun).await? {
             self.give_back(link, &channel, there + more).await?;
-            return Box::pin(self.walk_along(link, most, actor, looked_at)).await;
+            if begun.elapsed() >= STEP_TIME {
+                return Err("groups of dead letters are being taken apart".to_owned());
+            }
+            return Box::pin(self.walk_along(link, most, actor, looked_at, begun)).await;
         }
-        let (mut removed, begun) = (0, Instant::now());
+        let mut removed = 0;
         // Letters done with since the last acknowledgement, and the number of the last of them.
         let (mut done, mut last) = (0, 0);
         for delivery in deliveries {
@@ -149,10 +153,18 @@ impl Queue {
     }
 
     /// Groups that the broker gave up become letters of their own, at the end of the queue: by how many there are more of them then,
-    /// if there was any. One that cannot be read is shown as it is.
-    async fn take_apart(&self, channel: &Channel, deliveries: &[Delivery]) -> Result<Option<u64>, String> {
+    /// if there was any. One that cannot be read is shown as it is. After [`STEP_TIME`] the rest stays as it is for now.
+    async fn take_apart(
+        &self,
+        channel: &Channel,
+        deliveries: &[Delivery],
+        begun: Instant,
+    ) -> Result<Option<u64>, String> {
         let mut more = None;
         for delivery in deliveries.iter().filter(|delivery| is_group(&delivery.data)) {
+            if more.is_some() && begun.elapsed() >= STEP_TIME {
+                break;
+            }
             let Ok(writes) = group::decode(&delivery.data) else { continue };
             let notes = Notes::of(&delivery.properties);
             for write in &writes {

@@ -255,7 +255,7 @@ impl Rules {
         {
             return Err(told(known(version, pending)));
         }
-        self.minter.place(write, ahead.ok());
+        self.minter.place(write, ahead.ok(), self.queue.overlay().clock());
         match self.agreed.closed(&write.at.namespace, ahead, asked_at) {
             None => Ok(()),
             Some(closed) => {
@@ -280,7 +280,7 @@ impl Rules {
             return Err(told(entering.refused(refused)));
         }
         // A version of a clock that is off would win over later writes, or lose to earlier ones.
-        if let Err(off) = self.queue.overlay().clock() {
+        if let Err(off) = self.queue.overlay().clock().and_then(|()| self.minter.is_present()) {
             let refused = |why: &str| Error::unavailable(format!("{why}; and {off}"), DOWN_RETRY_MS);
             return Err(told(entering.refused(refused)));
         }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend;
 use crate::model::Version;
-use crate::model::clock::{HybridClock, wall_ms};
+use crate::model::clock::{HybridClock, wall_ms, wall_of};
+use crate::model::limits::CLOCK_AHEAD_MS_MAX;
 use crate::queue::Ahead;
 
 /// Gives queued writes their versions.
@@ -16,9 +17,35 @@ pub(super) struct Minter {
     pub(super) forced: AtomicU64,
 }
 
+/// The version of a clock that is off: its store, which clamps what is ahead of its own clock, gives its own time instead. A version of
+/// that clock could be below one that waits in the queue, which would undo the write then.
+const OF_THE_STORE: u64 = i64::MAX.unsigned_abs();
+
 impl Minter {
-    /// Mints the version of a write anew, above all that is known of the key.
-    pub(super) fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>) {
+    /// A version for a write that was superseded under the one it had. `clock`: whether that of this worker is right.
+    pub(super) fn again(&self, clock: Result<(), String>) -> Version {
+        let hlc = clock.map_or(OF_THE_STORE, |()| self.clock.tick(wall_ms()));
+        Version { hlc, origin: self.origin }
+    }
+
+    /// Whether this worker's versions are those of the present: one that was started with a clock that was ahead, and set right since,
+    /// goes on ahead. Why not, if so.
+    pub(super) fn is_present(&self) -> Result<(), String> {
+        let now_ms = wall_ms();
+        match wall_of(self.clock.now(now_ms)) - now_ms {
+            ahead if ahead > CLOCK_AHEAD_MS_MAX => Err(format!(
+                "this worker's versions are {ahead} ms ahead, because its clock was: it queues nothing until it is started anew"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Mints the version of a write anew, above all that is known of the key. `clock`: whether that of this worker is right.
+    pub(super) fn place(&self, write: &mut backend::Write, ahead: Option<&Ahead>, clock: Result<(), String>) {
+        if clock.is_err() {
+            write.proposed = self.again(clock);
+            return;
+        }
         let pending = ahead.and_then(|ahead| ahead.pending.as_ref()).map(|pending| pending.version);
         let above = pending.max(ahead.and_then(|ahead| ahead.copy));
         // Not when the request came: it may have waited, and a conditional write counts on it that it is minted now.
@@ -62,7 +89,7 @@ mod tests {
                 proposed: Version { hlc: 0, origin: 0 },
                 taken_at_ms: 0,
             };
-            minter.place(&mut write, ahead);
+            minter.place(&mut write, ahead, Ok(()));
             write.proposed
         });
         assert!(

@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::backend::{self, Offered, Written};
-use crate::model::clock::{hlc_at, wall_ms};
+use crate::model::clock::hlc_at;
 use crate::model::key::shorten;
-use crate::model::op::Write;
+use crate::model::op::{Precondition, Write};
 use crate::model::reply::WriteReply;
-use crate::model::{Code, Error, Key, Namespace, Outcome, Result, Scope};
+use crate::model::{Code, Error, Key, Namespace, Outcome, Result, Scope, Version};
 use crate::queue::{Ahead, Away, FULL_RETRY_MS, LaneShard};
 
 use super::answer::{Answer, Caller, defect, known, not_queued};
@@ -46,6 +46,8 @@ const PARTITIONING_MAX: Duration = Duration::from_millis(300);
 const PENDING_RETRY_MS: i64 = 1_000;
 /// What a caller is told to wait while neither takes his write, milliseconds.
 pub(super) const DOWN_RETRY_MS: i64 = 500;
+/// No record is at it: what is asked to stand on it is not written, and known if it was written before.
+const NO_VERSION: Version = Version { hlc: 0, origin: 0 };
 
 const _: () =
     assert!(PREDECESSOR_MS > QUEUED_WITHIN.as_millis() as i64 + 2 * crate::model::limits::CLOCK_EPSILON_MS);
@@ -82,7 +84,7 @@ impl Store {
         {
             return known(version, pending);
         }
-        waiting.minter.place(&mut write, ahead.as_ref().ok());
+        waiting.minter.place(&mut write, ahead.as_ref().ok(), waiting.queue.overlay().clock());
         let surplus = surplus_of(&ahead);
         let closed = self.agreed.closed(&call.namespace, ahead.as_ref(), minted_at);
         if !write.depends_on_nothing() {
@@ -93,16 +95,7 @@ impl Store {
             return self.write_through(call, asked, write).await;
         }
         if !is_first_attempt(&write) {
-            // Its first attempt may have been applied, and only the backend knows.
-            let reply = self.write_through(call, asked, write).await;
-            return match reply.error {
-                Some(error) if is_down(&error) => Error::indeterminate(format!(
-                    "an earlier attempt may have taken effect: {}",
-                    error.message
-                ))
-                .into(),
-                _ => reply,
-            };
+            return self.write_again(call, asked, write, ahead).await;
         }
         let slot = write.at.slot;
         match self.write_directly(call, waiting, asked, write.clone()).await {
@@ -208,7 +201,7 @@ impl Store {
             Err(away) => vec![Err(away); keys.len()],
         };
         for (at, ((write, key), ahead)) in writes.iter_mut().zip(&keys).zip(ahead).enumerate() {
-            waiting.minter.place(write, ahead.as_ref().ok());
+            waiting.minter.place(write, ahead.as_ref().ok(), waiting.queue.overlay().clock());
             self.may_depend(call, waiting, key, ahead).await.map_err(|error| failed(at, error))?;
             if !write.depends_on_nothing() {
                 write.proposed.hlc = hlc_at(call.now_ms.saturating_sub(PREDECESSOR_MS));
@@ -247,6 +240,37 @@ impl Store {
         Err(Error { retry_after_ms: PENDING_RETRY_MS, ..Error::new(Code::ConflictPending, message) })
     }
 
+    /// A write whose first attempt may have been applied, which only the backend knows, or may be queued. Where it may be queued and
+    /// cannot be seen, the backend is asked alone whether it knows the operation: written, it would take effect a second time, over what
+    /// was queued after it. What is noted of a key's writes is not all of them.
+    async fn write_again(
+        &self,
+        call: &Call,
+        asked: Asked,
+        mut write: backend::Write,
+        ahead: Result<Ahead, Away>,
+    ) -> WriteReply {
+        let hidden = match ahead {
+            Ok(Ahead { pending: None, .. }) => None,
+            Ok(Ahead { pending: Some(_), .. }) => Some("others of its key are pending".to_owned()),
+            Err(Away(why)) => Some(format!("nobody knows what is pending: {why}")),
+        };
+        if hidden.is_some() {
+            write.precondition = Some(Precondition::Version(NO_VERSION));
+        }
+        let reply = self.write_through(call, asked, write).await;
+        match (hidden, reply.error) {
+            (None, Some(error)) if is_down(&error) => {
+                let message = format!("an earlier attempt may have taken effect: {}", error.message);
+                Error::indeterminate(message).into()
+            }
+            (Some(hidden), Some(_)) => {
+                Error::indeterminate(format!("an earlier attempt may be queued, and {hidden}")).into()
+            }
+            (_, error) => WriteReply { error, ..reply },
+        }
+    }
+
     /// The write on the road of `through`.
     async fn write_through(&self, call: &Call, asked: Asked, write: backend::Write) -> WriteReply {
         let writing = self.begin_writing(call, std::iter::once(&asked.key)).await;
@@ -280,7 +304,10 @@ impl Store {
             Some(Ok(Offered::Written(written))) => (Ok(written), false),
             Some(Err(error)) => (Err(error), false),
             Some(Ok(Offered::Superseded)) => {
-                let bumping = backend::Write { proposed: self.mint(wall_ms()), ..write };
+                let bumping = backend::Write {
+                    proposed: waiting.minter.again(waiting.queue.overlay().clock()),
+                    ..write
+                };
                 let written = call.policy.backend.write(vec![bumping], call.deadline).await.pop();
                 (written.unwrap_or_else(lost), true)
             }

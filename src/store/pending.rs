@@ -20,8 +20,17 @@ use super::{Call, Store, Waiting};
 
 /// How long the backend is asked whether it has overtaken a pending write.
 const OVERTAKEN_MAX: std::time::Duration = std::time::Duration::from_millis(300);
-/// Keys with pending writes that one page looks at.
-const KEYS_MAX: usize = 10_000;
+/// Keys with pending writes that one page looks at: as many as it may have rows, but neither fewer nor more than these. Deletes are no
+/// rows, so a page of few rows would not come far; and all that is looked at is read whole.
+const KEYS_LOOKED_AT: (usize, usize) = (100, 1_000);
+
+/// Keys of a range on which writes are pending.
+pub(super) struct PendingKeys {
+    /// In the order of the range.
+    keys: Vec<Key>,
+    /// Whether there may be more behind the last.
+    more: bool,
+}
 
 impl Store {
     /// What is pending on a key. Where nobody knows, nothing is: the bound of the level holds for what was applied.
@@ -108,16 +117,19 @@ impl Store {
         call: &Call,
         waiting: &Waiting,
         range: &Range,
-    ) -> Result<Vec<Key>, Away> {
+    ) -> Result<PendingKeys, Away> {
         let (start, end) = match (&range.after, range.reverse) {
             (Some(after), false) => (after.as_str(), range.end.as_deref()),
             (Some(after), true) => (range.start.as_str(), Some(after.as_str())),
             (None, _) => (range.start.as_str(), range.end.as_deref()),
         };
         let overlay = waiting.queue.overlay();
-        let keys = overlay.keys(&call.namespace, start, end, range.reverse, KEYS_MAX).await?;
+        let most = range.limit.clamp(KEYS_LOOKED_AT.0, KEYS_LOOKED_AT.1);
+        // The page begins behind the first of them, where that is where the last one ended.
+        let keys = overlay.keys(&call.namespace, start, end, range.reverse, most + 1).await?;
+        let more = keys.len() > most;
         let behind = |key: &Key| range.after.as_deref() != Some(key.as_str());
-        Ok(keys.into_iter().filter(behind).collect())
+        Ok(PendingKeys { keys: keys.into_iter().filter(behind).collect(), more })
     }
 
     /// A page with the pending writes of its part of the range; whether there were any, `None` = nobody knows any more.
@@ -127,12 +139,10 @@ impl Store {
         waiting: &Waiting,
         range: &Range,
         page: Page,
-        keys: Vec<Key>,
+        PendingKeys { keys, more }: PendingKeys,
     ) -> Result<(Page, Option<bool>)> {
         let Page { rows, mut resume, as_of } = page;
-        if keys.len() == KEYS_MAX
-            && let Some(last) = keys.last()
-        {
+        if let Some(last) = keys.last().filter(|_| more) {
             // Behind the last key that is known, nobody knows.
             let nearer = resume.as_ref().is_none_or(|resume| is_before(last, resume, range.reverse));
             if nearer {
@@ -140,38 +150,31 @@ impl Store {
             }
         }
         let covered = |key: &Key| resume.as_ref().is_none_or(|end| !is_before(end, key, range.reverse));
-        let keys: Vec<Key> = keys.into_iter().filter(|key| covered(key)).collect();
+        let keys: Vec<Key> = keys.into_iter().filter(covered).collect();
+        if keys.is_empty() {
+            return Ok((Page { rows, resume, as_of }, Some(false)));
+        }
         let asked: Vec<&Key> = keys.iter().collect();
-        let pending = waiting.queue.overlay().look(&call.namespace, &asked).await;
-        let is_known = pending.iter().all(Result::is_ok);
+        let looks = waiting.queue.overlay().look(&call.namespace, &asked).await;
+        let is_known = looks.iter().all(Result::is_ok);
         let mut merged: BTreeMap<Key, Result<Found>> =
             rows.into_iter().filter(|(key, _)| covered(key)).collect();
-        let pending: Vec<(Key, Pending)> =
-            keys.into_iter().zip(pending).filter_map(|(key, pending)| Some((key, pending.ok()??))).collect();
-        let unseen: Vec<&Key> =
-            pending.iter().map(|(key, _)| key).filter(|key| !merged.contains_key(*key)).collect();
-        let rows = unseen.iter().map(|key| call.row_key(key)).collect();
-        let stands = call.policy.backend.read(rows, call.deadline).await;
-        let stands: BTreeMap<&Key, Result<Option<Found>>> = unseen.into_iter().zip(stands).collect();
+        let pending: Vec<(&Key, Option<Pending>)> =
+            keys.iter().zip(looks).filter_map(|(key, look)| Some((key, look.ok()?))).collect();
+        self.read_behind(call, &pending, &mut merged).await?;
         let mut any = false;
-        for (key, pending) in &pending {
-            let version = match (merged.get(key), stands.get(key)) {
-                (Some(Ok(found)), _) => Some(found.version),
-                (Some(Err(_)), _) | (None, None) => None,
-                (None, Some(Ok(found))) => found.as_ref().map(|found| found.version),
-                (None, Some(Err(error))) => return Err(error.clone()),
-            };
-            if version.is_some_and(|version| version >= pending.version) {
+        for (key, pending) in pending {
+            let Some(pending) = pending else { continue };
+            let stands = merged.get(key).and_then(|found| found.as_ref().ok());
+            if stands.is_some_and(|stands| stands.version >= pending.version) {
                 continue;
             }
             any = true;
-            let found = found(pending, call.now_ms);
-            match found.live {
-                Some(_) => drop(merged.insert(key.clone(), Ok(found))),
-                None => drop(merged.remove(key)),
-            }
+            merged.insert(key.clone(), Ok(found(&pending, call.now_ms)));
         }
-        let mut rows: Vec<(Key, Result<Found>)> = merged.into_iter().collect();
+        let is_row = |found: &Result<Found>| found.as_ref().map_or(true, |found| found.live.is_some());
+        let mut rows: Vec<(Key, Result<Found>)> =
+            merged.into_iter().filter(|(_, found)| is_row(found)).collect();
         if range.reverse {
             rows.reverse();
         }
@@ -180,6 +183,33 @@ impl Store {
             resume = rows.last().map(|(key, _)| key.clone());
         }
         Ok((Page { rows, resume, as_of }, is_known.then_some(any)))
+    }
+
+    /// Reads what the page cannot tell of keys on which writes were pending: what stands where it has no row, and where nothing is
+    /// pending any more, what was applied since it was read, which nobody else would show.
+    async fn read_behind(
+        &self,
+        call: &Call,
+        pending: &[(&Key, Option<Pending>)],
+        merged: &mut BTreeMap<Key, Result<Found>>,
+    ) -> Result<()> {
+        let is_unknown =
+            |(key, pending): &&(&Key, Option<Pending>)| pending.is_none() || !merged.contains_key(*key);
+        let unknown: Vec<&Key> = pending.iter().filter(is_unknown).map(|(key, _)| *key).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let rows = unknown.iter().map(|key| call.row_key(key)).collect();
+        let stands = call.policy.backend.read(rows, call.deadline).await;
+        for (key, stands) in unknown.into_iter().zip(stands) {
+            let Some(stands) = stands? else { continue };
+            let is_newer =
+                |page: &Result<Found>| page.as_ref().is_ok_and(|page| page.version < stands.version);
+            if merged.get(key).is_none_or(is_newer) {
+                merged.insert(key.clone(), Ok(stands));
+            }
+        }
+        Ok(())
     }
 }
 

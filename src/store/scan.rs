@@ -37,8 +37,8 @@ impl Store {
         let waiting = self.queue_of(call);
         // Before the backend: a write that is applied in between would be seen by neither.
         let pending = match waiting {
-            Some(waiting) => self.pending_in(call, waiting, &range).await,
-            None => Ok(Vec::new()),
+            Some(waiting) => Some(self.pending_in(call, waiting, &range).await),
+            None => None,
         };
         let page = call.policy.backend.scan(range.clone(), call.deadline).await;
         let page = page.map_err(|error| match error.code {
@@ -46,11 +46,9 @@ impl Store {
             _ => error,
         })?;
         let (page, pending) = match (waiting, pending) {
-            (Some(waiting), Ok(keys)) if !keys.is_empty() => {
-                self.merge_pending(call, waiting, &range, page, keys).await?
-            }
-            (_, Ok(_)) => (page, Some(false)),
-            (_, Err(_)) => (page, None),
+            (Some(waiting), Some(Ok(keys))) => self.merge_pending(call, waiting, &range, page, keys).await?,
+            (_, Some(Err(_))) => (page, None),
+            (_, None) | (None, _) => (page, Some(false)),
         };
         // Where nobody knows what is pending, the page may be older than it should be.
         let (stale, pending) = (pending.is_none(), pending.unwrap_or(false));

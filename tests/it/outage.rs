@@ -3,9 +3,12 @@
 //! The short forms run in `make test`; `DATASTORE_SOAK=1` runs the full ones and prints rows of the table.
 
 mod backends;
+mod between;
 mod controls;
 mod operators;
 mod rounds;
+#[cfg(feature = "test-sabotage")]
+mod rules;
 mod switch;
 mod together;
 

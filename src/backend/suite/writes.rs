@@ -13,6 +13,12 @@ async fn a_version_is_raised_above_what_stands_and_clamped_to_the_stores_clock()
         };
         assert!(clamped.hlc < hlc_at(wall_ms() + 1000), "an hour ahead is not taken");
         assert_ne!(clamped.origin & RAISED, 0, "a clamped version is flagged");
+        let none = u64::try_from(i64::MAX).unwrap();
+        let Written::Applied { version: of_store, .. } = write(&*backend, put("max", "a", none)).await else {
+            panic!()
+        };
+        assert!((of_store.hlc as i64 - hlc_at(wall_ms()) as i64).abs() < hlc_at(1000) as i64, "{of_store}");
+        assert_ne!(of_store.origin & RAISED, 0, "a clamped version is flagged");
         let Written::Applied { version: raised, .. } = write(&*backend, put("k", "b", 5)).await else {
             panic!()
         };

@@ -19,9 +19,10 @@ use super::told::{Told, taken_second_ms, writes_of};
 use super::{BATCH_MAX, TELL_EVERY, subscribe};
 use crate::backend::{Applied, RowKey};
 use crate::model::clock::{wall_ms, wall_of};
+use crate::model::sabotage::{self, Sabotage};
 use crate::queue::connection::{Link, bounded};
 use crate::queue::lanes::Word;
-use crate::queue::letters::{Held, read_all};
+use crate::queue::letters::{Held, Unreadable, read_all};
 use crate::queue::overlay::Fate;
 use crate::queue::pace::Pace;
 use crate::queue::settle::{self, Verdict, settlement};
@@ -61,6 +62,10 @@ pub(super) struct Lane {
     in_hand: BTreeMap<u64, InHand>,
     /// Keys that make trouble, and what waits for them.
     blocked: HashMap<RowKey, Blocked>,
+    /// What is no queued write and is not with the dead letters yet.
+    unreadable: Vec<Unreadable>,
+    /// Not before, where the dead letters could not be reached.
+    unreadable_again: Instant,
     /// Whether much of the last batch was older than what stood in the store.
     overtaken_lately: bool,
     told: Told,
@@ -97,6 +102,8 @@ impl Lane {
             delivered: VecDeque::new(),
             in_hand: BTreeMap::new(),
             blocked: HashMap::new(),
+            unreadable: Vec::new(),
+            unreadable_again: Instant::now(),
             overtaken_lately: false,
             told,
         })
@@ -107,6 +114,7 @@ impl Lane {
         while !stop.is_cancelled() {
             let gathered = self.gather(stop).await?;
             let mut batch = self.sorted(gathered).await?;
+            self.bury_unreadable().await?;
             self.tell().await;
             batch.extend(self.due_again());
             let begun = Instant::now();
@@ -184,12 +192,9 @@ impl Lane {
                 Ok(writes) => writes,
                 Err(unreadable) => {
                     tracing::error!(lane = self.name, "a queued write cannot be read: {}", unreadable.reason);
-                    self.in_hand
-                        .insert(unreadable.tag, InHand { taken_at_ms: now_ms, left: 1, bytes_each: bytes });
-                    if self.queue.bury_unreadable(&unreadable, &self.name).await.is_err() {
-                        return Err("a message could not be sent to the dead letters".to_owned());
-                    }
-                    self.ack(vec![unreadable.tag]).await?;
+                    let in_hand = InHand { taken_at_ms: now_ms, left: 1, bytes_each: bytes };
+                    self.in_hand.insert(unreadable.tag, in_hand);
+                    self.unreadable.push(*unreadable);
                     continue;
                 }
             };
@@ -198,7 +203,12 @@ impl Lane {
                 self.told.handed_ms = self.told.handed_ms.max(first.write.taken_at_ms);
                 let left = writes.len();
                 let in_hand = InHand { taken_at_ms: oldest_ms, left, bytes_each: bytes / left };
-                self.in_hand.insert(first.tag, in_hand);
+                if sabotage::is(Sabotage::AckFirst) {
+                    let acked = self.channel.basic_ack(first.tag, BasicAckOptions::default()).await;
+                    acked.map_err(|error| error.to_string())?;
+                } else {
+                    self.in_hand.insert(first.tag, in_hand);
+                }
             }
             for held in writes {
                 let ahead_ms = wall_of(held.write.entry.row.version.hlc) - now_ms;
@@ -280,8 +290,8 @@ impl Lane {
             for (held, verdict) in others {
                 match verdict {
                     Verdict::Dead(reason) => self.bury(held, &reason).await?,
-                    Verdict::Refused(why) if held.notes.attempt >= REFUSED_ROUNDS => {
-                        self.bury(held, &why).await?;
+                    Verdict::Refused(_) if held.notes.attempt >= REFUSED_ROUNDS => {
+                        self.try_alone(held).await?
                     }
                     Verdict::Later(why) | Verdict::Refused(why) => self.block(held, &why).await?,
                     Verdict::Done(_) | Verdict::Down(_) => unreachable!("sorted out above"),
@@ -299,6 +309,22 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// A row that was refused for so long is tried once more without those of its key that were merged with it, and is dead if it is
+    /// refused again.
+    async fn try_alone(&mut self, held: Held) -> Result<(), String> {
+        let verdict = {
+            let _turn = self.pace.begin(1).await;
+            let alone = std::slice::from_ref(&held.write);
+            settle::apply(&*self.target, alone, Instant::now() + APPLY_TIMEOUT).await.pop()
+        };
+        match verdict {
+            Some(Verdict::Done(fate)) => self.settle(vec![(held, fate)]).await,
+            Some(Verdict::Dead(why) | Verdict::Refused(why)) => self.bury(held, &why).await,
+            Some(Verdict::Down(why) | Verdict::Later(why)) => self.block(held, &why).await,
+            None => self.block(held, "the store lost a write").await,
+        }
     }
 
     /// Waits while the shard's breaker is open, but no longer than messages may be held; `false` where this worker stops.

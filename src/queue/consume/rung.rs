@@ -1,9 +1,11 @@
 //! A rung of the ladder: each message waits until it is due, and goes back to its lane.
 //!
+//! What cannot be sent now is tried again from here. It is not given back: the broker counts how often it hands a message out, and buries
+//! one that it has handed out too often, while all that is wrong is a full lane, or a disk.
+//!
 //! A rung tells what it has in hand like a lane: the broker counts as waiting only what it has handed to nobody, and these
 //! are acknowledged writes that wait for minutes.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -20,6 +22,16 @@ use crate::queue::lanes::Word;
 use crate::queue::letters::{Held, Unreadable, read};
 use crate::queue::{Queue, Target};
 
+/// Between two tries of what could not be sent.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A message of a rung, in hand.
+struct Waiting {
+    message: Result<Held, Box<Unreadable>>,
+    /// Where it could not be sent: not before.
+    again: Option<Instant>,
+}
+
 /// A rung at work.
 struct Rung<'q> {
     queue: &'q Queue,
@@ -28,7 +40,7 @@ struct Rung<'q> {
     consumer: Consumer,
     name: &'q str,
     /// Messages that were delivered and not acknowledged, at most [`BATCH_MAX`].
-    in_hand: VecDeque<Result<Held, Box<Unreadable>>>,
+    in_hand: Vec<Waiting>,
     told: Told,
 }
 
@@ -42,28 +54,42 @@ pub(super) async fn rung(
 ) -> Result<(), String> {
     let (channel, consumer) = subscribe(link, name).await?;
     let told = Told::nothing();
-    let mut rung = Rung { queue, target, channel, consumer, name, in_hand: VecDeque::new(), told };
+    let mut rung = Rung { queue, target, channel, consumer, name, in_hand: Vec::new(), told };
     while !stop.is_cancelled() {
         rung.tell().await;
-        match rung.in_hand.front() {
-            Some(first) if wait(first).is_zero() => rung.send_first().await?,
-            _ => rung.wait(stop).await?,
+        match rung.next() {
+            Some((at, wait)) if wait.is_zero() => rung.send(at).await?,
+            next => rung.wait(next.map(|(_, wait)| wait), stop).await?,
         }
     }
     // What is in hand goes back to the broker with the channel.
     bounded("channel", rung.channel.close(200, "stopping".into())).await
 }
 
-/// How long a message still waits. What cannot be read waits for nothing.
-fn wait(message: &Result<Held, Box<Unreadable>>) -> Duration {
-    let due_ms = message.as_ref().map_or(0, |held| held.notes.due_ms);
-    Duration::from_millis(u64::try_from(due_ms - wall_ms()).unwrap_or(0))
+// === impl Waiting ===
+
+impl Waiting {
+    /// How long it still waits. What cannot be read waits for nothing.
+    fn wait(&self, now_ms: i64) -> Duration {
+        let due_ms = self.message.as_ref().map_or(0, |held| held.notes.due_ms);
+        let due = Duration::from_millis(u64::try_from(due_ms - now_ms).unwrap_or(0));
+        due.max(self.again.map_or(Duration::ZERO, |again| again.saturating_duration_since(Instant::now())))
+    }
 }
 
+// === impl Rung ===
+
 impl Rung<'_> {
-    /// Waits until the first message is due, another comes, or it is time to tell.
-    async fn wait(&mut self, stop: &CancellationToken) -> Result<(), String> {
-        let due = self.in_hand.front().map_or(TELL_EVERY, wait).min(TELL_EVERY);
+    /// What is due first, and how long it waits.
+    fn next(&self) -> Option<(usize, Duration)> {
+        let now_ms = wall_ms();
+        let waits = self.in_hand.iter().map(|waiting| waiting.wait(now_ms)).enumerate();
+        waits.min_by_key(|(_, wait)| *wait)
+    }
+
+    /// Waits until something is due, another comes, or it is time to tell.
+    async fn wait(&mut self, due: Option<Duration>, stop: &CancellationToken) -> Result<(), String> {
+        let due = due.map_or(TELL_EVERY, |due| due.min(TELL_EVERY));
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(due) => {}
@@ -77,13 +103,12 @@ impl Rung<'_> {
 
     fn take(&mut self, delivery: Delivery) {
         self.told.saw(&delivery);
-        self.in_hand.push_back(read(delivery));
+        self.in_hand.push(Waiting { message: read(delivery), again: None });
     }
 
-    /// Sends the first message where it belongs; it is acknowledged here once it lies there.
-    async fn send_first(&mut self) -> Result<(), String> {
-        let Some(first) = self.in_hand.front() else { return Ok(()) };
-        let (tag, sent) = match first {
+    /// Sends a message where it belongs; it is acknowledged here once it lies there.
+    async fn send(&mut self, at: usize) -> Result<(), String> {
+        let (tag, sent) = match &self.in_hand[at].message {
             Err(unreadable) => (unreadable.tag, self.queue.bury_unreadable(unreadable, self.name).await),
             Ok(held) => {
                 let sent = match self.target.shard(&held.write.entry.at) {
@@ -93,10 +118,14 @@ impl Rung<'_> {
                 (held.tag, sent)
             }
         };
-        sent.map_err(|unqueued| format!("{unqueued:?}"))?;
+        if let Err(unqueued) = sent {
+            tracing::debug!(rung = self.name, "a queued write waits for another try: {unqueued:?}");
+            self.in_hand[at].again = Some(Instant::now() + AGAIN);
+            return Ok(());
+        }
         let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
         acked.map_err(|error| error.to_string())?;
-        self.in_hand.pop_front();
+        self.in_hand.remove(at);
         self.told.settled += 1;
         Ok(())
     }
@@ -115,7 +144,8 @@ impl Rung<'_> {
         if elapsed < TELL_EVERY && self.in_hand.is_empty() {
             return;
         }
-        let taken = self.in_hand.iter().filter_map(|message| Some(message.as_ref().ok()?.write.taken_at_ms));
+        let taken =
+            self.in_hand.iter().filter_map(|waiting| Some(waiting.message.as_ref().ok()?.write.taken_at_ms));
         let word = Word {
             in_hand: self.in_hand.len() as u64,
             oldest_ms: taken.min().unwrap_or(0),

@@ -21,6 +21,7 @@ fn queued(key: &str, hlc: u64, body: Option<&'static [u8]>, op: u64) -> Queued {
 async fn open(url: &str, prefix: &str) -> Overlay {
     let overlay = Overlay::open(url, prefix).unwrap();
     while overlay.health().is_err() {
+        overlay.look_at_clock().await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     overlay

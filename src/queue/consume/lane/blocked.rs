@@ -1,4 +1,4 @@
-//! Keys that make trouble: what waits for each, in its order, while others go on.
+//! What makes trouble by itself: keys, with what waits for each in its order, and what cannot be read; others go on meanwhile.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -53,6 +53,23 @@ impl Lane {
             return self.send_round(held, 0).await;
         }
         self.wait_behind(held);
+        Ok(())
+    }
+
+    /// Sends what is no queued write to the dead letters; what does not come there now stays in hand, and is tried again.
+    pub(super) async fn bury_unreadable(&mut self) -> Result<(), String> {
+        while let Some(unreadable) = self.unreadable.last()
+            && self.unreadable_again <= Instant::now()
+        {
+            if let Err(unqueued) = self.queue.bury_unreadable(unreadable, &self.name).await {
+                tracing::debug!(lane = self.name, "it is not with the dead letters yet: {unqueued:?}");
+                self.unreadable_again = Instant::now() + BLOCKED_PAUSE;
+                break;
+            }
+            let tag = unreadable.tag;
+            self.unreadable.pop();
+            self.ack(vec![tag]).await?;
+        }
         Ok(())
     }
 
