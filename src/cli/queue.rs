@@ -248,7 +248,11 @@ async fn steps_of_replay(
     let (begun, mut left) = (Instant::now(), total);
     let mut interrupt = std::pin::pin!(transfer::interrupt());
     while left > 0 {
-        let limit = rate.map_or(STEP, |rate| u64::from(rate).clamp(1, STEP)).min(left);
+        // Those of a key that are forced in one step stand in their order.
+        let limit = match rate {
+            Some(rate) if !filter.force => u64::from(rate).clamp(1, STEP).min(left),
+            _ => STEP.min(left),
+        };
         let asked = json!({
             "limit": limit, "force": filter.force, "namespace": filter.namespace, "prefix": filter.prefix,
             "id": filter.id, "reason": filter.reason,

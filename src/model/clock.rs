@@ -49,6 +49,11 @@ pub fn is_right() {
     STEADY.follow(machine_ms(), passed_ms());
 }
 
+/// Nobody can tell whether the machine's clock is right: time goes by it all the same, from now on.
+pub fn is_unknown() {
+    STEADY.began_ms.store(NEVER, Ordering::Relaxed);
+}
+
 /// By how much the machine's clock was set since it was last right, milliseconds; also what the machine slept.
 pub fn stepped_ms() -> i64 {
     machine_ms().saturating_sub(wall_ms())

@@ -3,9 +3,10 @@
 //! The library's own recovery is left off: with it the confirms that are outstanding hang until the broker is back, and
 //! after a failed greeting it waits 10 s. Here whoever uses a connection makes a new one when it is lost.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::options::{BasicQosOptions, ConfirmSelectOptions};
@@ -27,6 +28,10 @@ const HEARTBEAT_SECONDS: u16 = 5;
 const OTHER_BYTES: &str = "inequivalent arg 'x-max-length-bytes'";
 /// What is said of a question that the broker does not answer.
 pub(super) const NO_ANSWER: &str = "no answer";
+/// From the making of a queue until it is used. A broker that dies within 3 s of it forgets where the queue's log lies, starts it anew, and
+/// what it confirmed meanwhile is lost with a lane that answers nobody: its directory of logs (`names.dets`) is written that much later
+/// (measured on 3.10; reported of later ones, rabbitmq-server issue 15725).
+const MADE_SETTLES: Duration = Duration::from_secs(4);
 /// Between two tries.
 pub(super) const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +41,8 @@ pub(super) struct Broker {
     uri: AMQPUri,
     shown: String,
     name: String,
+    /// The queues that this process made lately, and when.
+    made: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 /// A connection and what has been heard of it.
@@ -63,7 +70,7 @@ impl Broker {
     pub(super) fn new(url: &str, name: &str) -> Result<Self, String> {
         let mut uri: AMQPUri = url.parse().map_err(|_| "cannot be read".to_owned())?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(Self { uri, shown: redact_url(url), name: name.to_owned() })
+        Ok(Self { uri, shown: redact_url(url), name: name.to_owned(), made: Arc::default() })
     }
 
     /// Connects.
@@ -89,20 +96,37 @@ impl Broker {
     }
 
     /// Makes the queues that are missing, over a connection of its own: one whose channel the broker closed with its answer counts
-    /// as lost. Whether any was missing.
-    pub(super) async fn declare(&self, topology: &Topology) -> Result<bool, String> {
-        let lacks_one = self.lacks_one(topology).await?;
+    /// as lost.
+    pub(super) async fn declare(&self, topology: &Topology) -> Result<(), String> {
+        let missing = {
+            let link = self.connect("looks").await?;
+            let missing = link.missing(topology).await;
+            link.close().await;
+            missing?
+        };
         let link = self.connect("declares").await?;
+        // Before any of them is there, and since the last of them is, also where the answer was lost.
+        self.makes(&missing);
         let declared = link.declare(topology).await;
+        self.makes(&missing);
         link.close().await;
-        declared.map(|()| lacks_one)
+        declared
     }
 
-    async fn lacks_one(&self, topology: &Topology) -> Result<bool, String> {
-        let link = self.connect("looks").await?;
-        let looked = link.lacks_one(topology).await;
-        link.close().await;
-        looked
+    fn makes(&self, missing: &[String]) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.retain(|_, made| made.elapsed() < MADE_SETTLES);
+        made.extend(missing.iter().map(|name| (name.clone(), Instant::now())));
+    }
+
+    /// Whether a queue, or without a name each, may be used: not while it was made just now. Why not, if so.
+    pub(super) fn settled(&self, name: Option<&str>) -> Result<(), String> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut those = made.iter().filter(|(made, _)| name.is_none_or(|name| name == *made));
+        match those.any(|(_, made)| made.elapsed() < MADE_SETTLES) {
+            true => Err(format!("RabbitMQ: queues were made just now, and are used after {MADE_SETTLES:?}")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -121,16 +145,21 @@ impl Link {
         Ok(channel)
     }
 
-    async fn lacks_one(&self, topology: &Topology) -> Result<bool, String> {
-        let channel = self.consuming(1).await?;
+    /// The queues that are not there.
+    async fn missing(&self, topology: &Topology) -> Result<Vec<String>, String> {
+        let (mut channel, mut missing) = (self.consuming(1).await?, Vec::new());
         for (name, _) in topology.queues() {
             match held(&channel, &name).await {
                 Ok(_) => {}
-                Err(why) if why.contains("NOT_FOUND") => return Ok(true),
+                // The broker has closed the channel with its answer.
+                Err(why) if why.contains("NOT_FOUND") => {
+                    missing.push(name);
+                    channel = self.consuming(1).await?;
+                }
                 Err(why) => return Err(why),
             }
         }
-        Ok(false)
+        Ok(missing)
     }
 
     async fn declare(&self, topology: &Topology) -> Result<(), String> {

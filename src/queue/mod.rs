@@ -73,7 +73,7 @@ pub const PREFETCH: u16 = 128;
 const STOP_WAIT: Duration = Duration::from_secs(2);
 /// Between two looks at the difference of the clocks.
 const CLOCK_EVERY: Duration = Duration::from_secs(5);
-/// The same while nothing is queued because of it.
+/// The same while nothing is queued because of it; also between two looks at whether it was set.
 const CLOCK_AGAIN: Duration = Duration::from_millis(500);
 /// What a caller is told to wait while a lane is full, milliseconds.
 pub const FULL_RETRY_MS: i64 = 1000;
@@ -187,12 +187,15 @@ impl Queue {
         self.tasks.spawn(consumers.run(self.stop.clone()));
         let (queue, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
+            let mut looked = None::<Instant>;
             while !stop.is_cancelled() {
-                queue.overlay.look_at_clock().await;
-                let pause = if queue.overlay.clock().is_ok() { CLOCK_EVERY } else { CLOCK_AGAIN };
+                if queue.overlay.clock().is_err() || looked.is_none_or(|at| at.elapsed() >= CLOCK_EVERY) {
+                    queue.overlay.look_at_clock().await;
+                    looked = Some(Instant::now());
+                }
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep(CLOCK_AGAIN) => {}
                 }
             }
         });

@@ -39,8 +39,8 @@ mod note;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,6 +76,8 @@ const RECEIPT_SECONDS: &str = "86400";
 /// The same while it waits: no outage is longer, and what Redis alone remembers must end some day.
 const PENDING_SECONDS: &str = "7776000";
 
+/// A clock that was set is not followed before it was compared, or could not be for so long.
+const COMPARED_WITHIN: Duration = Duration::from_secs(60);
 /// The difference of the clocks was not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -84,6 +86,8 @@ pub struct Overlay {
     calls: Arc<Calls>,
     /// How far Redis's clock is ahead of this worker's, milliseconds; [`UNKNOWN`] until that was measured.
     clock_ahead_ms: AtomicI64,
+    /// When that was measured last.
+    compared: Mutex<Instant>,
     /// What concurrent requests ask of one key each, which shares calls.
     looks_ahead: Together<(Namespace, Key), Ahead, Away>,
 }
@@ -166,6 +170,7 @@ impl Overlay {
         Ok(Self {
             calls,
             clock_ahead_ms: AtomicI64::new(UNKNOWN),
+            compared: Mutex::new(Instant::now()),
             looks_ahead: Together::new(
                 TOLD_TOGETHER,
                 false,
@@ -206,7 +211,9 @@ impl Overlay {
         let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
         // One that was set in between is compared the next time.
         let is_one = (machine_ms() - before_ms - took_ms).abs() <= CLOCK_EPSILON_MS;
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
         if is_one && let Some(time_ms) = time.ok().as_ref().and_then(time_ms) {
+            *compared = Instant::now();
             let ahead_ms = time_ms - (before_ms + took_ms / 2);
             let is_off = |ahead_ms: i64| ahead_ms.abs() > CLOCK_EPSILON_MS;
             if !is_off(ahead_ms) {
@@ -219,6 +226,10 @@ impl Overlay {
                     -ahead_ms
                 );
             }
+        } else if compared.elapsed() > COMPARED_WITHIN && stepped_ms().abs() > CLOCK_EPSILON_MS {
+            // It may have been asleep, and nobody can tell: then what it shows now is as good as anything.
+            self.clock_ahead_ms.store(UNKNOWN, Ordering::Relaxed);
+            crate::model::clock::is_unknown();
         }
     }
 

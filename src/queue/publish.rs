@@ -26,10 +26,6 @@ use super::connection::{Broker, CONNECT_PAUSE, Link};
 use super::topology::Topology;
 use crate::model::sabotage::{self, Sabotage};
 
-/// From the making of a queue until it is used. A broker that dies within 3 s of it forgets where the queue's log lies, starts it anew, and
-/// what it confirmed meanwhile is lost with a lane that answers nobody: its directory of logs (`names.dets`) is written that much later
-/// (measured on 3.10; reported of later ones, rabbitmq-server issue 15725).
-const MADE_SETTLES: Duration = Duration::from_secs(4);
 /// Messages that wait to be sent; beyond it the queue counts as full.
 const WAITING_MAX: usize = 8192;
 /// Messages sent and not confirmed.
@@ -61,6 +57,7 @@ pub enum Unqueued {
 pub(super) struct Publisher {
     letters: mpsc::Sender<Job>,
     state: Arc<Mutex<Result<(), String>>>,
+    broker: Broker,
 }
 
 struct Job {
@@ -83,19 +80,24 @@ impl Publisher {
     pub(super) fn new(broker: Broker, topology: Topology, stop: CancellationToken) -> Self {
         let (letters, received) = mpsc::channel(WAITING_MAX);
         let state = Arc::new(Mutex::new(Err("RabbitMQ: not connected yet".to_owned())));
-        let work = Work { broker, topology, state: state.clone(), told: None };
+        let work = Work { broker: broker.clone(), topology, state: state.clone(), told: None };
         tokio::spawn(work.run(received, stop));
-        Self { letters, state }
+        Self { letters, state, broker }
     }
 
     /// Whether messages are taken, and why not.
     pub(super) fn state(&self) -> Result<(), String> {
+        self.connected()?;
+        self.broker.settled(None)
+    }
+
+    fn connected(&self) -> Result<(), String> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Publishes a message and waits for the broker's word.
     pub(super) async fn publish(&self, letter: Letter, deadline: Instant) -> Result<(), Unqueued> {
-        self.state().map_err(Unqueued::Down)?;
+        self.connected().and_then(|()| self.broker.settled(Some(&letter.queue))).map_err(Unqueued::Down)?;
         let (answer, answered) = oneshot::channel();
         if self.letters.try_send(Job { letter, answer }).is_err() {
             return Err(Unqueued::Full(format!("{WAITING_MAX} messages wait to be sent to RabbitMQ")));
@@ -159,11 +161,7 @@ impl Work {
     }
 
     async fn connect(&self) -> Result<(Link, Channel), String> {
-        if self.broker.declare(&self.topology).await? {
-            let seconds = MADE_SETTLES.as_secs();
-            self.note(Err(format!("RabbitMQ: the queues were made just now, and are used in {seconds} s")));
-            tokio::time::sleep(MADE_SETTLES).await;
-        }
+        self.broker.declare(&self.topology).await?;
         let link = self.broker.connect("publishes").await?;
         let channel = link.publishing().await?;
         Ok((link, channel))

@@ -118,7 +118,7 @@ impl Queue {
             }
             return Box::pin(self.walk_along(link, most, actor, looked_at, begun)).await;
         }
-        let mut removed = 0;
+        let (mut removed, begun) = (0, Instant::now());
         // Letters done with since the last acknowledgement, and the number of the last of them.
         let (mut done, mut last) = (0, 0);
         for delivery in deliveries {

@@ -280,7 +280,9 @@ impl Rules {
             return Err(told(entering.refused(refused)));
         }
         // A version of a clock that is off would win over later writes, or lose to earlier ones.
-        if let Err(off) = self.queue.overlay().clock().and_then(|()| self.minter.is_present()) {
+        if let Err(off) =
+            self.queue.overlay().clock().and_then(|()| self.minter.may_be_queued(entry.row.version))
+        {
             let refused = |why: &str| Error::unavailable(format!("{why}; and {off}"), DOWN_RETRY_MS);
             return Err(told(entering.refused(refused)));
         }

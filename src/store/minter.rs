@@ -17,8 +17,8 @@ pub(super) struct Minter {
     pub(super) forced: AtomicU64,
 }
 
-/// The version of a clock that is off: its store, which clamps what is ahead of its own clock, gives its own time instead. A version of
-/// that clock could be below one that waits in the queue, which would undo the write then.
+/// The version of a clock that is off: its store, which clamps what is ahead of its own clock, gives a version of its own time instead. One
+/// of that clock could be below one that waits in the queue, which would undo the write then.
 const OF_THE_STORE: u64 = i64::MAX.unsigned_abs();
 
 impl Minter {
@@ -28,9 +28,12 @@ impl Minter {
         Version { hlc, origin: self.origin }
     }
 
-    /// Whether this worker's versions are those of the present: one that was started with a clock that was ahead, and set right since,
-    /// goes on ahead. Why not, if so.
-    pub(super) fn is_present(&self) -> Result<(), String> {
+    /// Whether a version may be queued, and why not: it is of no clock that was known to be right, or of the present. A worker that was
+    /// started with a clock that was ahead, and set right since, goes on ahead.
+    pub(super) fn may_be_queued(&self, version: Version) -> Result<(), String> {
+        if version.hlc == OF_THE_STORE {
+            return Err("this worker's clock was not known to be right when the write was made".to_owned());
+        }
         let now_ms = wall_ms();
         match wall_of(self.clock.now(now_ms)) - now_ms {
             ahead if ahead > CLOCK_AHEAD_MS_MAX => Err(format!(
@@ -97,5 +100,18 @@ mod tests {
             "{versions:?}"
         );
         assert!(versions[2] < above, "the clock goes its own way: {versions:?}");
+    }
+
+    #[test]
+    fn a_version_of_a_clock_that_is_off_is_not_queued_whatever_the_clock_is_then() {
+        let (clock, forced) = (Arc::new(HybridClock::default()), AtomicU64::new(0));
+        let minter = Minter { clock, origin: 5, forced };
+        assert_eq!(minter.may_be_queued(minter.again(Ok(()))), Ok(()));
+        let of_the_store = minter.again(Err("off".to_owned()));
+        assert!(minter.may_be_queued(of_the_store).is_err());
+        minter.clock.merge(hlc_at(wall_ms() + 400), wall_ms());
+        assert_eq!(minter.may_be_queued(minter.again(Ok(()))), Ok(()));
+        minter.clock.tick(wall_ms() + 3_600_000);
+        assert!(minter.may_be_queued(minter.again(Ok(()))).is_err());
     }
 }

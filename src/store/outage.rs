@@ -242,7 +242,7 @@ impl Store {
 
     /// A write whose first attempt may have been applied, which only the backend knows, or may be queued. Where it may be queued and
     /// cannot be seen, the backend is asked alone whether it knows the operation: written, it would take effect a second time, over what
-    /// was queued after it. What is noted of a key's writes is not all of them.
+    /// was queued after it. What is noted of a key's writes is not all of them. A backend without preconditions cannot be asked so.
     async fn write_again(
         &self,
         call: &Call,

@@ -24,11 +24,16 @@ use crate::queue::{Queue, Target};
 
 /// Between two tries of what could not be sent.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What could not be sent for so long goes to the end of its rung: the broker takes the channel away from whoever holds a message for half an
+/// hour. Sooner where nothing else can be delivered because of it.
+const HELD_MAX: Duration = Duration::from_secs(300);
+const HELD_FULL_MAX: Duration = Duration::from_secs(5);
 
 /// A message of a rung, in hand.
 struct Waiting {
     message: Result<Held, Box<Unreadable>>,
-    /// Where it could not be sent: not before.
+    /// Where it could not be sent: since when, and not before when again.
+    since: Option<Instant>,
     again: Option<Instant>,
 }
 
@@ -84,7 +89,8 @@ impl Rung<'_> {
     fn next(&self) -> Option<(usize, Duration)> {
         let now_ms = wall_ms();
         let waits = self.in_hand.iter().map(|waiting| waiting.wait(now_ms)).enumerate();
-        waits.min_by_key(|(_, wait)| *wait)
+        // Of several that are due those that were not tried yet, then the one that was tried longest ago.
+        waits.min_by_key(|(at, wait)| (*wait, self.in_hand[*at].again))
     }
 
     /// Waits until something is due, another comes, or it is time to tell.
@@ -103,7 +109,7 @@ impl Rung<'_> {
 
     fn take(&mut self, delivery: Delivery) {
         self.told.saw(&delivery);
-        self.in_hand.push(Waiting { message: read(delivery), again: None });
+        self.in_hand.push(Waiting { message: read(delivery), since: None, again: None });
     }
 
     /// Sends a message where it belongs; it is acknowledged here once it lies there.
@@ -120,14 +126,25 @@ impl Rung<'_> {
         };
         if let Err(unqueued) = sent {
             tracing::debug!(rung = self.name, "a queued write waits for another try: {unqueued:?}");
-            self.in_hand[at].again = Some(Instant::now() + AGAIN);
-            return Ok(());
+            if !self.moves_to_end(at).await {
+                self.in_hand[at].again = Some(Instant::now() + AGAIN);
+                return Ok(());
+            }
         }
         let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
         acked.map_err(|error| error.to_string())?;
         self.in_hand.remove(at);
         self.told.settled += 1;
         Ok(())
+    }
+
+    /// Whether a message that could not be sent was put to the end of the rung, because it is held for too long.
+    async fn moves_to_end(&mut self, at: usize) -> bool {
+        let is_full = self.in_hand.len() >= BATCH_MAX;
+        let since = *self.in_hand[at].since.get_or_insert_with(Instant::now);
+        let Ok(held) = &self.in_hand[at].message else { return false };
+        since.elapsed() > if is_full { HELD_FULL_MAX } else { HELD_MAX }
+            && self.queue.send(self.name.to_owned(), &held.write, &held.notes).await.is_ok()
     }
 
     /// Tells of this rung, once in a while, and at once where it was said to hold nothing and does.

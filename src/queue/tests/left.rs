@@ -72,7 +72,10 @@ async fn a_lane_that_somebody_deleted_is_made_anew_while_nobody_publishes() {
     };
     until("it is there again", there).await;
     until("all lanes are worked on again", whole).await;
-    put_one(&queue, &only(), &put("k", "v", 1), soon()).await.unwrap();
+    let write = put("k", "v", 1);
+    let begun = Instant::now();
+    until("it is used", async || put_one(&queue, &only(), &write, soon()).await.is_ok()).await;
+    assert!(begun.elapsed() > Duration::from_secs(1), "a broker that dies now would forget it");
     until("it is applied", async || store.body("k").await.is_some()).await;
     link.close().await;
     queue.stop().await;

@@ -54,11 +54,12 @@ async fn a_scan_beside_the_drain_shows_all_that_was_acknowledged() {
     let wanted: HashSet<String> =
         (0..KEYS).filter(|n| n % 3 != 2).map(|n| format!("k{n:05}")).chain(["z".to_owned()]).collect();
     blocking(|| server.restart());
-    let (mut scans, mut beside) = (0, 0);
+    let (mut scans, mut beside, begun) = (0, 0, std::time::Instant::now());
     loop {
         let (mut cursor, mut seen, mut pending) = (String::new(), HashSet::new(), false);
         loop {
             let page = caller.call("scan", json!({"limit": 200, "cursor": cursor})).await;
+            assert!(begun.elapsed() < Duration::from_secs(120), "scan {scans}: no page in time: {page}");
             if page["error"].is_object() || page["stale"] == true {
                 // Not back yet, or nobody could look at what waits.
                 assert!(page["stale"] == true || page["error"]["retry"] == "retryable", "{page}");
@@ -121,8 +122,7 @@ async fn an_operation_that_waits_and_is_not_seen_is_not_repeated_over_what_came_
     let mut last = String::new();
     for n in 0..60 {
         last = format!("later{n}");
-        let queued = caller.call("put", put(&last)).await;
-        assert!(is_queued(&queued), "{queued}");
+        caller.until("it is queued", "put", put(&last), is_queued).await;
     }
     let known = caller.call("put", again(&last)).await;
     assert_eq!((&known["outcome"], &known["duplicate"]), (&json!("queued"), &json!(true)), "{known}");

@@ -70,7 +70,8 @@ async fn outage(rules: &str, worst: Worst) -> (usize, usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queued_write_is_acknowledged_to_the_broker_when_it_is_settled() {
-    assert_eq!(outage("", Worst::Worker).await, (WRITES, 0));
+    let (acknowledged, lost) = outage("", Worst::Worker).await;
+    assert!(acknowledged > 0 && lost == 0, "{lost} of {acknowledged}");
     let (acknowledged, lost) = outage("ack_first", Worst::Worker).await;
     row("rules off: ack_first: queued writes lost", "> 0", &format!("{lost} of {acknowledged}"));
     assert!(lost > 0, "nobody notices: {lost} of {acknowledged}");
@@ -78,7 +79,7 @@ async fn a_queued_write_is_acknowledged_to_the_broker_when_it_is_settled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_is_told_to_be_queued_when_the_broker_has_confirmed_it() {
-    assert_eq!(outage("", Worst::Broker).await.1, 0);
+    assert_eq!(outage("", Worst::Broker).await, (0, 0));
     let (acknowledged, lost) = outage("sent_is_queued", Worst::Broker).await;
     row("rules off: sent_is_queued: queued writes lost", "> 0", &format!("{lost} of {acknowledged}"));
     assert!(lost > 0, "nobody notices: {lost} of {acknowledged}");
