@@ -119,11 +119,16 @@ impl Broker {
         made.extend(missing.iter().map(|name| (name.clone(), Instant::now())));
     }
 
-    /// Whether a queue, or without a name each, may be used: not while it was made just now. Why not, if so.
+    /// Whether a queue may be used, without a name every one: not while it was made just now. Why not, if so.
     pub(super) fn settled(&self, name: Option<&str>) -> Result<(), String> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut those = made.iter().filter(|(made, _)| name.is_none_or(|name| name == *made));
-        match those.any(|(_, made)| made.elapsed() < MADE_SETTLES) {
+        let is_new = |made: &Instant| made.elapsed() < MADE_SETTLES;
+        // Each message asks for its own.
+        let waits = match name {
+            Some(name) => made.get(name).is_some_and(is_new),
+            None => made.values().any(is_new),
+        };
+        match waits {
             true => Err(format!("RabbitMQ: queues were made just now, and are used after {MADE_SETTLES:?}")),
             false => Ok(()),
         }
